@@ -1,0 +1,253 @@
+//! A run's configuration: what was asked for, checked, with every default filled in.
+//!
+//! Values come in layers (defaults < file < environment < `--set` < flags; [`layers`]), are read as a [`raw::RawConfig`]
+//! and checked into a [`Config`]. This module reads neither files nor the environment: the launcher hands both in.
+//! Names of tasks and data sets are checked by the worker crate, which has their tables.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+pub mod keys;
+pub mod layers;
+pub mod raw;
+
+pub use raw::RawConfig;
+
+/// A configuration that cannot be used, and where it came from.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A key that does not exist.
+    #[error("{origin}: there is no key `{key}`{}", suggestion.as_ref().map(|s| format!("; did you mean `{s}`?")).unwrap_or_default())]
+    UnknownKey {
+        /// Which layer it is in.
+        origin: String,
+        /// The key.
+        key: String,
+        /// The nearest key there is.
+        suggestion: Option<String>,
+    },
+    /// A value of the wrong kind.
+    #[error("{origin}: `{key}` is {found}, but must be {wanted}")]
+    Kind {
+        /// Which layer it is in.
+        origin: String,
+        /// The key.
+        key: String,
+        /// What was given.
+        found: String,
+        /// What is needed.
+        wanted: String,
+    },
+    /// Two keys that exclude each other, in one layer.
+    #[error("{origin}: `{one}` and `{other}` exclude each other; give one of them")]
+    Conflict {
+        /// Which layer they are in.
+        origin: String,
+        /// One key.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
+    },
+    /// A file that is no TOML.
+    #[error("{origin}: {problem}")]
+    Syntax {
+        /// Which layer.
+        origin: String,
+        /// What is wrong and where.
+        problem: String,
+    },
+    /// A value that is out of range or does not fit the others.
+    #[error("`{key}` = {value}: {problem}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+}
+
+/// When gradients are aggregated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Bulk synchronous: a step commits when all its slices are in.
+    Sync,
+}
+
+/// Where workers compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// The first of cuda, wgpu and cpu that opens.
+    Auto,
+    /// NVIDIA GPUs.
+    Cuda,
+    /// GPUs through Vulkan.
+    Wgpu,
+    /// The processor.
+    Cpu,
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Backend::Auto => "auto",
+            Backend::Cuda => "cuda",
+            Backend::Wgpu => "wgpu",
+            Backend::Cpu => "cpu",
+        })
+    }
+}
+
+/// How long to train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// So many steps.
+    Steps(u64),
+    /// So many passes over the training data.
+    Epochs(u64),
+}
+
+/// The rule that turns a mean gradient into an update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// `p ← p − lr·g`.
+    Sgd,
+    /// `v ← μ·v + g; p ← p − lr·v`.
+    Momentum {
+        /// μ.
+        momentum: f32,
+    },
+    /// `v ← μ·v + g; p ← p − lr·(g + μ·v)`.
+    Nesterov {
+        /// μ.
+        momentum: f32,
+    },
+    /// Adam with decoupled weight decay.
+    AdamW {
+        /// Decay of the mean.
+        beta1: f32,
+        /// Decay of the square.
+        beta2: f32,
+        /// Keeps the quotient finite.
+        epsilon: f32,
+    },
+}
+
+impl Rule {
+    /// The name in configurations.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Rule::Sgd => "sgd",
+            Rule::Momentum { .. } => "momentum",
+            Rule::Nesterov { .. } => "nesterov",
+            Rule::AdamW { .. } => "adamw",
+        }
+    }
+}
+
+/// The optimizer and its settings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Optimizer {
+    /// The rule.
+    pub rule: Rule,
+    /// The learning rate.
+    pub lr: f64,
+    /// Added to the gradient as `decay·p`; decoupled for AdamW.
+    pub weight_decay: f32,
+    /// The largest L2 norm that the mean gradient may have.
+    pub clip_norm: Option<f64>,
+}
+
+/// The model's size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// Widths of the hidden dense layers; empty means the task's own.
+    pub hidden: Vec<u32>,
+    /// Channels of the convolutions; empty means the task's own.
+    pub channels: Vec<u32>,
+}
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Between two heartbeats.
+    pub heartbeat_ms: u32,
+    /// Without a heartbeat, until a member counts as lost.
+    pub lease_ms: u32,
+    /// Until all members have joined.
+    pub start_ms: u32,
+    /// Without a committed step, until the run gives up.
+    pub step_ms: u32,
+}
+
+/// A run's configuration, checked and complete.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The run's name: its folder below `run_dir`.
+    pub name: String,
+    /// The root of runs.
+    pub run_dir: String,
+    /// Worker processes.
+    pub workers: u32,
+    /// Server processes, which are the shards.
+    pub servers: u32,
+    /// When gradients are aggregated.
+    pub mode: Mode,
+    /// What is trained.
+    pub task: String,
+    /// On what.
+    pub data: String,
+    /// Where.
+    pub backend: Backend,
+    /// For how long.
+    pub length: Length,
+    /// Samples per step, over all workers.
+    pub batch_size: u32,
+    /// Parts of a step's batch; a sum's bits depend on it, not on the number of workers.
+    pub slices: u32,
+    /// The seed of everything random.
+    pub seed: u64,
+    /// Steps between evaluations; 0 evaluates at the end only.
+    pub eval_every: u64,
+    /// Where the coordinator listens.
+    pub listen: SocketAddr,
+    /// The optimizer.
+    pub optimizer: Optimizer,
+    /// The model's size.
+    pub model: Model,
+    /// How long to wait for what.
+    pub timeouts: Timeouts,
+}
+
+impl Config {
+    /// The configuration as TOML, every key present; reading it gives the same configuration.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(&RawConfig::from(self)).unwrap_or_else(|error| format!("# unwritable: {error}\n"))
+    }
+
+    /// Reads what [`Config::to_toml`] wrote.
+    ///
+    /// # Errors
+    /// Anything that is not such a text; `origin` names it.
+    pub fn from_toml(origin: &str, text: &str) -> Result<Config, ConfigError> {
+        layers::Layers::new().toml(origin, text)?.raw()?.resolve(1)
+    }
+
+    /// SHA-256 of the configuration, the same for all members of a run.
+    pub fn fingerprint(&self) -> Vec<u8> {
+        Sha256::digest(self.to_toml()).to_vec()
+    }
+
+    /// What identifies the run among others: its name. Members of different runs refuse each other.
+    pub fn run_id(&self) -> &str {
+        &self.name
+    }
+}
+
+#[cfg(test)]
+mod tests;

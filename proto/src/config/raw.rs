@@ -1,0 +1,339 @@
+//! The configuration as it is written, and its checks.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use super::{Backend, Config, ConfigError, Length, Mode, Model, Optimizer, Rule, Timeouts};
+
+/// A whole number or `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum CountOrAuto {
+    /// So many.
+    Count(u64),
+    /// As many as fit the machine.
+    Auto(Auto),
+}
+
+/// The word `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Auto {
+    /// The word `auto`.
+    Auto,
+}
+
+/// What was written, nothing filled in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "the keys are documented in `keys::KEYS`, which a test holds to these fields")]
+pub struct RawConfig {
+    pub name: Option<String>,
+    pub run_dir: Option<String>,
+    pub workers: Option<CountOrAuto>,
+    pub servers: Option<u64>,
+    pub mode: Option<String>,
+    pub task: Option<String>,
+    pub data: Option<String>,
+    pub backend: Option<String>,
+    pub steps: Option<u64>,
+    pub epochs: Option<u64>,
+    pub batch_size: Option<u64>,
+    pub slices: Option<u64>,
+    pub seed: Option<u64>,
+    pub eval_every: Option<u64>,
+    pub listen: Option<String>,
+    pub optimizer: RawOptimizer,
+    pub model: RawModel,
+    pub timeouts: RawTimeouts,
+}
+
+/// The `[optimizer]` section.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "see RawConfig")]
+pub struct RawOptimizer {
+    pub name: Option<String>,
+    pub lr: Option<f64>,
+    pub momentum: Option<f64>,
+    pub beta1: Option<f64>,
+    pub beta2: Option<f64>,
+    pub epsilon: Option<f64>,
+    pub weight_decay: Option<f64>,
+    pub clip_norm: Option<f64>,
+}
+
+/// The `[model]` section.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "see RawConfig")]
+pub struct RawModel {
+    pub hidden: Option<Vec<u64>>,
+    pub channels: Option<Vec<u64>>,
+}
+
+/// The `[timeouts]` section.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "see RawConfig")]
+pub struct RawTimeouts {
+    pub heartbeat_ms: Option<u64>,
+    pub lease_ms: Option<u64>,
+    pub start_ms: Option<u64>,
+    pub step_ms: Option<u64>,
+}
+
+fn value_error(key: &'static str, value: impl ToString, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Value { key, value: value.to_string(), problem: problem.into() }
+}
+
+fn count(key: &'static str, value: u64, least: u32, most: u32) -> Result<u32, ConfigError> {
+    u32::try_from(value)
+        .ok()
+        .filter(|n| (least..=most).contains(n))
+        .ok_or_else(|| value_error(key, value, format!("must be between {least} and {most}")))
+}
+
+fn number(key: &'static str, value: f64, wanted: &str, fits: impl Fn(f64) -> bool) -> Result<f64, ConfigError> {
+    if value.is_finite() && fits(value) { Ok(value) } else { Err(value_error(key, value, format!("must be {wanted}"))) }
+}
+
+/// A word out of a list, or an error with the list and the nearest of it.
+pub fn choice<'a>(key: &'static str, value: &str, known: &[&'a str]) -> Result<&'a str, ConfigError> {
+    known.iter().find(|word| **word == value).copied().ok_or_else(|| {
+        let nearest = super::keys::nearest(value, known.iter().copied());
+        let hint = nearest.map(|word| format!("did you mean `{word}`? ")).unwrap_or_default();
+        value_error(key, format!("\"{value}\""), format!("{hint}there is {}", known.join(", ")))
+    })
+}
+
+impl RawConfig {
+    /// Reads a table.
+    ///
+    /// # Errors
+    /// A key or value that does not fit.
+    pub fn try_from_table(table: Table) -> Result<RawConfig, ConfigError> {
+        table.try_into().map_err(|error: toml::de::Error| ConfigError::Syntax {
+            origin: "configuration".into(),
+            problem: error.message().replace('\n', ", "),
+        })
+    }
+
+    /// The backend that is asked for.
+    ///
+    /// # Errors
+    /// A word that names none.
+    pub fn backend(&self) -> Result<Backend, ConfigError> {
+        let word = self.backend.as_deref().unwrap_or("auto");
+        Ok(match choice("backend", word, &["auto", "cuda", "wgpu", "cpu"])? {
+            "cuda" => Backend::Cuda,
+            "wgpu" => Backend::Wgpu,
+            "cpu" => Backend::Cpu,
+            _ => Backend::Auto,
+        })
+    }
+
+    /// Checks everything and fills in what is not said; `auto_workers` is how many `workers = "auto"` means here.
+    ///
+    /// # Errors
+    /// The first value that is out of range or does not fit the others, and what would.
+    pub fn resolve(self, auto_workers: u32) -> Result<Config, ConfigError> {
+        let workers = match self.workers {
+            Some(CountOrAuto::Count(n)) => count("workers", n, 1, 4096)?,
+            Some(CountOrAuto::Auto(Auto::Auto)) | None => auto_workers,
+        };
+        choice("mode", self.mode.as_deref().unwrap_or("sync"), &["sync"])?;
+        let backend = self.backend()?;
+        let length = match (self.steps, self.epochs) {
+            (Some(steps), None) => Length::Steps(u64::from(count("steps", steps, 1, u32::MAX)?)),
+            (None, epochs) => Length::Epochs(u64::from(count("epochs", epochs.unwrap_or(5), 1, u32::MAX)?)),
+            (Some(steps), Some(_)) => return Err(value_error("steps", steps, "excludes `epochs`; give one of them")),
+        };
+        let slices = count("slices", self.slices.unwrap_or(workers.into()), 1, 65_536)?;
+        let batch_size = count("batch_size", self.batch_size.unwrap_or(128), 1, 1 << 24)?;
+        if batch_size < slices {
+            return Err(value_error("batch_size", batch_size, format!("is less than the {slices} slices that a batch is cut into")));
+        }
+        if slices < workers {
+            let problem = format!("is less than the {workers} workers, so some would have nothing to do");
+            return Err(value_error("slices", slices, problem));
+        }
+        Ok(Config {
+            name: run_name(self.name.unwrap_or_default())?,
+            run_dir: self.run_dir.unwrap_or_else(|| "runs".into()),
+            workers,
+            servers: count("servers", self.servers.unwrap_or(1), 1, 1024)?,
+            mode: Mode::Sync,
+            data: self.data.unwrap_or_else(|| "digits".into()),
+            task: self.task.unwrap_or_else(|| "cnn".into()),
+            backend,
+            length,
+            batch_size,
+            slices,
+            seed: self.seed.unwrap_or(0),
+            eval_every: self.eval_every.unwrap_or(100),
+            listen: listen(self.listen.as_deref().unwrap_or("127.0.0.1:0"))?,
+            optimizer: self.optimizer.resolve()?,
+            model: self.model.resolve()?,
+            timeouts: self.timeouts.resolve()?,
+        })
+    }
+}
+
+fn run_name(name: String) -> Result<String, ConfigError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if !name.chars().all(plain) || name.starts_with('.') || name == "latest" || name.len() > 200 {
+        let problem = "must be made of letters, digits, `-`, `_` and `.`, not begin with `.`, and not be `latest`";
+        return Err(value_error("name", format!("\"{name}\""), problem));
+    }
+    Ok(name)
+}
+
+fn listen(text: &str) -> Result<SocketAddr, ConfigError> {
+    let quoted = || format!("\"{text}\"");
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| value_error("listen", quoted(), "must be an address and a port such as 127.0.0.1:0"))?;
+    if !address.ip().is_loopback() {
+        return Err(value_error("listen", quoted(), "only loopback is served without TLS, and this version has no TLS"));
+    }
+    Ok(address)
+}
+
+impl RawOptimizer {
+    fn resolve(self) -> Result<Optimizer, ConfigError> {
+        let name = self.name.as_deref().unwrap_or("adamw");
+        let name = choice("optimizer.name", name, &["sgd", "momentum", "nesterov", "adamw"])?;
+        let (has_momentum, is_adam) = (matches!(name, "momentum" | "nesterov"), name == "adamw");
+        for (key, given, belongs) in [
+            ("optimizer.momentum", self.momentum, has_momentum),
+            ("optimizer.beta1", self.beta1, is_adam),
+            ("optimizer.beta2", self.beta2, is_adam),
+            ("optimizer.epsilon", self.epsilon, is_adam),
+        ] {
+            if let (Some(value), false) = (given, belongs) {
+                return Err(value_error(key, value, format!("has no meaning for the optimizer `{name}`")));
+            }
+        }
+        let share = |key, given: Option<f64>, default| {
+            number(key, given.unwrap_or(default), "at least 0 and below 1", |x| (0.0..1.0).contains(&x)).map(|x| x as f32)
+        };
+        let momentum = share("optimizer.momentum", self.momentum, 0.9)?;
+        let (rule, lr) = match name {
+            "sgd" => (Rule::Sgd, 0.1),
+            "momentum" => (Rule::Momentum { momentum }, 0.05),
+            "nesterov" => (Rule::Nesterov { momentum }, 0.05),
+            _ => {
+                let beta1 = share("optimizer.beta1", self.beta1, 0.9)?;
+                let beta2 = share("optimizer.beta2", self.beta2, 0.999)?;
+                let epsilon = number("optimizer.epsilon", self.epsilon.unwrap_or(1e-8), "above 0", |x| x > 0.0)? as f32;
+                (Rule::AdamW { beta1, beta2, epsilon }, 1e-3)
+            }
+        };
+        let weight_decay = self.weight_decay.unwrap_or(if is_adam { 0.01 } else { 0.0 });
+        let clip = number("optimizer.clip_norm", self.clip_norm.unwrap_or(0.0), "at least 0", |x| x >= 0.0)?;
+        Ok(Optimizer {
+            rule,
+            lr: number("optimizer.lr", self.lr.unwrap_or(lr), "above 0", |x| x > 0.0)?,
+            weight_decay: number("optimizer.weight_decay", weight_decay, "at least 0", |x| x >= 0.0)? as f32,
+            clip_norm: (clip > 0.0).then_some(clip),
+        })
+    }
+}
+
+impl RawModel {
+    fn resolve(self) -> Result<Model, ConfigError> {
+        let widths = |key, list: Option<Vec<u64>>| {
+            list.unwrap_or_default().into_iter().map(|n| count(key, n, 1, 65_536)).collect::<Result<Vec<_>, _>>()
+        };
+        let hidden = widths("model.hidden", self.hidden)?;
+        let channels = widths("model.channels", self.channels)?;
+        if !matches!(channels.len(), 0 | 2) {
+            return Err(value_error("model.channels", format!("{channels:?}"), "must have two entries, or none"));
+        }
+        Ok(Model { hidden, channels })
+    }
+}
+
+impl RawTimeouts {
+    fn resolve(self) -> Result<Timeouts, ConfigError> {
+        const DAY: u32 = 86_400_000;
+        let heartbeat_ms = count("timeouts.heartbeat_ms", self.heartbeat_ms.unwrap_or(1_000), 10, DAY)?;
+        let lease_ms = count("timeouts.lease_ms", self.lease_ms.unwrap_or(15_000), 10, DAY)?;
+        if lease_ms < heartbeat_ms.saturating_mul(2) {
+            let problem = format!("must be at least twice timeouts.heartbeat_ms, which is {heartbeat_ms}");
+            return Err(value_error("timeouts.lease_ms", lease_ms, problem));
+        }
+        Ok(Timeouts {
+            heartbeat_ms,
+            lease_ms,
+            start_ms: count("timeouts.start_ms", self.start_ms.unwrap_or(120_000), 100, DAY)?,
+            step_ms: count("timeouts.step_ms", self.step_ms.unwrap_or(600_000), 100, DAY)?,
+        })
+    }
+}
+
+impl From<&Config> for RawConfig {
+    fn from(config: &Config) -> Self {
+        let (steps, epochs) = match config.length {
+            Length::Steps(n) => (Some(n), None),
+            Length::Epochs(n) => (None, Some(n)),
+        };
+        let Timeouts { heartbeat_ms, lease_ms, start_ms, step_ms } = config.timeouts;
+        let wide = |list: &[u32]| Some(list.iter().map(|n| u64::from(*n)).collect());
+        RawConfig {
+            name: Some(config.name.clone()),
+            run_dir: Some(config.run_dir.clone()),
+            workers: Some(CountOrAuto::Count(config.workers.into())),
+            servers: Some(config.servers.into()),
+            mode: Some("sync".into()),
+            task: Some(config.task.clone()),
+            data: Some(config.data.clone()),
+            backend: Some(config.backend.to_string()),
+            steps,
+            epochs,
+            batch_size: Some(config.batch_size.into()),
+            slices: Some(config.slices.into()),
+            seed: Some(config.seed),
+            eval_every: Some(config.eval_every),
+            listen: Some(config.listen.to_string()),
+            optimizer: (&config.optimizer).into(),
+            model: RawModel { hidden: wide(&config.model.hidden), channels: wide(&config.model.channels) },
+            timeouts: RawTimeouts {
+                heartbeat_ms: Some(heartbeat_ms.into()),
+                lease_ms: Some(lease_ms.into()),
+                start_ms: Some(start_ms.into()),
+                step_ms: Some(step_ms.into()),
+            },
+        }
+    }
+}
+
+impl From<&Optimizer> for RawOptimizer {
+    fn from(optimizer: &Optimizer) -> Self {
+        let mut raw = RawOptimizer {
+            name: Some(optimizer.rule.name().into()),
+            lr: Some(optimizer.lr),
+            weight_decay: Some(decimal(optimizer.weight_decay)),
+            clip_norm: Some(optimizer.clip_norm.unwrap_or(0.0)),
+            ..Default::default()
+        };
+        match optimizer.rule {
+            Rule::Sgd => {}
+            Rule::Momentum { momentum } | Rule::Nesterov { momentum } => raw.momentum = Some(decimal(momentum)),
+            Rule::AdamW { beta1, beta2, epsilon } => {
+                raw.beta1 = Some(decimal(beta1));
+                raw.beta2 = Some(decimal(beta2));
+                raw.epsilon = Some(decimal(epsilon));
+            }
+        }
+        raw
+    }
+}
+
+/// The f64 that prints like the f32: 0.9 and not 0.8999999761581421.
+fn decimal(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
+}

@@ -1,0 +1,111 @@
+//! Round trips, and what malformed messages are told.
+
+use prost::Message;
+use proptest::prelude::*;
+
+use super::*;
+
+fn member() -> Member {
+    Member { role: Role::Worker, rank: 3, incarnation: Incarnation(9) }
+}
+
+#[test]
+fn a_push_survives_the_wire() {
+    let slice = SliceHeader { slice: SliceId(1), weight: 16.0, loss_sum: 2.5, finite: true };
+    let header = PushHeader { member: member(), generation: Generation(1), era: Era(2), step: Step(3), slices: vec![slice] };
+    let block = GradientBlock { block: BlockId(7), node: Node { first: 2, len: 2 }, payload: vec![1, 2, 3, 4].into() };
+    for part in [PushPart::Header(header), PushPart::Blocks(vec![block])] {
+        let bytes = wire::PushPullRequest::from(part.clone()).encode_to_vec();
+        let decoded = wire::PushPullRequest::decode(bytes.as_slice()).unwrap();
+        assert_eq!(PushPart::try_from(decoded), Ok(part));
+    }
+}
+
+#[test]
+fn a_verdict_survives_the_wire() {
+    let verdict = Verdict {
+        step: Step(5),
+        action: Action::SkipNonFinite,
+        weight: 64.0,
+        loss_sum: f64::INFINITY,
+        clip: 0.5,
+        learning_rate: 0.1,
+        gradient_norm: Some(3.0),
+        slices: vec![SliceId(0), SliceId(2)],
+    };
+    assert_eq!(Verdict::try_from(Some(wire::Verdict::from(verdict.clone()))), Ok(verdict));
+}
+
+#[test]
+fn a_join_survives_the_wire() {
+    let manifest = Manifest::new([("w".into(), vec![2, 3], TensorRole::Trainable), ("b".into(), vec![3], TensorRole::Frozen)]);
+    let offer = JoinOffer {
+        protocol: 1,
+        build: "b".into(),
+        run_id: "r".into(),
+        role: Role::Worker,
+        rank: 2,
+        pid: 77,
+        host: "h".into(),
+        config_fingerprint: vec![1],
+        part: JoinPart::Worker(Box::new(WorkerOffer {
+            backend: "cpu".into(),
+            device: "d".into(),
+            numeric_class: "n".into(),
+            data_fingerprint: vec![2],
+            manifest: manifest.unwrap(),
+        })),
+    };
+    assert_eq!(JoinOffer::try_from(wire::JoinRequest::from(offer.clone())), Ok(offer));
+}
+
+#[test]
+fn malformed_messages_are_told_which_field() {
+    let slice = |weight, finite| wire::SliceHeader { slice: 0, weight, loss_sum: f64::NAN, finite };
+    let header = |slice| wire::PushHeader { member: Some(member().into()), slices: vec![slice], ..Default::default() };
+    let field = |result: Result<PushHeader>| result.map_err(|error| error.field);
+    assert_eq!(field(header(slice(-1.0, true)).try_into()), Err("slice.weight"));
+    assert_eq!(field(header(slice(f64::NAN, true)).try_into()), Err("slice.weight"));
+    assert_eq!(field(header(slice(1.0, true)).try_into()), Err("slice.loss_sum"));
+    assert!(PushHeader::try_from(header(slice(1.0, false))).is_ok());
+    assert_eq!(field(wire::PushHeader::default().try_into()), Err("member"));
+
+    let block = wire::GradientBlock { node_len: 1, encoding: 1, ..Default::default() };
+    assert!(GradientBlock::try_from(block.clone()).is_ok());
+    for bad in [
+        wire::GradientBlock { node_len: 0, ..block.clone() },
+        wire::GradientBlock { node_first: u32::MAX, ..block.clone() },
+        wire::GradientBlock { encoding: 99, ..block.clone() },
+    ] {
+        assert!(GradientBlock::try_from(bad).is_err());
+    }
+    assert!(JoinOffer::try_from(wire::JoinRequest { role: 1, ..Default::default() }).is_err(), "a server has an address");
+    assert!(JoinOffer::try_from(wire::JoinRequest { role: 2, ..Default::default() }).is_err(), "a worker has a manifest");
+    let huge = wire::Tensor { name: "w".into(), shape: vec![u64::MAX, u64::MAX], role: 1 };
+    assert_eq!(Manifest::try_from(wire::Manifest { tensors: vec![huge] }).unwrap_err().field, "manifest");
+}
+
+proptest! {
+    /// Whatever decodes converts or is refused; nothing panics.
+    #[test]
+    fn random_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(message) = wire::PushPullRequest::decode(bytes.as_slice()) {
+            let _ = PushPart::try_from(message);
+        }
+        if let Ok(message) = wire::PushPullResponse::decode(bytes.as_slice()) {
+            let _ = PulledPart::try_from(message);
+        }
+        if let Ok(message) = wire::JoinRequest::decode(bytes.as_slice()) {
+            let _ = JoinOffer::try_from(message);
+        }
+        if let Ok(message) = wire::WatchResponse::decode(bytes.as_slice()) {
+            let _ = ClusterView::try_from(message);
+        }
+        if let Ok(message) = wire::DecideRequest::decode(bytes.as_slice()) {
+            let _ = Accumulated::try_from(message);
+        }
+        if let Ok(message) = wire::Report::decode(bytes.as_slice()) {
+            let _ = Report::try_from(message);
+        }
+    }
+}

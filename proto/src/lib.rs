@@ -1,0 +1,44 @@
+//! Convoy's contract: what servers, workers and the launcher must agree on, bit for bit.
+//!
+//! Ids, the manifest and its block map, the slice tree and the one add kernel, messages with their checked
+//! conversions from the wire, and the run's configuration. Everything here is pure: no IO, no clock, no threads.
+//! It deliberately does not know burn, and only [`wire`] and [`convert`] know what the generated types look like.
+
+pub mod blocks;
+pub mod config;
+pub mod convert;
+pub mod ids;
+pub mod manifest;
+pub mod messages;
+pub mod order;
+pub mod sum;
+pub mod tree;
+
+/// Types and services generated from `proto/convoy/v1`.
+pub mod wire {
+    #![allow(missing_docs, clippy::all)]
+    tonic::include_proto!("convoy.v1");
+
+    /// The encoded descriptors of every file, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}
+
+/// The version of the protocol; processes of different versions refuse each other.
+pub const PROTOCOL: u32 = 1;
+
+/// What a build calls itself in the handshake: two builds may differ in how they compute, so they do not mix.
+pub const BUILD: &str = concat!("convoy ", env!("CARGO_PKG_VERSION"));
+
+/// Sizes of messages on the data path, in one place.
+pub mod limits {
+    /// Payload that one frame gathers before it is sent.
+    pub const FRAME_BYTES: usize = 1 << 20;
+    /// The largest message that is decoded: a frame, whatever its blocks' sizes, and its framing.
+    pub const MESSAGE_BYTES: usize = FRAME_BYTES + (1 << 19);
+    /// The largest control message that is decoded: a manifest of many thousands of tensors.
+    pub const CONTROL_BYTES: usize = 32 << 20;
+    /// HTTP/2 flow-control window of a stream, and of a connection, on the data path.
+    pub const WINDOW_BYTES: u32 = 8 << 20;
+    /// HTTP/2 frames on the data path.
+    pub const HTTP_FRAME_BYTES: u32 = 1 << 18;
+}

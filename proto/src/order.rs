@@ -1,0 +1,149 @@
+//! The order of the data: which samples a slice of a step holds.
+//!
+//! A pure function of (seed, step, slice), whoever computes it. Each epoch is a ChaCha8 permutation of the training
+//! samples; a step takes the next `batch` of them, the last step of an epoch what is left; a step's samples are cut
+//! into slices as evenly as integers allow, so a ragged batch may leave slices empty.
+
+use std::ops::Range;
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+
+use crate::ids::{SliceId, Step};
+
+/// What a random stream is for. Streams of different purposes never overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The permutation of an epoch.
+    Order = 1,
+    /// The generator of dropout and the like within a slice.
+    Slice = 2,
+    /// The initial parameters.
+    Parameters = 3,
+    /// Generated training samples.
+    TrainData = 4,
+    /// Generated test samples.
+    TestData = 5,
+    /// The split of a source that brings no test part.
+    Split = 6,
+}
+
+/// The generator for a purpose and two coordinates of it.
+pub fn stream(seed: u64, purpose: Purpose, a: u64, b: u64) -> ChaCha8Rng {
+    let mut key = [0u8; 32];
+    for (word, value) in key.as_chunks_mut::<8>().0.iter_mut().zip([seed, purpose as u64, a, b]) {
+        *word = value.to_le_bytes();
+    }
+    ChaCha8Rng::from_seed(key)
+}
+
+/// A whole number below `bound`, without bias (Lemire, "Fast random integer generation in an interval", 2019).
+pub fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
+    let reject_below = bound.wrapping_neg() % bound;
+    loop {
+        let product = u128::from(rng.next_u64()) * u128::from(bound);
+        if product as u64 >= reject_below {
+            return (product >> 64) as u64;
+        }
+    }
+}
+
+/// A number in 0..1 with 53 random bits.
+pub fn unit(rng: &mut ChaCha8Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// A permutation of `0..len` (Fisher and Yates).
+pub fn permutation(rng: &mut ChaCha8Rng, len: u32) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..len).collect();
+    for last in (1..order.len()).rev() {
+        order.swap(last, below(rng, last as u64 + 1) as usize);
+    }
+    order
+}
+
+/// Part `part` of `parts` of `0..len`: contiguous, sizes differing by at most one.
+pub fn share(len: u64, part: u32, parts: u32) -> Range<u64> {
+    let cut = |k: u32| (u128::from(len) * u128::from(k) / u128::from(parts.max(1))) as u64;
+    cut(part)..cut(part + 1)
+}
+
+/// The order of a run's training data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataOrder {
+    /// The run's seed.
+    pub seed: u64,
+    /// Training samples in all, at least one.
+    pub samples: u32,
+    /// Samples per step.
+    pub batch: u32,
+    /// Slices per step.
+    pub slices: u32,
+}
+
+impl DataOrder {
+    /// Steps in one pass over the data, a ragged last one included.
+    pub fn steps_per_epoch(&self) -> u64 {
+        u64::from(self.samples).div_ceil(u64::from(self.batch)).max(1)
+    }
+
+    /// The epoch a step belongs to.
+    pub fn epoch(&self, step: Step) -> u64 {
+        step.0 / self.steps_per_epoch()
+    }
+
+    /// The order of the samples in an epoch.
+    pub fn epoch_order(&self, epoch: u64) -> Vec<u32> {
+        permutation(&mut stream(self.seed, Purpose::Order, epoch, 0), self.samples)
+    }
+
+    /// Where in its epoch's order a slice of a step lies; empty for an empty slice.
+    pub fn range(&self, step: Step, slice: SliceId) -> Range<usize> {
+        let start = step.0 % self.steps_per_epoch() * u64::from(self.batch);
+        let len = (u64::from(self.samples) - start).min(u64::from(self.batch));
+        let share = share(len, slice.0, self.slices);
+        (start + share.start) as usize..(start + share.end) as usize
+    }
+
+    /// The seed of burn's generator for a slice.
+    pub fn slice_seed(&self, step: Step, slice: SliceId) -> u64 {
+        stream(self.seed, Purpose::Slice, step.0, u64::from(slice.0)).next_u64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Golden: a change here changes every run.
+    #[test]
+    fn the_order_of_a_small_epoch() {
+        let order = DataOrder { seed: 7, samples: 10, batch: 4, slices: 2 };
+        assert_eq!(order.epoch_order(0), GOLDEN);
+        assert_ne!(order.epoch_order(1), order.epoch_order(0));
+        assert_eq!(order.steps_per_epoch(), 3);
+        assert_eq!(order.range(Step(2), SliceId(0)), 8..9);
+        assert_eq!(order.range(Step(3), SliceId(1)), 2..4);
+    }
+
+    const GOLDEN: [u32; 10] = [3, 5, 6, 1, 7, 2, 4, 9, 0, 8];
+
+    proptest! {
+        #[test]
+        fn every_sample_is_used_once_an_epoch(seed: u64, samples in 1u32..300, batch in 1u32..64, slices in 1u32..9) {
+            let order = DataOrder { seed, samples, batch, slices };
+            let samples_in_order = order.epoch_order(3);
+            let mut used = Vec::new();
+            for step in 0..order.steps_per_epoch() {
+                for slice in 0..slices {
+                    used.extend_from_slice(&samples_in_order[order.range(Step(step), SliceId(slice))]);
+                }
+            }
+            prop_assert_eq!(&used, &samples_in_order);
+            used.sort_unstable();
+            prop_assert_eq!(used, (0..samples).collect::<Vec<_>>());
+        }
+    }
+}

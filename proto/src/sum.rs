@@ -1,0 +1,75 @@
+//! The one add kernel, and the layout of f32 payloads.
+//!
+//! A plain elementwise loop: each element is one IEEE addition, so vectorisation cannot change a bit.
+
+/// Adds `part` onto `sum`, element by element. Both have the same length.
+pub fn add(sum: &mut [f32], part: &[f32]) {
+    debug_assert_eq!(sum.len(), part.len());
+    for (sum, part) in sum.iter_mut().zip(part) {
+        *sum += part;
+    }
+}
+
+/// Adds a little-endian f32 payload onto `sum`. The payload has `4 × sum.len()` bytes; its alignment is free.
+pub fn add_payload(sum: &mut [f32], payload: &[u8]) {
+    debug_assert_eq!(sum.len() * 4, payload.len());
+    for (sum, part) in sum.iter_mut().zip(payload.as_chunks::<4>().0) {
+        *sum += f32::from_le_bytes(*part);
+    }
+}
+
+/// Copies a little-endian f32 payload into `values`. The payload has `4 × values.len()` bytes.
+pub fn read_payload(values: &mut [f32], payload: &[u8]) {
+    debug_assert_eq!(values.len() * 4, payload.len());
+    for (value, part) in values.iter_mut().zip(payload.as_chunks::<4>().0) {
+        *value = f32::from_le_bytes(*part);
+    }
+}
+
+/// The sum of squares in f64, added in order of index.
+///
+/// Eight fixed lanes, then lane by lane: the same bits on every machine, and a loop that vectorises.
+pub fn sum_of_squares(values: &[f32]) -> f64 {
+    let mut lanes = [0f64; 8];
+    let (chunks, rest) = values.as_chunks::<8>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(*value) * f64::from(*value);
+        }
+    }
+    let tail = rest.iter().map(|v| f64::from(*v) * f64::from(*v));
+    lanes.into_iter().chain(tail).fold(0.0, |sum, x| sum + x)
+}
+
+/// Views f32 values as the bytes of a payload.
+///
+/// Only little-endian machines are supported; the build fails on others.
+pub fn payload_of(values: &[f32]) -> &[u8] {
+    const { assert!(cfg!(target_endian = "little"), "payloads are little-endian") };
+    bytemuck::cast_slice(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_adds_like_its_values_at_any_alignment() {
+        let values: Vec<f32> = (0..1001).map(|i| (i as f32).sin()).collect();
+        let mut bytes = vec![0u8];
+        bytes.extend_from_slice(payload_of(&values));
+        let (mut a, mut b) = (vec![0.1f32; 1001], vec![0.1f32; 1001]);
+        add(&mut a, &values);
+        add_payload(&mut b, &bytes[1..]);
+        assert_eq!(a, b);
+        read_payload(&mut b, &bytes[1..]);
+        assert_eq!(b, values);
+    }
+
+    #[test]
+    fn squares_are_summed_in_f64() {
+        assert_eq!(sum_of_squares(&[3.0; 11]), 99.0);
+        assert_eq!(sum_of_squares(&[1e30]), 1e30f32 as f64 * 1e30f32 as f64);
+        assert_eq!(sum_of_squares(&[]), 0.0);
+    }
+}
