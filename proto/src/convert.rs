@@ -218,6 +218,7 @@ impl From<ClusterView> for wire::WatchResponse {
             shards: (0..).zip(view.shards).map(|(shard, address)| wire::Shard { shard, address }).collect(),
             owners: view.owners.iter().map(|owner| owner.0).collect(),
             initialiser: view.initialiser.0,
+            incarnations: view.incarnations.iter().map(|incarnation| incarnation.0).collect(),
         }
     }
 }
@@ -244,6 +245,7 @@ impl TryFrom<wire::WatchResponse> for ClusterView {
             shards: view.shards.into_iter().map(|shard| shard.address).collect(),
             owners: view.owners.into_iter().map(WorkerId).collect(),
             initialiser: WorkerId(view.initialiser),
+            incarnations: view.incarnations.into_iter().map(Incarnation).collect(),
         })
     }
 }

@@ -104,6 +104,8 @@ pub struct ClusterView {
     pub owners: Vec<WorkerId>,
     /// The worker that sets the initial parameters.
     pub initialiser: WorkerId,
+    /// Incarnation by worker; 0 for a place that nobody has taken.
+    pub incarnations: Vec<Incarnation>,
 }
 
 impl ClusterView {

@@ -1,1 +1,3 @@
-//! x
+//! Convoy's parameter server.
+
+pub mod core;

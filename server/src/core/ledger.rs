@@ -1,0 +1,132 @@
+//! The ledger of the open step: which slices have announced what, and the verdict once it is known.
+
+use std::collections::BTreeSet;
+
+use convoy_proto::{
+    ids::{SliceId, Step},
+    messages::{SliceHeader, Verdict},
+    tree::SliceTree,
+};
+
+/// A header that contradicts the ledger.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum LedgerError {
+    /// There is no such slice.
+    #[error("slice {0} is none of the run's {1}")]
+    UnknownSlice(SliceId, u32),
+    /// A slice is a pure function of the run: it cannot weigh this and that.
+    #[error("slice {slice} weighs {now}, but weighed {before} when it was announced first")]
+    Contradiction {
+        /// The slice.
+        slice: SliceId,
+        /// Its first weight.
+        before: f64,
+        /// Its weight now.
+        now: f64,
+    },
+}
+
+/// The headers and the verdict of the open step.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    tree: SliceTree,
+    step: Step,
+    headers: Vec<Option<SliceHeader>>,
+    absent: BTreeSet<SliceId>,
+    verdict: Option<Verdict>,
+}
+
+impl Ledger {
+    /// An empty ledger for `step`.
+    pub fn new(tree: SliceTree, step: Step) -> Ledger {
+        Ledger { tree, step, headers: vec![None; tree.slices() as usize], absent: BTreeSet::new(), verdict: None }
+    }
+
+    /// The step that is open.
+    pub fn step(&self) -> Step {
+        self.step
+    }
+
+    /// The slices known to be empty.
+    pub fn absent(&self) -> &BTreeSet<SliceId> {
+        &self.absent
+    }
+
+    /// The final verdict, once there is one.
+    pub fn verdict(&self) -> Option<&Verdict> {
+        self.verdict.as_ref()
+    }
+
+    /// Whether a slice has been announced, and with a weight.
+    pub fn is_present(&self, slice: SliceId) -> bool {
+        self.headers.get(slice.index()).is_some_and(|h| h.is_some_and(|h| h.weight > 0.0))
+    }
+
+    /// Notes headers; those that are there already must say the same weight.
+    ///
+    /// # Errors
+    /// An unknown slice or a contradiction; then nothing is noted.
+    pub fn record(&mut self, headers: &[SliceHeader]) -> Result<(), LedgerError> {
+        for header in headers {
+            let noted = self.headers.get(header.slice.index());
+            match noted.ok_or(LedgerError::UnknownSlice(header.slice, self.tree.slices()))? {
+                Some(before) if before.weight != header.weight => {
+                    return Err(LedgerError::Contradiction {
+                        slice: header.slice,
+                        before: before.weight,
+                        now: header.weight,
+                    });
+                }
+                _ => {}
+            }
+        }
+        for header in headers {
+            self.headers[header.slice.index()].get_or_insert(*header);
+            if header.weight == 0.0 {
+                self.absent.insert(header.slice);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the headers decide, once all are there.
+    pub fn proposal(&self, learning_rate: f64) -> Option<Verdict> {
+        let headers: Option<Vec<_>> = self.headers.iter().copied().collect();
+        Some(Verdict::from_headers(self.step, self.tree, &headers?, learning_rate))
+    }
+
+    /// Sets the verdict, which is final.
+    pub fn close(&mut self, verdict: Verdict) {
+        self.verdict.get_or_insert(verdict);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(slice: u32, weight: f64) -> SliceHeader {
+        SliceHeader { slice: SliceId(slice), weight, loss_sum: 1.0, finite: true }
+    }
+
+    #[test]
+    fn proposes_when_all_slices_are_announced() {
+        let mut ledger = Ledger::new(SliceTree::new(2), Step(3));
+        ledger.record(&[header(1, 0.0)]).unwrap();
+        assert_eq!((ledger.proposal(0.1), ledger.is_present(SliceId(1))), (None, false));
+        ledger.record(&[header(1, 0.0), header(0, 2.0)]).unwrap();
+        let verdict = ledger.proposal(0.1).unwrap();
+        assert_eq!((verdict.step, verdict.weight, verdict.slices), (Step(3), 2.0, vec![SliceId(0)]));
+    }
+
+    #[test]
+    fn an_error_notes_nothing() {
+        let mut ledger = Ledger::new(SliceTree::new(2), Step(0));
+        assert_eq!(ledger.record(&[header(0, 1.0), header(2, 1.0)]), Err(LedgerError::UnknownSlice(SliceId(2), 2)));
+        assert!(!ledger.is_present(SliceId(0)));
+        ledger.record(&[header(0, 1.0)]).unwrap();
+        let contradiction = LedgerError::Contradiction { slice: SliceId(0), before: 1.0, now: 2.0 };
+        assert_eq!(ledger.record(&[header(1, 1.0), header(0, 2.0)]), Err(contradiction));
+        assert!(!ledger.is_present(SliceId(1)));
+    }
+}

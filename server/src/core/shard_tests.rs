@@ -1,0 +1,250 @@
+//! The shard without a socket: exactness, verdicts for all shards, fences.
+
+use convoy_proto::{
+    blocks::Block,
+    config::layers::Layers,
+    ids::Generation,
+    messages::{Phase, SliceHeader},
+    sum::payload_of,
+};
+use proptest::prelude::*;
+
+use super::*;
+
+const SIZES: [u64; 3] = [70_000, 5, 100];
+
+struct Fixture {
+    config: Config,
+    manifest: Manifest,
+    view: ClusterView,
+}
+
+impl Fixture {
+    fn new(slices: u32, servers: u32, extra: &str) -> Fixture {
+        let text = format!("slices = {slices}\nservers = {servers}\n{extra}");
+        let config = Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap();
+        let mut tensors: Vec<_> =
+            SIZES.iter().enumerate().map(|(i, n)| (format!("t{i}"), vec![*n], TensorRole::Trainable)).collect();
+        tensors.push(("frozen".into(), vec![3], TensorRole::Frozen));
+        let view = ClusterView {
+            phase: Phase::Training,
+            generation: Generation(1),
+            era: Era(0),
+            shards: vec!["a".into(); servers as usize],
+            owners: (0..slices).map(|s| WorkerId(s % 2)).collect(),
+            initialiser: WorkerId(0),
+            incarnations: vec![Incarnation(1), Incarnation(2)],
+        };
+        Fixture { config, manifest: Manifest::new(tensors).unwrap(), view }
+    }
+
+    fn map(&self) -> BlockMap {
+        BlockMap::new(&self.manifest, self.config.servers)
+    }
+
+    fn empty_shards(&self) -> Vec<Shard> {
+        (0..self.config.servers)
+            .map(|s| Shard::new(ShardId(s), &self.config, &self.manifest, self.view.clone()))
+            .collect()
+    }
+
+    fn shards(&self) -> Vec<Shard> {
+        let shards = self.empty_shards();
+        for (shard, id) in shards.iter().zip((0..).map(ShardId)) {
+            for block in self.map().of_shard(id) {
+                let values: Vec<f32> = block.range().map(|i| (i as f32 * 0.37).cos()).collect();
+                let block = ParameterBlock { block: block.id, payload: payload_of(&values).to_vec().into() };
+                shard.initialise(worker(0), &[block]).unwrap();
+            }
+            assert!(shard.is_initialised());
+        }
+        shards
+    }
+
+    fn header(&self, step: u64, slice: u32, weight: f64) -> PushHeader {
+        let header = SliceHeader { slice: SliceId(slice), weight, loss_sum: weight * 0.5, finite: true };
+        PushHeader { member: worker(slice % 2), generation: Generation(1), era: Era(0), step: Step(step), slices: vec![header] }
+    }
+}
+
+fn worker(rank: u32) -> Member {
+    Member { role: Role::Worker, rank, incarnation: Incarnation(u64::from(rank) + 1) }
+}
+
+fn gradient(block: &Block, slice: u32, step: u64) -> GradientBlock {
+    let values: Vec<f32> = block.range().map(|i| ((i as f32) * 0.11 + slice as f32 * 1.7 + step as f32).sin()).collect();
+    GradientBlock { block: block.id, node: Node::leaf(SliceId(slice)), payload: payload_of(&values).to_vec().into() }
+}
+
+/// Makes one step with all slices in the given order and returns each shard's verdict.
+fn step(fixture: &Fixture, shards: &[Shard], step: u64, order: &[u32], empty: Option<u32>) -> Vec<Verdict> {
+    let mut waiting = Vec::new();
+    for slice in order {
+        for (shard, id) in shards.iter().zip((0..).map(ShardId)) {
+            let weight = if empty == Some(*slice) { 0.0 } else { 3.0 };
+            let (push, outcome) = shard.open(&fixture.header(step, *slice, weight)).unwrap();
+            waiting.extend(outcome.accumulated);
+            if weight == 0.0 {
+                continue;
+            }
+            for block in fixture.map().of_shard(id).iter().filter(|b| b.role == TensorRole::Trainable) {
+                waiting.extend(shard.accept(&push, &gradient(block, *slice, step)).unwrap().accumulated);
+            }
+        }
+    }
+    if let Some(max_norm) = fixture.config.optimizer.clip_norm {
+        assert_eq!(waiting.len(), shards.len(), "each shard reports once");
+        waiting.sort_by_key(|accumulated| accumulated.shard);
+        let squares = waiting.iter().flat_map(|a| a.norms.iter().map(|(_, square)| *square));
+        let verdict = waiting[0].proposal.clone().clipped(squares, max_norm);
+        shards.iter().for_each(|shard| assert!(shard.decide(verdict.clone()).changed));
+    }
+    shards.iter().map(|shard| shard.committed(Step(step)).expect("the step is committed")).collect()
+}
+
+fn parameters(shards: &[Shard]) -> Vec<u32> {
+    let blocks = shards.iter().flat_map(|shard| shard.all_blocks().map(move |block| shard.newest(block).unwrap()));
+    blocks.flat_map(|version| version.iter().map(|v| v.to_bits()).collect::<Vec<_>>()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// One result, bit for bit, for any order of arrival and any number of shards; clipping and empty slices included.
+    #[test]
+    fn the_result_depends_on_neither_order_nor_shards(
+        orders in proptest::collection::vec(Just((0u32..5).collect::<Vec<_>>()).prop_shuffle(), 3),
+        servers in 1u32..5, clip: bool, adam: bool,
+    ) {
+        let rule = if adam { "adamw" } else { "momentum" };
+        let clip_norm = if clip { 0.5 } else { 0.0 };
+        let extra = format!("[optimizer]\nname = '{rule}'\nclip_norm = {clip_norm}");
+        let (fixture, reference) = (Fixture::new(5, servers, &extra), Fixture::new(5, 1, &extra));
+        let (shards, one) = (fixture.shards(), reference.shards());
+        for (s, order) in orders.iter().enumerate() {
+            let empty = (s == 1).then_some(3);
+            let verdicts = step(&fixture, &shards, s as u64, order, empty);
+            let expected = step(&reference, &one, s as u64, &[0, 1, 2, 3, 4], empty);
+            prop_assert!(verdicts.iter().all(|v| *v == expected[0]), "{verdicts:?} {expected:?}");
+        }
+        prop_assert_eq!(parameters(&shards), parameters(&one));
+        prop_assert!(parameters(&one) != parameters(&reference.shards()), "training changed something");
+    }
+}
+
+#[test]
+fn threads_do_not_change_the_result() {
+    let fixture = Fixture::new(4, 1, "[optimizer]\nname = 'momentum'");
+    let (shards, reference) = (fixture.shards(), fixture.shards());
+    for s in 0..20 {
+        step(&fixture, &reference, s, &[0, 1, 2, 3], None);
+        std::thread::scope(|scope| {
+            for slice in 0..4 {
+                let (fixture, shard) = (&fixture, &shards[0]);
+                scope.spawn(move || {
+                    let (push, _) = shard.open(&fixture.header(s, slice, 3.0)).unwrap();
+                    for block in fixture.map().of_shard(ShardId(0)).iter().filter(|b| b.role == TensorRole::Trainable) {
+                        shard.accept(&push, &gradient(block, slice, s)).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(shards[0].open_step(), Step(s + 1));
+    }
+    assert_eq!(parameters(&shards), parameters(&reference));
+}
+
+#[test]
+fn one_slice_that_is_not_finite_skips_the_step_on_every_shard() {
+    let fixture = Fixture::new(2, 3, "");
+    let shards = fixture.shards();
+    let before = parameters(&shards);
+    for shard in &shards {
+        let mut bad = fixture.header(0, 1, 3.0);
+        bad.slices[0].finite = false;
+        shard.open(&bad).unwrap();
+        shard.open(&fixture.header(0, 0, 3.0)).unwrap();
+        assert_eq!(shard.committed(Step(0)).unwrap().action, Action::SkipNonFinite);
+        assert_eq!(shard.open_step(), Step(1));
+    }
+    assert_eq!(parameters(&shards), before);
+    step(&fixture, &shards, 1, &[1, 0], None);
+    assert_ne!(parameters(&shards), before);
+}
+
+#[test]
+fn both_versions_can_be_read_and_the_third_is_gone() {
+    let fixture = Fixture::new(2, 1, "");
+    let shards = fixture.shards();
+    let shard = &shards[0];
+    let first = shard.newest(BlockId(0)).unwrap();
+    assert_eq!(shard.version(BlockId(0), Step(1)), Ok(Lookup::Pending));
+    step(&fixture, &shards, 0, &[0, 1], None);
+    assert_eq!(shard.version(BlockId(0), Step(0)), Ok(Lookup::Ready(first.clone())));
+    step(&fixture, &shards, 1, &[0, 1], None);
+    assert_eq!(shard.version(BlockId(0), Step(0)), Ok(Lookup::Gone));
+    assert!(matches!(shard.version(BlockId(0), Step(1)), Ok(Lookup::Ready(_))));
+    let frozen = BlockId(fixture.map().blocks().len() as u64 - 1);
+    assert!(matches!(shard.version(frozen, Step(9)), Ok(Lookup::Ready(_))));
+}
+
+#[test]
+fn what_does_not_belong_is_refused_and_changes_nothing() {
+    let fixture = Fixture::new(2, 1, "");
+    let shards = fixture.shards();
+    let shard = &shards[0];
+    let before = parameters(&shards);
+    let header = fixture.header(0, 0, 3.0);
+    let open = |change: fn(&mut PushHeader)| {
+        let mut header = header.clone();
+        change(&mut header);
+        shard.open(&header).unwrap_err()
+    };
+    assert_eq!(open(|h| h.era = Era(7)), Refusal::Era { ours: Era(0), theirs: Era(7) });
+    assert_eq!(open(|h| h.step = Step(3)), Refusal::Step { asked: Step(3), open: Step(0) });
+    assert!(matches!(open(|h| h.member.incarnation = Incarnation(9)), Refusal::Fenced { .. }));
+    assert!(matches!(open(|h| h.member.rank = 5), Refusal::Stranger(_)));
+    assert!(matches!(open(|h| h.slices[0].slice = SliceId(1)), Refusal::NotOwner { .. }));
+    assert!(matches!(open(|h| h.slices[0].slice = SliceId(8)), Refusal::Ledger(_)));
+
+    let (push, _) = shard.open(&header).unwrap();
+    let part = gradient(&fixture.map().blocks()[0], 0, 0);
+    let accept = |change: fn(&mut GradientBlock)| {
+        let mut part = part.clone();
+        change(&mut part);
+        shard.accept(&push, &part).unwrap_err()
+    };
+    assert!(matches!(accept(|p| p.block = BlockId(99)), Refusal::UnknownBlock { .. }));
+    assert!(matches!(accept(|p| p.payload.truncate(8)), Refusal::Length { .. }));
+    assert!(matches!(accept(|p| p.node = Node { first: 0, len: 2 }), Refusal::Node(..)));
+    assert!(matches!(accept(|p| p.node = Node::leaf(SliceId(1))), Refusal::Node(..)));
+    let frozen = fixture.map().blocks().last().unwrap().id;
+    let to_frozen = GradientBlock { block: frozen, node: part.node, payload: vec![0; 12].into() };
+    assert_eq!(shard.accept(&push, &to_frozen), Err(Refusal::Frozen(frozen)));
+    assert_eq!(parameters(&shards), before);
+
+    assert!(shard.accept(&push, &part).unwrap().fresh);
+    assert!(!shard.accept(&push, &part).unwrap().fresh, "a duplicate adds nothing");
+}
+
+#[test]
+fn only_the_named_worker_initialises_and_only_once() {
+    let fixture = Fixture::new(2, 1, "");
+    let shard = &fixture.empty_shards()[0];
+    let block = ParameterBlock { block: BlockId(2), payload: vec![0; 20].into() };
+    assert_eq!(shard.open(&fixture.header(0, 0, 1.0)).unwrap_err(), Refusal::NotInitialised);
+    assert_eq!(shard.initialise(worker(1), std::slice::from_ref(&block)), Err(Refusal::Initialised(worker(1))));
+    assert!(!shard.initialise(worker(0), std::slice::from_ref(&block)).unwrap().changed);
+    assert_eq!(shard.initialise(worker(0), &[block]), Err(Refusal::Initialised(worker(0))));
+}
+
+#[test]
+fn a_push_that_is_repeated_after_the_commit_is_let_in() {
+    let fixture = Fixture::new(2, 1, "");
+    let shards = fixture.shards();
+    step(&fixture, &shards, 0, &[0, 1], None);
+    let after = parameters(&shards);
+    let (push, _) = shards[0].open(&fixture.header(0, 0, 3.0)).unwrap();
+    let outcome = shards[0].accept(&push, &gradient(&fixture.map().blocks()[0], 0, 0)).unwrap();
+    assert_eq!((outcome.fresh, outcome.changed, parameters(&shards)), (false, false, after));
+}
