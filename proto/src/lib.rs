@@ -1,8 +1,9 @@
 //! Convoy's contract: what servers, workers and the launcher must agree on, bit for bit.
 //!
 //! Ids, the manifest and its block map, the slice tree and the one add kernel, messages with their checked
-//! conversions from the wire, and the run's configuration. Everything here is pure: no IO, no clock, no threads.
-//! It deliberately does not know burn, and only [`wire`] and [`convert`] know what the generated types look like.
+//! conversions from the wire, and the run's configuration. All of that is pure: no IO, no clock, no threads. Only
+//! [`transport`] and [`process`] touch the world: clients, listeners and what every role's process needs.
+//! It deliberately does not know burn, and only [`wire`], [`convert`] and the services name generated types.
 
 pub mod blocks;
 pub mod config;
@@ -11,7 +12,9 @@ pub mod ids;
 pub mod manifest;
 pub mod messages;
 pub mod order;
+pub mod process;
 pub mod sum;
+pub mod transport;
 pub mod tree;
 
 /// Types and services generated from `proto/convoy/v1`.

@@ -1,0 +1,130 @@
+//! The client of the coordination service.
+
+use std::time::Duration;
+
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, transport::Channel};
+
+use super::{CALL_MS, Peer, TransportError, control_channel};
+use crate::{
+    ids::Member,
+    limits,
+    manifest::Manifest,
+    messages::{Accumulated, Admission, ClusterView, JoinOffer, Report, Verdict},
+    wire::{self, coordination_service_client::CoordinationServiceClient},
+};
+
+/// A connection to the coordinator. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Coordinator {
+    peer: Peer,
+    client: CoordinationServiceClient<Channel>,
+}
+
+fn within<T>(message: T, limit: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(limit);
+    request
+}
+
+fn call<T>(message: T) -> Request<T> {
+    within(message, Duration::from_millis(CALL_MS))
+}
+
+impl Coordinator {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub async fn connect(address: &str) -> Result<Coordinator, TransportError> {
+        let peer = Peer { name: "the coordinator".into(), address: address.into() };
+        let client = CoordinationServiceClient::new(control_channel(&peer).await?)
+            .max_decoding_message_size(limits::CONTROL_BYTES)
+            .max_encoding_message_size(limits::CONTROL_BYTES);
+        Ok(Coordinator { peer, client })
+    }
+
+    /// Who it is.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    fn failed(&self) -> impl FnOnce(tonic::Status) -> TransportError + '_ {
+        |status| TransportError::of(&self.peer, &status)
+    }
+
+    /// Asks to be admitted.
+    ///
+    /// # Errors
+    /// A refusal, which names what differs.
+    pub async fn join(&self, offer: JoinOffer) -> Result<Admission, TransportError> {
+        let response = self.client.clone().join(call(offer.into())).await.map_err(self.failed())?;
+        response.into_inner().try_into().map_err(TransportError::malformed(&self.peer))
+    }
+
+    /// The cluster's view, now and at every change.
+    ///
+    /// # Errors
+    /// The coordinator does not know the member, or is gone; on the stream, too.
+    pub async fn watch(
+        &self,
+        member: Member,
+    ) -> Result<impl Stream<Item = Result<ClusterView, TransportError>> + use<>, TransportError> {
+        let request = wire::WatchRequest { member: Some(member.into()) };
+        let stream = self.client.clone().watch(request).await.map_err(self.failed())?.into_inner();
+        let peer = self.peer.clone();
+        Ok(stream.map(move |view| match view {
+            Ok(view) => view.try_into().map_err(TransportError::malformed(&peer)),
+            Err(status) => Err(TransportError::of(&peer, &status)),
+        }))
+    }
+
+    /// Renews the lease.
+    ///
+    /// # Errors
+    /// The coordinator does not know the member, or is gone.
+    pub async fn heartbeat(&self, member: Member, limit: Duration) -> Result<(), TransportError> {
+        let request = within(wire::HeartbeatRequest { member: Some(member.into()) }, limit);
+        self.client.clone().heartbeat(request).await.map_err(self.failed()).map(drop)
+    }
+
+    /// The manifest; waits up to `limit` for the first worker to bring it.
+    ///
+    /// # Errors
+    /// The wait was too long, or the coordinator is gone.
+    pub async fn manifest(&self, member: Member, limit: Duration) -> Result<Manifest, TransportError> {
+        let request = within(wire::GetManifestRequest { member: Some(member.into()) }, limit);
+        let response = self.client.clone().get_manifest(request).await.map_err(self.failed())?.into_inner();
+        let manifest = response.manifest.unwrap_or_default();
+        manifest.try_into().map_err(TransportError::malformed(&self.peer))
+    }
+
+    /// Hands in a shard's part of a decision and waits up to `limit` for the verdict.
+    ///
+    /// # Errors
+    /// The wait was too long, the part contradicts another shard's, or the coordinator is gone.
+    pub async fn decide(&self, member: Member, part: Accumulated, limit: Duration) -> Result<Verdict, TransportError> {
+        let request = within(part.into_request(member), limit);
+        let response = self.client.clone().decide(request).await.map_err(self.failed())?.into_inner();
+        response.verdict.try_into().map_err(TransportError::malformed(&self.peer))
+    }
+
+    /// Tells what was done.
+    ///
+    /// # Errors
+    /// The coordinator refuses it, or is gone.
+    pub async fn report(&self, member: Member, reports: Vec<Report>) -> Result<(), TransportError> {
+        let reports = reports.into_iter().map(Into::into).collect();
+        let request = wire::ReportRequest { member: Some(member.into()), reports };
+        self.client.clone().report(call(request)).await.map_err(self.failed()).map(drop)
+    }
+
+    /// Goes, on purpose.
+    ///
+    /// # Errors
+    /// The coordinator is gone already.
+    pub async fn leave(&self, member: Member, reason: &str) -> Result<(), TransportError> {
+        let request = wire::LeaveRequest { member: Some(member.into()), reason: reason.into() };
+        self.client.clone().leave(call(request)).await.map_err(self.failed()).map(drop)
+    }
+}

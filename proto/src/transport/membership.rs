@@ -1,0 +1,125 @@
+//! Being a member: the handshake, heartbeats, and the cluster's view as it changes.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_stream::StreamExt;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use super::{Coordinator, TransportError};
+use crate::{
+    ids::Member,
+    messages::{ClusterView, JoinOffer, Phase},
+};
+
+/// A place in the cluster, kept by heartbeats for as long as `lost` is not cancelled.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    /// Who this process is.
+    pub member: Member,
+    /// The way to the coordinator.
+    pub coordinator: Coordinator,
+    /// Cancelled when the coordinator has not been heard of for a lease, or refuses this member.
+    pub lost: CancellationToken,
+    view: watch::Receiver<ClusterView>,
+}
+
+impl Membership {
+    /// Joins, and keeps the place until `lost` is cancelled by either side.
+    ///
+    /// # Errors
+    /// A refusal, or no coordinator.
+    pub async fn join(
+        coordinator: Coordinator,
+        offer: JoinOffer,
+        tasks: &TaskTracker,
+        lost: CancellationToken,
+    ) -> Result<Membership, TransportError> {
+        let (role, rank) = (offer.role, offer.rank);
+        let admission = coordinator.join(offer).await?;
+        let member = Member { role, rank, incarnation: admission.incarnation };
+        let mut views = coordinator.watch(member).await?;
+        let missing = TransportError::Incomplete { peer: coordinator.peer().clone(), missing: "the first view" };
+        let first = views.next().await.ok_or(missing)??;
+        let (sender, view) = watch::channel(first);
+        let gone = lost.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = gone.cancelled() => {}
+                end = follow(views, &sender) => {
+                    debug!("the coordinator's views ended: {end}");
+                    // It may be a moment until the heartbeat finds out; after the end there is nothing to lose.
+                    if sender.borrow().phase != Phase::Ended {
+                        gone.cancel();
+                    }
+                }
+            }
+        });
+        let (every, lease) = (admission.heartbeat_ms.into(), admission.lease_ms.into());
+        let beat = beat(coordinator.clone(), member, Duration::from_millis(every), Duration::from_millis(lease));
+        let gone = lost.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = gone.cancelled() => {}
+                () = beat => gone.cancel(),
+            }
+        });
+        Ok(Membership { member, coordinator, lost, view })
+    }
+
+    /// The view as it is now.
+    pub fn view(&self) -> ClusterView {
+        self.view.borrow().clone()
+    }
+
+    /// A receiver of every change of the view.
+    pub fn views(&self) -> watch::Receiver<ClusterView> {
+        self.view.clone()
+    }
+
+    /// Waits until the cluster has come as far as `phase`; `None` if the coordinator is lost first.
+    pub async fn reached(&self, phase: Phase) -> Option<ClusterView> {
+        let mut view = self.view.clone();
+        let reached = view.wait_for(|view| view.phase >= phase);
+        tokio::select! {
+            () = self.lost.cancelled() => None,
+            view = reached => view.ok().map(|view| view.clone()),
+        }
+    }
+}
+
+async fn follow(
+    mut views: impl tokio_stream::Stream<Item = Result<ClusterView, TransportError>> + Unpin,
+    sender: &watch::Sender<ClusterView>,
+) -> String {
+    loop {
+        match views.next().await {
+            Some(Ok(view)) => drop(sender.send_replace(view)),
+            Some(Err(error)) => return error.to_string(),
+            None => return "the stream is closed".into(),
+        }
+    }
+}
+
+/// Sends heartbeats until none was answered for a lease.
+async fn beat(coordinator: Coordinator, member: Member, every: Duration, lease: Duration) {
+    let mut timer = tokio::time::interval(every);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut answered = Instant::now();
+    loop {
+        timer.tick().await;
+        match coordinator.heartbeat(member, lease / 2).await {
+            Ok(()) => answered = Instant::now(),
+            Err(TransportError::Refused { message, .. }) => {
+                warn!("the coordinator does not know {member} any more: {message}");
+                return;
+            }
+            Err(error) if answered.elapsed() > lease => {
+                warn!("no heartbeat was answered for {} ms: {error}", lease.as_millis());
+                return;
+            }
+            Err(error) => debug!("heartbeat: {error}"),
+        }
+    }
+}

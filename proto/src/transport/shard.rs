@@ -1,0 +1,152 @@
+//! The client of a shard's parameters.
+
+use tokio_stream::StreamExt;
+use tonic::transport::Channel;
+
+use super::{Peer, TransportError, bulk_channel};
+use crate::{
+    ids::{Era, Member, ShardId, Step},
+    limits,
+    messages::{GradientBlock, ParameterBlock, PulledPart, PushHeader, PushPart, Verdict},
+    wire::{self, parameters_service_client::ParametersServiceClient},
+};
+
+/// A connection to one server's shard. Clones share it.
+#[derive(Clone, Debug)]
+pub struct ShardClient {
+    peer: Peer,
+    client: ParametersServiceClient<Channel>,
+}
+
+/// Gathers blocks into frames of about [`limits::FRAME_BYTES`].
+pub(super) struct Frames<I: Iterator> {
+    blocks: std::iter::Peekable<I>,
+}
+
+impl<I: Iterator<Item = T>, T: Payload> Frames<I> {
+    fn new(blocks: I) -> Self {
+        Frames { blocks: blocks.peekable() }
+    }
+}
+
+/// What frames are made of.
+pub(super) trait Payload {
+    fn bytes(&self) -> usize;
+}
+
+impl Payload for GradientBlock {
+    fn bytes(&self) -> usize {
+        self.payload.len()
+    }
+}
+
+impl Payload for ParameterBlock {
+    fn bytes(&self) -> usize {
+        self.payload.len()
+    }
+}
+
+impl<I: Iterator<Item = T>, T: Payload> Iterator for Frames<I> {
+    type Item = Vec<T>;
+
+    fn next(&mut self) -> Option<Vec<T>> {
+        let mut frame: Vec<T> = vec![self.blocks.next()?];
+        let mut bytes = frame[0].bytes();
+        while let Some(block) = self.blocks.next_if(|next| bytes + next.bytes() <= limits::FRAME_BYTES) {
+            bytes += block.bytes();
+            frame.push(block);
+        }
+        Some(frame)
+    }
+}
+
+impl ShardClient {
+    /// Connects to the server of `shard`.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub async fn connect(shard: ShardId, address: &str) -> Result<ShardClient, TransportError> {
+        let peer = Peer { name: format!("server {shard}"), address: address.into() };
+        let client = ParametersServiceClient::new(bulk_channel(&peer).await?)
+            .max_decoding_message_size(limits::MESSAGE_BYTES)
+            .max_encoding_message_size(limits::MESSAGE_BYTES);
+        Ok(ShardClient { peer, client })
+    }
+
+    fn failed(&self) -> impl FnOnce(tonic::Status) -> TransportError + '_ {
+        |status| TransportError::of(&self.peer, &status)
+    }
+
+    /// Sets the parameters of step 0: all blocks of the shard.
+    ///
+    /// # Errors
+    /// A refusal, or no server.
+    pub async fn initialise(
+        &self,
+        member: Member,
+        blocks: impl Iterator<Item = ParameterBlock> + Send + 'static,
+    ) -> Result<(), TransportError> {
+        let frames = Frames::new(blocks).map(move |blocks| wire::InitialiseRequest {
+            member: Some(member.into()),
+            blocks: blocks.into_iter().map(Into::into).collect(),
+        });
+        self.client.clone().initialise(tokio_stream::iter(frames)).await.map_err(self.failed()).map(drop)
+    }
+
+    /// The shard's parameters that `step` starts from; waits until they are formed.
+    ///
+    /// # Errors
+    /// A refusal, no server, or a malformed answer.
+    pub async fn pull(
+        &self,
+        member: Member,
+        era: Era,
+        step: Step,
+        mut on_block: impl FnMut(ParameterBlock),
+    ) -> Result<(), TransportError> {
+        let request = wire::PullRequest { member: Some(member.into()), era: era.0, step: step.0 };
+        let mut frames = self.client.clone().pull(request).await.map_err(self.failed())?.into_inner();
+        while let Some(frame) = frames.message().await.map_err(self.failed())? {
+            let blocks: Vec<ParameterBlock> = frame.try_into().map_err(TransportError::malformed(&self.peer))?;
+            blocks.into_iter().for_each(&mut on_block);
+        }
+        Ok(())
+    }
+
+    /// Pushes a step's contributions and takes the updated blocks as they are formed, up to the verdict.
+    ///
+    /// # Errors
+    /// A refusal, no server, or a malformed answer.
+    pub async fn push_pull(
+        &self,
+        header: PushHeader,
+        blocks: impl Iterator<Item = GradientBlock> + Send + 'static,
+        mut on_block: impl FnMut(ParameterBlock),
+    ) -> Result<Verdict, TransportError> {
+        let parts = std::iter::once(PushPart::Header(header)).chain(Frames::new(blocks).map(PushPart::Blocks));
+        let requests = tokio_stream::iter(parts.map(wire::PushPullRequest::from));
+        let mut answers = self.client.clone().push_pull(requests).await.map_err(self.failed())?.into_inner();
+        while let Some(answer) = answers.next().await {
+            let answer = answer.map_err(self.failed())?;
+            match answer.try_into().map_err(TransportError::malformed(&self.peer))? {
+                PulledPart::Blocks(blocks) => blocks.into_iter().for_each(&mut on_block),
+                PulledPart::Committed(verdict) => return Ok(verdict),
+            }
+        }
+        Err(TransportError::Incomplete { peer: self.peer.clone(), missing: "the step was committed" })
+    }
+
+    /// Pushes a step's contributions and waits until they are received; returns how many were new.
+    ///
+    /// # Errors
+    /// A refusal, or no server.
+    pub async fn push(
+        &self,
+        header: PushHeader,
+        blocks: impl Iterator<Item = GradientBlock> + Send + 'static,
+    ) -> Result<u64, TransportError> {
+        let parts = std::iter::once(PushPart::Header(header)).chain(Frames::new(blocks).map(PushPart::Blocks));
+        let requests = tokio_stream::iter(parts.map(wire::PushRequest::from));
+        Ok(self.client.clone().push(requests).await.map_err(self.failed())?.into_inner().accepted)
+    }
+}

@@ -1,0 +1,209 @@
+//! The life of a server process: listen, join, build the shard when the manifest is known, serve until the end.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use clap::Args;
+use convoy_proto::{
+    BUILD, PROTOCOL,
+    config::Config,
+    ids::{Role, ShardId},
+    limits,
+    messages::{JoinOffer, JoinPart, Phase},
+    process::{self, StartError},
+    transport::{Coordinator, Membership, TransportError, bulk_server},
+    wire::{DESCRIPTORS, parameters_service_server::ParametersServiceServer},
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info};
+
+use crate::{core::shard::Shard, service::ParameterServer};
+
+/// What a server is told on its command line.
+#[derive(Args, Clone, Debug)]
+pub struct ServerArgs {
+    /// Directory of the run; its config.toml is read
+    #[arg(long = "run", value_name = "DIR")]
+    pub run: PathBuf,
+    /// Which server this is, from 0; it holds the shard of the same number
+    #[arg(long)]
+    pub rank: u32,
+    /// Address of the coordinator
+    #[arg(long, value_name = "HOST:PORT")]
+    pub coordinator: String,
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Address to tell workers, if it is not the one listened on; never rewritten
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_addr: Option<String>,
+    /// Threads for sums and updates; all cores by default
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// End when standard input ends
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// Why a server ends before the cluster does.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The run's files.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The rank is none of the run's.
+    #[error("--rank {rank}: the run has {servers} servers, counted from 0")]
+    Rank {
+        /// The rank.
+        rank: u32,
+        /// How many there are.
+        servers: u32,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {problem}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        problem: std::io::Error,
+    },
+    /// The coordinator refuses or is gone.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The coordinator has not been heard of for a lease.
+    #[error("the coordinator is lost")]
+    Lost,
+    /// A step could not be decided.
+    #[error("{0}")]
+    Decision(String),
+    /// The runtime or the listener broke.
+    #[error("{0}")]
+    Broken(String),
+}
+
+impl ServeError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            ServeError::Start(_) | ServeError::Rank { .. } => 2,
+            ServeError::Listen { .. } => 3,
+            _ => 1,
+        }
+    }
+}
+
+/// Runs a server to its end and says how it ended.
+pub fn main(args: &ServerArgs) -> ExitCode {
+    process::init_logs();
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into)).max(1);
+    // A second pool in one process is refused; then the first one's size stays.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads.max(2)).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(serve(args));
+            runtime.shutdown_timeout(Duration::from_millis(200));
+            result
+        }
+        Err(problem) => Err(ServeError::Broken(format!("cannot start the runtime: {problem}"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            error!("server {}: {problem}", args.rank);
+            ExitCode::from(problem.exit_code())
+        }
+    }
+}
+
+async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
+    let config = process::load_config(&args.run)?;
+    if args.rank >= config.servers {
+        return Err(ServeError::Rank { rank: args.rank, servers: config.servers });
+    }
+    let cannot = |problem| ServeError::Listen { address: args.listen, problem };
+    let listener = TcpListener::bind(args.listen).await.map_err(cannot)?;
+    let local = listener.local_addr().map_err(cannot)?;
+    let address = args.advertise_addr.clone().unwrap_or_else(|| local.to_string());
+
+    let (lost, tasks) = (CancellationToken::new(), TaskTracker::new());
+    if args.supervised {
+        process::watch_parent(lost.clone());
+    }
+    let coordinator = Coordinator::connect(&args.coordinator).await?;
+    let membership = Membership::join(coordinator, offer(args, &config, address), &tasks, lost.clone()).await?;
+    info!("server {} listens on {local}, process {}", args.rank, std::process::id());
+
+    let server = ParameterServer::new(membership.clone(), Duration::from_millis(config.timeouts.step_ms.into()), tasks.clone());
+    let service = ParametersServiceServer::new(server.clone())
+        .max_decoding_message_size(limits::MESSAGE_BYTES)
+        .max_encoding_message_size(limits::MESSAGE_BYTES);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_not_serving::<ParametersServiceServer<ParameterServer>>().await;
+    let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let reflection = reflection.build_v1().map_err(|problem| ServeError::Broken(problem.to_string()))?;
+    let stop = CancellationToken::new();
+    let listening = tokio::spawn(
+        bulk_server()
+            .add_service(service)
+            .add_service(health_service)
+            .add_service(reflection)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned()),
+    );
+
+    let result = attend(&server, &membership, &config, async || {
+        health.set_serving::<ParametersServiceServer<ParameterServer>>().await;
+    });
+    let result = result.await;
+    lost.cancel();
+    stop.cancel();
+    tasks.close();
+    // Clients that hold their connections open do not hold up the end.
+    let _ = tokio::time::timeout(Duration::from_secs(1), listening).await;
+    match (server.failure(), result) {
+        (Some(problem), _) => Err(ServeError::Decision(problem)),
+        (None, result) => result,
+    }
+}
+
+fn offer(args: &ServerArgs, config: &Config, address: String) -> JoinOffer {
+    JoinOffer {
+        protocol: PROTOCOL,
+        build: BUILD.into(),
+        run_id: config.run_id().into(),
+        role: Role::Server,
+        rank: args.rank,
+        pid: std::process::id(),
+        host: process::host_name(),
+        config_fingerprint: config.fingerprint(),
+        part: JoinPart::Server { address },
+    }
+}
+
+/// From the first view to the last: the manifest, the shard, every change of the membership.
+async fn attend(
+    server: &ParameterServer,
+    membership: &Membership,
+    config: &Config,
+    serving: impl AsyncFnOnce(),
+) -> Result<(), ServeError> {
+    let view = membership.reached(Phase::Initialising).await.ok_or(ServeError::Lost)?;
+    let limit = Duration::from_millis(config.timeouts.start_ms.into());
+    let manifest = membership.coordinator.manifest(membership.member, limit).await?;
+    let shard = Shard::new(ShardId(membership.member.rank), config, &manifest, view);
+    info!("shard {} holds {} blocks", shard.id(), shard.blocks());
+    server.serve(Arc::new(shard));
+    serving().await;
+    let mut views = membership.views();
+    loop {
+        let view = views.borrow_and_update().clone();
+        if view.phase == Phase::Ended {
+            return Ok(());
+        }
+        server.set_view(view);
+        tokio::select! {
+            () = membership.lost.cancelled() => return Err(ServeError::Lost),
+            changed = views.changed() => changed.map_err(|_| ServeError::Lost)?,
+        }
+    }
+}

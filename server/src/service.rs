@@ -1,0 +1,305 @@
+//! The shell around a shard: decodes messages, calls the core, and wakes who waits for what it changed.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use convoy_proto::{
+    ids::{BlockId, Era, Member, Role, Step},
+    limits,
+    messages::{ClusterView, ParameterBlock, PulledPart, PushPart},
+    transport::Membership,
+    wire::{self, parameters_service_server::ParametersService},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, error};
+
+use crate::core::{
+    cell::Lookup,
+    shard::{Outcome, Push, Refusal, Shard, parameter_block},
+};
+
+/// Frames on their way to one reader: enough to keep the connection busy, few enough to bound memory.
+const FRAMES_AHEAD: usize = 4;
+
+/// The gRPC face of one server. Clones share it.
+#[derive(Clone, Debug)]
+pub struct ParameterServer {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shard: watch::Sender<Option<Arc<Shard>>>,
+    /// Counts changes, so that whoever waits for a version looks again.
+    changes: watch::Sender<u64>,
+    membership: Membership,
+    decide_within: Duration,
+    tasks: TaskTracker,
+    failure: OnceLock<String>,
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let text = refusal.to_string();
+        match refusal {
+            Refusal::NotInitialised => Status::failed_precondition(text),
+            Refusal::Era { .. } | Refusal::Fenced { .. } | Refusal::Step { .. } => Status::aborted(text),
+            Refusal::Stranger(_) | Refusal::NotOwner { .. } => Status::permission_denied(text),
+            Refusal::Initialised(_) => Status::already_exists(text),
+            Refusal::UnknownBlock { .. } => Status::not_found(text),
+            Refusal::Length { .. } | Refusal::Frozen(_) | Refusal::Node(..) | Refusal::Ledger(_) => {
+                Status::invalid_argument(text)
+            }
+        }
+    }
+}
+
+impl ParameterServer {
+    /// A server without a shard: calls wait for it.
+    pub fn new(membership: Membership, decide_within: Duration, tasks: TaskTracker) -> ParameterServer {
+        let (shard, changes) = (watch::Sender::new(None), watch::Sender::new(0));
+        let failure = OnceLock::new();
+        ParameterServer { inner: Arc::new(Inner { shard, changes, membership, decide_within, tasks, failure }) }
+    }
+
+    /// Starts to serve a shard.
+    pub fn serve(&self, shard: Arc<Shard>) {
+        self.inner.shard.send_replace(Some(shard));
+    }
+
+    /// Takes over a newer view of the cluster.
+    pub fn set_view(&self, view: ClusterView) {
+        if let Some(shard) = &*self.inner.shard.borrow() {
+            shard.set_view(view);
+        }
+    }
+
+    /// What made the server give up, if it did.
+    pub fn failure(&self) -> Option<String> {
+        self.inner.failure.get().cloned()
+    }
+}
+
+impl Inner {
+    async fn shard(&self) -> Result<Arc<Shard>, Status> {
+        let mut shard = self.shard.subscribe();
+        let there = shard.wait_for(Option::is_some);
+        tokio::select! {
+            () = self.membership.lost.cancelled() => Err(Status::unavailable("this server is ending")),
+            there = there => there.ok().and_then(|shard| shard.clone()).ok_or_else(|| Status::unavailable("no shard")),
+        }
+    }
+
+    /// Waits until `look` finds something.
+    async fn wait<T>(&self, mut look: impl FnMut() -> Result<Option<T>, Status>) -> Result<T, Status> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            if let Some(found) = look()? {
+                return Ok(found);
+            }
+            tokio::select! {
+                () = self.membership.lost.cancelled() => return Err(Status::unavailable("this server is ending")),
+                changed = changes.changed() => changed.map_err(|_| Status::unavailable("this server is ending"))?,
+            }
+        }
+    }
+
+    /// Does what the core's outcome asks for.
+    fn follow(self: &Arc<Self>, shard: &Arc<Shard>, outcome: Outcome) {
+        if outcome.changed {
+            self.changes.send_modify(|changes| *changes += 1);
+        }
+        let Some(part) = outcome.accumulated else { return };
+        let (inner, shard) = (self.clone(), shard.clone());
+        self.tasks.spawn(async move {
+            let Membership { coordinator, member, lost, .. } = &inner.membership;
+            let step = part.proposal.step;
+            match coordinator.decide(*member, part, inner.decide_within).await {
+                Ok(verdict) => inner.follow(&shard, shard.decide(verdict)),
+                Err(problem) => {
+                    error!("no verdict on step {step}: {problem}");
+                    let _ = inner.failure.set(format!("no verdict on step {step}: {problem}"));
+                    lost.cancel();
+                }
+            }
+        });
+    }
+
+    /// Adds every block of a push; returns how many were new.
+    async fn receive<R>(
+        self: &Arc<Self>,
+        shard: &Arc<Shard>,
+        push: &Push,
+        mut inbound: Streaming<R>,
+    ) -> Result<u64, Status>
+    where
+        PushPart: TryFrom<R, Error = convoy_proto::convert::WireError>,
+    {
+        let mut accepted = 0;
+        while let Some(part) = inbound.next().await {
+            let PushPart::Blocks(blocks) = PushPart::try_from(part?)? else {
+                return Err(Status::invalid_argument("a push has one header only"));
+            };
+            for block in blocks {
+                let outcome = shard.accept(push, &block)?;
+                accepted += u64::from(outcome.fresh);
+                self.follow(shard, outcome);
+            }
+        }
+        Ok(accepted)
+    }
+
+    /// Streams blocks at `step` in order, each as soon as it is formed, in frames.
+    async fn send_blocks<M>(
+        &self,
+        shard: &Shard,
+        step: Step,
+        blocks: impl Iterator<Item = BlockId>,
+        outbound: &mpsc::Sender<Result<M, Status>>,
+        wrap: impl Fn(Vec<ParameterBlock>) -> M,
+    ) -> Result<(), Status> {
+        let closed = |_| Status::cancelled("the reader is gone");
+        let (mut frame, mut bytes) = (Vec::new(), 0);
+        for block in blocks {
+            let mut version = look_up(shard, block, step)?;
+            if version.is_none() && !frame.is_empty() {
+                outbound.send(Ok(wrap(std::mem::take(&mut frame)))).await.map_err(closed)?;
+                bytes = 0;
+            }
+            if version.is_none() {
+                version = Some(self.wait(|| look_up(shard, block, step)).await?);
+            }
+            let Some(version) = version else { continue };
+            let size = version.payload.len();
+            if bytes + size > limits::FRAME_BYTES && !frame.is_empty() {
+                outbound.send(Ok(wrap(std::mem::take(&mut frame)))).await.map_err(closed)?;
+                bytes = 0;
+            }
+            bytes += size;
+            frame.push(version);
+        }
+        if !frame.is_empty() {
+            outbound.send(Ok(wrap(frame))).await.map_err(closed)?;
+        }
+        Ok(())
+    }
+}
+
+fn look_up(shard: &Shard, block: BlockId, step: Step) -> Result<Option<ParameterBlock>, Status> {
+    match shard.version(block, step)? {
+        Lookup::Ready(version) => Ok(Some(parameter_block(block, version))),
+        Lookup::Pending => Ok(None),
+        Lookup::Gone => Err(Status::aborted(format!("the parameters of step {step} are gone"))),
+    }
+}
+
+/// The header that opens a push.
+async fn opening<R>(inbound: &mut Streaming<R>) -> Result<convoy_proto::messages::PushHeader, Status>
+where
+    PushPart: TryFrom<R, Error = convoy_proto::convert::WireError>,
+{
+    let first = inbound.next().await.ok_or_else(|| Status::invalid_argument("the push is empty"))??;
+    match PushPart::try_from(first)? {
+        PushPart::Header(header) => Ok(header),
+        PushPart::Blocks(_) => Err(Status::invalid_argument("a push opens with its header")),
+    }
+}
+
+type Outbound<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl ParametersService for ParameterServer {
+    type PullStream = Outbound<wire::PullResponse>;
+    type PushPullStream = Outbound<wire::PushPullResponse>;
+
+    async fn initialise(
+        &self,
+        request: Request<Streaming<wire::InitialiseRequest>>,
+    ) -> Result<Response<wire::InitialiseResponse>, Status> {
+        let shard = self.inner.shard().await?;
+        let mut inbound = request.into_inner();
+        while let Some(frame) = inbound.next().await {
+            let frame = frame?;
+            let member = Member::try_from(frame.member)?;
+            let blocks = frame.blocks.into_iter().map(ParameterBlock::try_from).collect::<Result<Vec<_>, _>>()?;
+            let outcome = shard.initialise(member, &blocks)?;
+            self.inner.follow(&shard, outcome);
+        }
+        if !shard.is_initialised() {
+            return Err(Status::invalid_argument("some blocks of the shard were not sent"));
+        }
+        Ok(Response::new(wire::InitialiseResponse {}))
+    }
+
+    async fn push(&self, request: Request<Streaming<wire::PushRequest>>) -> Result<Response<wire::PushResponse>, Status> {
+        let shard = self.inner.shard().await?;
+        let mut inbound = request.into_inner();
+        let (push, outcome) = shard.open(&opening(&mut inbound).await?)?;
+        self.inner.follow(&shard, outcome);
+        let accepted = self.inner.receive(&shard, &push, inbound).await?;
+        Ok(Response::new(wire::PushResponse { step: push.step.0, accepted }))
+    }
+
+    async fn pull(&self, request: Request<wire::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
+        let shard = self.inner.shard().await?;
+        let request = request.into_inner();
+        let member = Member::try_from(request.member)?;
+        let view = self.inner.membership.view();
+        if Era(request.era) != view.era {
+            return Err(Refusal::Era { ours: view.era, theirs: Era(request.era) }.into());
+        }
+        if member.role == Role::Server {
+            return Err(Refusal::Stranger(member).into());
+        }
+        let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
+        let inner = self.inner.clone();
+        self.inner.tasks.spawn(async move {
+            let send = inner.send_blocks(&shard, Step(request.step), shard.all_blocks(), &outbound, Into::into);
+            tokio::select! {
+                () = outbound.closed() => debug!("{member} left before its pull ended"),
+                sent = send => if let Err(status) = sent {
+                    let _ = outbound.send(Err(status)).await;
+                },
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn push_pull(
+        &self,
+        request: Request<Streaming<wire::PushPullRequest>>,
+    ) -> Result<Response<Self::PushPullStream>, Status> {
+        let shard = self.inner.shard().await?;
+        let mut inbound = request.into_inner();
+        let header = opening(&mut inbound).await?;
+        let (push, outcome) = shard.open(&header)?;
+        self.inner.follow(&shard, outcome);
+        let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
+        let inner = self.inner.clone();
+        self.inner.tasks.spawn(async move {
+            let step = push.step;
+            let exchange = async {
+                let send = async {
+                    let wrap = |blocks| PulledPart::Blocks(blocks).into();
+                    inner.send_blocks(&shard, step.next(), shard.trainable_blocks(), &outbound, wrap).await?;
+                    inner.wait(|| Ok(shard.committed(step))).await
+                };
+                tokio::try_join!(inner.receive(&shard, &push, inbound), send).map(|(_, verdict)| verdict)
+            };
+            let closing = tokio::select! {
+                () = outbound.closed() => return debug!("{} left before step {step} was committed", header.member),
+                verdict = exchange => verdict.map(|verdict| PulledPart::Committed(verdict).into()),
+            };
+            // If the reader is gone by now, there is nobody to tell.
+            let _ = outbound.send(closing).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+}
