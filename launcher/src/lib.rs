@@ -1,1 +1,24 @@
-//! x
+//! Convoy's launcher: one command that starts, coordinates and watches a training cluster.
+//!
+//! [`main`] is the whole program: launcher, server and worker in one binary that re-executes itself. A crate with models
+//! of its own becomes a cluster by calling it with its own table of tasks.
+//!
+//! [`settings`] resolves the configuration, [`plan`] decides who computes where, [`train`] runs the cluster: children
+//! ([`children`]), the coordinator ([`coordinator`]), the run's directory ([`run_dir`], [`summary`], [`model_file`]) and
+//! what a person sees ([`progress`]). [`eval`] scores a finished run again.
+
+pub mod children;
+pub mod cli;
+pub mod coordinator;
+pub mod eval;
+pub mod model_file;
+pub mod outcome;
+pub mod plan;
+pub mod probe;
+pub mod progress;
+pub mod run_dir;
+pub mod settings;
+pub mod summary;
+pub mod train;
+
+pub use cli::main;

@@ -1,1 +1,16 @@
-//! x
+//! Convoy's worker: models, data and devices; pulls parameters, computes gradients, pushes them.
+//!
+//! The only crate that knows burn. A step's way through it: [`step`] computes the slices a worker owns and adds them
+//! up as far as the slice tree allows, [`exchange`] pushes the nodes and takes the updated blocks, [`run`] does that
+//! until the end. [`task`] and [`data`] are what is trained and on what.
+
+pub mod data;
+pub mod device;
+pub mod exchange;
+pub mod learner;
+pub mod parameters;
+pub mod run;
+pub mod step;
+pub mod task;
+
+pub use run::{WorkerArgs, main};

@@ -1,2 +1,19 @@
-//! x
-fn main() {}
+//! The worker as a program of its own; `launcher worker` is the same.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+#[command(name = "worker", version, about = "One worker of a Convoy cluster")]
+struct Cli {
+    #[command(flatten)]
+    args: convoy_worker::WorkerArgs,
+}
+
+fn main() -> ExitCode {
+    convoy_worker::main(&Cli::parse().args, convoy_worker::task::TASKS)
+}

@@ -1,0 +1,153 @@
+//! Child processes: started from this same program, logged each to its file, and never left behind.
+//!
+//! A child's standard input is a pipe that this process holds open; when it ends, however it ends, the pipe closes and
+//! the child ends itself. Children are their own process groups, so that a Ctrl-C at the terminal reaches only the
+//! launcher, which decides what it means.
+
+use std::{
+    fs::File,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+};
+
+use convoy_proto::ids::Role;
+use tokio::{process::Command, sync::mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::outcome::Failure;
+
+/// What to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildSpec {
+    /// Its role.
+    pub role: Role,
+    /// Its rank.
+    pub rank: u32,
+    /// Arguments after the role.
+    pub arguments: Vec<String>,
+    /// Where its output goes.
+    pub log: PathBuf,
+}
+
+/// A child that ended.
+#[derive(Clone, Debug)]
+pub struct ChildExit {
+    /// Its role.
+    pub role: Role,
+    /// Its rank.
+    pub rank: u32,
+    /// Its process.
+    pub pid: u32,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Where its output went.
+    pub log: PathBuf,
+}
+
+/// All children of a run.
+#[derive(Debug)]
+pub struct Children {
+    sender: mpsc::Sender<ChildExit>,
+    exits: mpsc::Receiver<ChildExit>,
+    kill: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Children {
+    /// None yet; at most `count` will be started.
+    pub fn new(count: usize) -> Children {
+        let (sender, exits) = mpsc::channel(count.max(1));
+        Children { sender, exits, kill: CancellationToken::new(), tasks: TaskTracker::new() }
+    }
+
+    /// Starts a child.
+    ///
+    /// # Errors
+    /// The program or the log cannot be opened.
+    pub fn start(&self, spec: ChildSpec) -> Result<(), Failure> {
+        let ChildSpec { role, rank, arguments, log } = spec;
+        let cannot = |problem: std::io::Error| Failure::Environment(format!("cannot start {role} {rank}: {problem}"));
+        let output = File::create(&log).map_err(cannot)?;
+        let mut command = Command::new(std::env::current_exe().map_err(cannot)?);
+        command.arg(role.to_string()).args(arguments).stdin(Stdio::piped());
+        command.stdout(output.try_clone().map_err(cannot)?).stderr(output).kill_on_drop(true);
+        #[cfg(unix)]
+        command.process_group(0);
+        let mut child = command.spawn().map_err(cannot)?;
+        let pid = child.id().unwrap_or_default();
+        // Waiting would close it, and with it the child's life-line.
+        let life_line = child.stdin.take();
+        let (sender, kill) = (self.sender.clone(), self.kill.clone());
+        self.tasks.spawn(async move {
+            let status = tokio::select! {
+                status = child.wait() => status,
+                () = kill.cancelled() => {
+                    // It may have ended by itself in this moment.
+                    let _ = child.start_kill();
+                    child.wait().await
+                }
+            };
+            drop(life_line);
+            if let Ok(status) = status {
+                // Nobody listens once the run has ended.
+                let _ = sender.send(ChildExit { role, rank, pid, status, log }).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// Waits for the next child to end.
+    pub async fn next_exit(&mut self) -> Option<ChildExit> {
+        self.exits.recv().await
+    }
+
+    /// Kills those that are left and waits until none is.
+    pub async fn kill(&self) {
+        self.kill.cancel();
+        self.all_ended().await;
+    }
+
+    /// Waits until all have ended.
+    pub async fn all_ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl ChildExit {
+    /// The signal that killed it.
+    #[cfg(unix)]
+    pub fn signal(&self) -> Option<i32> {
+        use std::os::unix::process::ExitStatusExt;
+        self.status.signal()
+    }
+
+    /// The signal that killed it.
+    #[cfg(not(unix))]
+    pub fn signal(&self) -> Option<i32> {
+        None
+    }
+
+    /// Who ended, and how.
+    pub fn describe(&self) -> String {
+        let who = format!("{} {} (process {})", self.role, self.rank, self.pid);
+        match (self.signal(), self.status.code()) {
+            (Some(signal), _) => {
+                let name = nix::sys::signal::Signal::try_from(signal).map_or("unknown", |signal| signal.as_str());
+                format!("{who} was killed by signal {signal} ({name})")
+            }
+            (None, Some(101)) => format!("{who} panicked"),
+            (None, code) => format!("{who} ended with exit code {}", code.unwrap_or(-1)),
+        }
+    }
+
+    /// How likely it is the first cause when several ended at about the same time: lower is likelier.
+    pub fn suspicion(&self) -> u8 {
+        match (self.signal(), self.status.code()) {
+            (Some(_), _) => 0,
+            (None, Some(101)) => 1,
+            (None, Some(2 | 3)) => 2,
+            _ => 3,
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! The coordinator's pure core: the handshake, the phases, leases, and what members report.
+//!
+//! Time is an argument, in milliseconds from any start. Every call either succeeds and says what happened, or is
+//! refused and changes nothing.
+
+use std::collections::BTreeMap;
+
+use convoy_proto::{
+    BUILD, PROTOCOL,
+    config::Config,
+    ids::{Era, Generation, Incarnation, Member, Role, Step, WorkerId},
+    manifest::Manifest,
+    messages::{Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, StepTimes, Verdict, WorkerOffer},
+    order,
+    tree::SliceTree,
+};
+
+use super::{
+    decision::{DecisionError, Decisions},
+    evaluation::{Evaluations, Score},
+};
+
+/// Why a member is not admitted or not listened to.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum Refusal {
+    /// Something that must be the same on both sides is not.
+    #[error("{member}: its {what} is {theirs}, the cluster's is {ours}")]
+    Different {
+        /// Who.
+        member: String,
+        /// What differs.
+        what: &'static str,
+        /// The member's.
+        theirs: String,
+        /// The cluster's.
+        ours: String,
+    },
+    /// A rank that the run does not have.
+    #[error("there is no place for {role} {rank}: the run has {places}, counted from 0")]
+    NoPlace {
+        /// The role.
+        role: Role,
+        /// The rank.
+        rank: u32,
+        /// How many places the role has.
+        places: u32,
+    },
+    /// A rank that somebody has.
+    #[error("{0} is there already")]
+    Taken(String),
+    /// A caller that is not a current member.
+    #[error("{0} is not a current member")]
+    Stranger(Member),
+    /// A report that does not fit where the cluster stands.
+    #[error("{member} reports {what}, which is not its to report now")]
+    OutOfPlace {
+        /// Who.
+        member: Member,
+        /// What.
+        what: &'static str,
+    },
+    /// A part of a decision that does not belong.
+    #[error(transparent)]
+    Decision(#[from] DecisionError),
+}
+
+/// Something that happened, for whoever watches.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A member joined.
+    Joined(Member),
+    /// The cluster moved on.
+    Phase(Phase),
+    /// A step was committed.
+    Step(Verdict),
+    /// The held-out data were scored.
+    Evaluated(Score),
+    /// All workers made their last step.
+    Finished(Step),
+    /// Workers ended at different steps, which must not happen.
+    Diverging(String),
+}
+
+/// A worker that joined, and what it did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerRecord {
+    /// Who.
+    pub member: Member,
+    /// Its process.
+    pub pid: u32,
+    /// Its machine.
+    pub host: String,
+    /// What it brought.
+    pub offer: WorkerOffer,
+    /// Samples it computed.
+    pub samples: u64,
+    /// Payload bytes it pushed.
+    pub bytes_pushed: u64,
+    /// Payload bytes it pulled.
+    pub bytes_pulled: u64,
+    /// Where its time went, in all.
+    pub times: StepTimes,
+    /// Steps it saw committed.
+    pub steps: u64,
+    finished: Option<Step>,
+    heard_ms: u64,
+}
+
+/// A server that joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerRecord {
+    /// Who.
+    pub member: Member,
+    /// Its process.
+    pub pid: u32,
+    /// Its machine.
+    pub host: String,
+    /// Where workers reach it.
+    pub address: String,
+    heard_ms: u64,
+}
+
+impl WorkerRecord {
+    /// When it was heard of last.
+    pub fn heard_ms(&self) -> u64 {
+        self.heard_ms
+    }
+}
+
+impl ServerRecord {
+    /// When it was heard of last.
+    pub fn heard_ms(&self) -> u64 {
+        self.heard_ms
+    }
+}
+
+/// The state of the cluster.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    config: Config,
+    fingerprint: Vec<u8>,
+    phase: Phase,
+    incarnations: u64,
+    workers: Vec<Option<WorkerRecord>>,
+    servers: Vec<Option<ServerRecord>>,
+    steps: u64,
+    decisions: Decisions,
+    evaluations: Evaluations,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<String>() + "…"
+}
+
+impl Cluster {
+    /// An empty cluster for a run.
+    pub fn new(config: Config) -> Cluster {
+        Cluster {
+            fingerprint: config.fingerprint(),
+            phase: Phase::Gathering,
+            incarnations: 0,
+            workers: vec![None; config.workers as usize],
+            servers: vec![None; config.servers as usize],
+            steps: 0,
+            decisions: Decisions::new(config.servers, config.optimizer.clip_norm),
+            evaluations: Evaluations::new(SliceTree::new(config.slices)),
+            config,
+        }
+    }
+
+    /// Where the cluster stands.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// How many steps are committed.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The workers, by rank; `None` where nobody joined yet.
+    pub fn workers(&self) -> &[Option<WorkerRecord>] {
+        &self.workers
+    }
+
+    /// The servers, by shard.
+    pub fn servers(&self) -> &[Option<ServerRecord>] {
+        &self.servers
+    }
+
+    /// The manifest that the workers brought.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.workers.iter().flatten().next().map(|worker| &worker.offer.manifest)
+    }
+
+    /// What every member knows.
+    pub fn view(&self) -> ClusterView {
+        let slices = self.config.slices;
+        let workers = self.config.workers;
+        let mut owners = vec![WorkerId(0); slices as usize];
+        for worker in 0..workers {
+            for slice in order::share(slices.into(), worker, workers) {
+                owners[slice as usize] = WorkerId(worker);
+            }
+        }
+        let incarnation = |worker: &Option<WorkerRecord>| worker.as_ref().map_or(Incarnation(0), |w| w.member.incarnation);
+        ClusterView {
+            phase: self.phase,
+            generation: Generation(self.incarnations),
+            era: Era(0),
+            shards: self.servers.iter().map(|s| s.as_ref().map(|s| s.address.clone()).unwrap_or_default()).collect(),
+            owners,
+            initialiser: WorkerId(0),
+            incarnations: self.workers.iter().map(incarnation).collect(),
+        }
+    }
+
+    /// Admits a process, or names what differs.
+    ///
+    /// # Errors
+    /// A difference, or no place.
+    pub fn join(&mut self, offer: JoinOffer, now_ms: u64) -> Result<(Admission, Vec<Event>), Refusal> {
+        self.compare(&offer)?;
+        let (role, rank) = (offer.role, offer.rank);
+        let member = Member { role, rank, incarnation: Incarnation(self.incarnations + 1) };
+        let (pid, host) = (offer.pid, offer.host);
+        match offer.part {
+            JoinPart::Server { address } => {
+                let place = place(&mut self.servers, role, rank)?;
+                *place = Some(ServerRecord { member, pid, host, address, heard_ms: now_ms });
+            }
+            JoinPart::Worker(offer) => {
+                let place = place(&mut self.workers, role, rank)?;
+                *place = Some(WorkerRecord {
+                    member,
+                    pid,
+                    host,
+                    offer: *offer,
+                    samples: 0,
+                    bytes_pushed: 0,
+                    bytes_pulled: 0,
+                    times: StepTimes::default(),
+                    steps: 0,
+                    finished: None,
+                    heard_ms: now_ms,
+                });
+            }
+        }
+        self.incarnations += 1;
+        let mut events = vec![Event::Joined(member)];
+        let complete = self.workers.iter().all(Option::is_some) && self.servers.iter().all(Option::is_some);
+        if complete && self.phase == Phase::Gathering {
+            events.extend(self.advance(Phase::Initialising));
+        }
+        let (heartbeat_ms, lease_ms) = (self.config.timeouts.heartbeat_ms, self.config.timeouts.lease_ms);
+        Ok((Admission { incarnation: member.incarnation, heartbeat_ms, lease_ms }, events))
+    }
+
+    fn compare(&self, offer: &JoinOffer) -> Result<(), Refusal> {
+        let member = format!("{} {} (process {} on {})", offer.role, offer.rank, offer.pid, offer.host);
+        let same = |what, theirs: String, ours: String| {
+            let member = member.clone();
+            if theirs == ours { Ok(()) } else { Err(Refusal::Different { member, what, theirs, ours }) }
+        };
+        same("protocol version", offer.protocol.to_string(), PROTOCOL.to_string())?;
+        same("build", offer.build.clone(), BUILD.into())?;
+        same("run", offer.run_id.clone(), self.config.run_id().into())?;
+        same("configuration fingerprint", hex(&offer.config_fingerprint), hex(&self.fingerprint))?;
+        let JoinPart::Worker(theirs) = &offer.part else { return Ok(()) };
+        let Some(first) = self.workers.iter().flatten().next() else { return Ok(()) };
+        let ours = &first.offer;
+        same("data fingerprint", hex(&theirs.data_fingerprint), hex(&ours.data_fingerprint))?;
+        match theirs.manifest.difference(&ours.manifest) {
+            None => Ok(()),
+            Some(difference) => Err(Refusal::Different {
+                member,
+                what: "model",
+                theirs: difference,
+                ours: format!("that of {}", first.member),
+            }),
+        }
+    }
+
+    /// Notes that a member is alive.
+    ///
+    /// # Errors
+    /// A caller that is not a current member.
+    pub fn heartbeat(&mut self, member: Member, now_ms: u64) -> Result<(), Refusal> {
+        match member.role {
+            Role::Worker => self.worker(member)?.heard_ms = now_ms,
+            Role::Server => self.server(member)?.heard_ms = now_ms,
+            Role::Launcher => return Err(Refusal::Stranger(member)),
+        }
+        Ok(())
+    }
+
+    /// Whether a caller is a current member.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(&mut self, member: Member) -> Result<(), Refusal> {
+        match member.role {
+            Role::Worker => self.worker(member).map(drop),
+            Role::Server => self.server(member).map(drop),
+            Role::Launcher => Err(Refusal::Stranger(member)),
+        }
+    }
+
+    /// Members that have not been heard of for a lease, and for how long.
+    pub fn silent(&self, now_ms: u64) -> Vec<(Member, u64)> {
+        let workers = self.workers.iter().flatten().map(|worker| (worker.member, worker.heard_ms));
+        let servers = self.servers.iter().flatten().map(|server| (server.member, server.heard_ms));
+        let lease = u64::from(self.config.timeouts.lease_ms);
+        let silence = workers.chain(servers).map(|(member, heard)| (member, now_ms.saturating_sub(heard)));
+        silence.filter(|(_, silence)| *silence > lease).collect()
+    }
+
+    /// Who keeps the cluster from going on, in words.
+    pub fn awaited(&self) -> String {
+        let missing = |records: Vec<bool>, role: Role| {
+            let ranks = records.into_iter().enumerate().filter(|(_, there)| !there).map(|(rank, _)| rank.to_string());
+            let ranks: Vec<_> = ranks.collect();
+            if ranks.is_empty() { None } else { Some(format!("{role} {}", ranks.join(", "))) }
+        };
+        let who: Vec<_> = match self.phase {
+            Phase::Gathering => [
+                missing(self.servers.iter().map(Option::is_some).collect(), Role::Server),
+                missing(self.workers.iter().map(Option::is_some).collect(), Role::Worker),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+            Phase::Initialising => vec![format!("worker {} to initialise", self.view().initialiser)],
+            _ => {
+                let behind = self.workers.iter().flatten().filter(|worker| worker.steps < self.steps);
+                let mut who: Vec<_> = behind.map(|w| format!("{} at step {}", w.member, w.steps)).collect();
+                who.extend(self.decisions.awaited().iter().map(|shard| format!("server {shard}'s gradient norm")));
+                if who.is_empty() {
+                    who.push(format!("every worker, all at step {}", self.steps));
+                }
+                who
+            }
+        };
+        who.join("; ")
+    }
+
+    /// Takes in what a worker reports.
+    ///
+    /// # Errors
+    /// A caller that is not a current member, or a report out of place.
+    pub fn report(&mut self, member: Member, report: Report) -> Result<Vec<Event>, Refusal> {
+        let phase = self.phase;
+        let worker = self.worker(member)?;
+        let out_of_place = |what| Err(Refusal::OutOfPlace { member, what });
+        match report {
+            Report::Initialised if phase == Phase::Initialising && member.rank == 0 => {
+                Ok(self.advance(Phase::Training).into_iter().collect())
+            }
+            Report::Initialised => out_of_place("that it initialised"),
+            _ if phase < Phase::Training => out_of_place("training"),
+            Report::Step(report) if report.verdict.step.0 == worker.steps => Ok(self.step(member, report)),
+            Report::Step(_) => out_of_place("a step out of order"),
+            Report::Evaluation { step, parts } => {
+                Ok(self.evaluations.add(step, parts).map(Event::Evaluated).into_iter().collect())
+            }
+            Report::Finished { step } => {
+                worker.finished = Some(step);
+                Ok(self.finished().into_iter().collect())
+            }
+        }
+    }
+
+    fn step(&mut self, member: Member, report: StepReport) -> Vec<Event> {
+        let Ok(worker) = self.worker(member) else { return Vec::new() };
+        worker.samples += report.samples;
+        worker.bytes_pushed += report.bytes_pushed;
+        worker.bytes_pulled += report.bytes_pulled;
+        worker.times.data += report.times.data;
+        worker.times.compute += report.times.compute;
+        worker.times.exchange += report.times.exchange;
+        worker.times.load += report.times.load;
+        worker.steps += 1;
+        if worker.steps <= self.steps {
+            return Vec::new();
+        }
+        self.steps += 1;
+        vec![Event::Step(report.verdict)]
+    }
+
+    fn finished(&self) -> Option<Event> {
+        let ends: Option<Vec<Step>> = self.workers.iter().map(|w| w.as_ref().and_then(|w| w.finished)).collect();
+        let ends = ends?;
+        if ends.windows(2).all(|pair| pair[0] == pair[1]) {
+            return ends.first().map(|step| Event::Finished(*step));
+        }
+        let ends: Vec<_> = ends.iter().map(ToString::to_string).collect();
+        Some(Event::Diverging(format!("workers ended after different numbers of steps: {}", ends.join(", "))))
+    }
+
+    /// Adds a shard's part of a decision; gives the verdict once all are there.
+    ///
+    /// # Errors
+    /// A caller that is not a current member, or a part that does not belong.
+    pub fn decide(&mut self, member: Member, part: Accumulated) -> Result<Option<Verdict>, Refusal> {
+        self.server(member)?;
+        Ok(self.decisions.add(part)?)
+    }
+
+    /// Moves on to a later phase; nothing happens if the cluster is there or further.
+    pub fn advance(&mut self, phase: Phase) -> Option<Event> {
+        if phase <= self.phase {
+            return None;
+        }
+        self.phase = phase;
+        Some(Event::Phase(phase))
+    }
+
+    /// By backend and class, how workers compute: one entry if all can compute the same bits.
+    pub fn numeric_classes(&self) -> BTreeMap<String, Vec<u32>> {
+        let mut classes: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        for worker in self.workers.iter().flatten() {
+            classes.entry(worker.offer.numeric_class.clone()).or_default().push(worker.member.rank);
+        }
+        classes
+    }
+
+    fn worker(&mut self, member: Member) -> Result<&mut WorkerRecord, Refusal> {
+        let record = self.workers.get_mut(member.rank as usize).and_then(Option::as_mut);
+        record.filter(|record| record.member == member).ok_or(Refusal::Stranger(member))
+    }
+
+    fn server(&mut self, member: Member) -> Result<&mut ServerRecord, Refusal> {
+        let record = self.servers.get_mut(member.rank as usize).and_then(Option::as_mut);
+        record.filter(|record| record.member == member).ok_or(Refusal::Stranger(member))
+    }
+}
+
+fn place<T>(places: &mut [Option<T>], role: Role, rank: u32) -> Result<&mut Option<T>, Refusal> {
+    let count = places.len() as u32;
+    let place = places.get_mut(rank as usize).ok_or(Refusal::NoPlace { role, rank, places: count })?;
+    if place.is_some() { Err(Refusal::Taken(format!("{role} {rank}"))) } else { Ok(place) }
+}
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

@@ -1,0 +1,134 @@
+//! The coordinator without a socket.
+
+use convoy_proto::{
+    config::layers::Layers,
+    ids::SliceId,
+    manifest::TensorRole,
+    messages::{EvaluationPart, SliceHeader},
+};
+
+use super::*;
+
+fn config() -> Config {
+    Layers::new().toml("test", "workers = 2\nslices = 3\nname = 'r'").unwrap().raw().unwrap().resolve(1).unwrap()
+}
+
+fn offer(role: Role, rank: u32) -> JoinOffer {
+    let part = match role {
+        Role::Server => JoinPart::Server { address: "10.0.0.1:7".into() },
+        _ => JoinPart::Worker(Box::new(WorkerOffer {
+            backend: "cpu".into(),
+            device: "cpu".into(),
+            numeric_class: "n".into(),
+            data_fingerprint: vec![1, 2],
+            manifest: Manifest::new([("w".into(), vec![2], TensorRole::Trainable)]).unwrap(),
+        })),
+    };
+    JoinOffer {
+        protocol: PROTOCOL,
+        build: BUILD.into(),
+        run_id: "r".into(),
+        role,
+        rank,
+        pid: 9,
+        host: "h".into(),
+        config_fingerprint: config().fingerprint(),
+        part,
+    }
+}
+
+fn full() -> (Cluster, [Member; 2], Member) {
+    let mut cluster = Cluster::new(config());
+    let mut join = |role, rank| {
+        let incarnation = cluster.join(offer(role, rank), 0).unwrap().0.incarnation;
+        Member { role, rank, incarnation }
+    };
+    let (server, first, second) = (join(Role::Server, 0), join(Role::Worker, 0), join(Role::Worker, 1));
+    (cluster, [first, second], server)
+}
+
+fn step(number: u64) -> Report {
+    let header = |slice| SliceHeader { slice: SliceId(slice), weight: 1.0, loss_sum: 1.0, finite: true };
+    let verdict = Verdict::from_headers(Step(number), SliceTree::new(3), &[header(0), header(1), header(2)], 0.1);
+    Report::Step(StepReport { verdict, samples: 2, bytes_pushed: 8, bytes_pulled: 8, times: StepTimes::default() })
+}
+
+#[test]
+fn a_run_from_the_first_join_to_the_end() {
+    let (mut cluster, [first, second], _) = full();
+    assert_eq!(cluster.phase(), Phase::Initialising);
+    assert_eq!(cluster.view().owners, [WorkerId(0), WorkerId(1), WorkerId(1)]);
+    assert_eq!(cluster.awaited(), "worker 0 to initialise");
+    assert_eq!(cluster.report(first, Report::Initialised), Ok(vec![Event::Phase(Phase::Training)]));
+    assert!(matches!(cluster.report(second, step(0)).as_deref(), Ok([Event::Step(_)])));
+    assert_eq!(cluster.awaited(), "worker 0 at step 0");
+    assert_eq!(cluster.report(first, step(0)), Ok(vec![]), "a step is one event");
+    let part = |slice| EvaluationPart { slice: SliceId(slice), weight: 2.0, loss_sum: 1.0, correct: 1 };
+    let evaluation = |parts| Report::Evaluation { step: Step(1), parts };
+    assert_eq!(cluster.report(second, evaluation(vec![part(1), part(2)])), Ok(vec![]));
+    let events = cluster.report(first, evaluation(vec![part(0)])).unwrap();
+    assert!(matches!(events[..], [Event::Evaluated(Score { step: 1, accuracy: 0.5, .. })]));
+    assert_eq!(cluster.report(first, Report::Finished { step: Step(1) }), Ok(vec![]));
+    assert_eq!(cluster.report(second, Report::Finished { step: Step(1) }), Ok(vec![Event::Finished(Step(1))]));
+    assert_eq!(cluster.workers()[1].as_ref().map(|w| (w.samples, w.bytes_pushed)), Some((2, 8)));
+}
+
+#[test]
+fn the_handshake_names_both_sides() {
+    let refuse = |change: fn(&mut JoinOffer)| {
+        let mut cluster = Cluster::new(config());
+        cluster.join(offer(Role::Worker, 0), 0).unwrap();
+        let before = format!("{cluster:?}");
+        let mut offer = offer(Role::Worker, 1);
+        change(&mut offer);
+        let refusal = cluster.join(offer, 0).unwrap_err().to_string();
+        assert_eq!(format!("{cluster:?}"), before, "a refusal changes nothing");
+        refusal
+    };
+    assert_eq!(
+        refuse(|o| o.protocol = 9),
+        "worker 1 (process 9 on h): its protocol version is 9, the cluster's is 1"
+    );
+    assert_eq!(refuse(|o| o.run_id = "x".into()), "worker 1 (process 9 on h): its run is x, the cluster's is r");
+    assert!(refuse(|o| o.config_fingerprint[0] ^= 1).contains("its configuration fingerprint is"));
+    assert!(
+        refuse(|o| {
+            if let JoinPart::Worker(w) = &mut o.part {
+                w.data_fingerprint = vec![9];
+            }
+        })
+        .contains("its data fingerprint is 09…, the cluster's is 0102…")
+    );
+    assert!(
+        refuse(|o| {
+            if let JoinPart::Worker(w) = &mut o.part {
+                w.manifest = Manifest::new([("w".into(), vec![3], TensorRole::Trainable)]).unwrap();
+            }
+        })
+        .contains("its model is tensor 0 is w [3] Trainable here and w [2] Trainable there")
+    );
+    assert_eq!(refuse(|o| o.rank = 5), "there is no place for worker 5: the run has 2, counted from 0");
+    assert_eq!(refuse(|o| o.rank = 0), "worker 0 is there already");
+}
+
+#[test]
+fn who_falls_silent_is_named() {
+    let (mut cluster, [first, second], server) = full();
+    let lease = u64::from(config().timeouts.lease_ms);
+    cluster.heartbeat(first, lease).unwrap();
+    cluster.heartbeat(server, lease).unwrap();
+    assert_eq!(cluster.silent(lease), []);
+    assert_eq!(cluster.silent(lease + 1), [(second, lease + 1)]);
+    let old = Member { incarnation: Incarnation(77), ..first };
+    assert_eq!(cluster.heartbeat(old, 0), Err(Refusal::Stranger(old)));
+}
+
+#[test]
+fn reports_out_of_place_are_refused() {
+    let (mut cluster, [first, second], _) = full();
+    assert!(matches!(cluster.report(second, Report::Initialised), Err(Refusal::OutOfPlace { .. })));
+    assert!(matches!(cluster.report(first, step(0)), Err(Refusal::OutOfPlace { .. })));
+    cluster.report(first, Report::Initialised).unwrap();
+    assert!(matches!(cluster.report(first, step(1)), Err(Refusal::OutOfPlace { .. })));
+    assert_eq!(cluster.steps(), 0);
+}

@@ -1,0 +1,226 @@
+//! The shell around the cluster's core: decodes messages, keeps time, and hands events on.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use convoy_proto::{
+    config::Config,
+    ids::{Member, Role},
+    messages::{Accumulated, ClusterView, JoinOffer, Phase, Report, Verdict},
+    wire::{self, coordination_service_server::CoordinationService},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
+use tonic::{Request, Response, Status};
+
+use super::core::{Cluster, Event, Refusal};
+
+/// The gRPC face of the cluster. Clones share it.
+#[derive(Clone, Debug)]
+pub struct CoordinatorService {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    cluster: Mutex<Cluster>,
+    start: Instant,
+    view: watch::Sender<ClusterView>,
+    verdict: watch::Sender<Option<Verdict>>,
+    events: mpsc::Sender<Event>,
+    total_steps: u64,
+    patience: Duration,
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let text = refusal.to_string();
+        match refusal {
+            Refusal::Different { .. } | Refusal::OutOfPlace { .. } | Refusal::Decision(_) => Status::failed_precondition(text),
+            Refusal::NoPlace { .. } => Status::out_of_range(text),
+            Refusal::Taken(_) => Status::already_exists(text),
+            Refusal::Stranger(_) => Status::permission_denied(text),
+        }
+    }
+}
+
+impl CoordinatorService {
+    /// A coordinator for a run of `total_steps`; what happens is sent to `events`.
+    pub fn new(config: Config, total_steps: u64, events: mpsc::Sender<Event>) -> CoordinatorService {
+        let patience = Duration::from_millis(config.timeouts.start_ms.max(config.timeouts.step_ms).into());
+        let cluster = Cluster::new(config);
+        let inner = Inner {
+            view: watch::Sender::new(cluster.view()),
+            verdict: watch::Sender::new(None),
+            cluster: Mutex::new(cluster),
+            start: Instant::now(),
+            events,
+            total_steps,
+            patience,
+        };
+        CoordinatorService { inner: Arc::new(inner) }
+    }
+
+    /// The cluster, for a look or a change; views are sent out by [`CoordinatorService::advance`] and the RPCs.
+    pub fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        self.inner.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Milliseconds on the cluster's clock.
+    pub fn now_ms(&self) -> u64 {
+        self.inner.start.elapsed().as_millis() as u64
+    }
+
+    /// Moves the cluster on to a later phase and tells every member.
+    pub fn advance(&self, phase: Phase) {
+        if self.cluster().advance(phase).is_some() {
+            self.publish();
+        }
+    }
+
+    fn publish(&self) {
+        let view = self.cluster().view();
+        self.inner.view.send_if_modified(|old| {
+            let changed = *old != view;
+            *old = view;
+            changed
+        });
+    }
+
+    /// Publishes the view and hands events on; waits where the reader is behind.
+    async fn follow(&self, events: Vec<Event>) {
+        self.publish();
+        for event in events {
+            // The reader ends with the run; then nobody needs to know.
+            let _ = self.inner.events.send(event).await;
+        }
+    }
+}
+
+fn member(member: Option<wire::Member>) -> Result<Member, Status> {
+    Ok(Member::try_from(member)?)
+}
+
+type Outbound<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl CoordinationService for CoordinatorService {
+    type WatchStream = Outbound<wire::WatchResponse>;
+
+    async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
+        let offer = JoinOffer::try_from(request.into_inner())?;
+        let now = self.now_ms();
+        let (admission, events) = self.cluster().join(offer, now)?;
+        self.follow(events).await;
+        Ok(Response::new(admission.into()))
+    }
+
+    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        self.cluster().check(member(request.into_inner().member)?)?;
+        let views = WatchStream::new(self.inner.view.subscribe());
+        Ok(Response::new(Box::pin(views.map(|view| Ok(view.into())))))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<wire::HeartbeatRequest>,
+    ) -> Result<Response<wire::HeartbeatResponse>, Status> {
+        let now = self.now_ms();
+        self.cluster().heartbeat(member(request.into_inner().member)?, now)?;
+        Ok(Response::new(wire::HeartbeatResponse {}))
+    }
+
+    async fn get_manifest(
+        &self,
+        request: Request<wire::GetManifestRequest>,
+    ) -> Result<Response<wire::GetManifestResponse>, Status> {
+        self.cluster().check(member(request.into_inner().member)?)?;
+        let mut view = self.inner.view.subscribe();
+        let there = view.wait_for(|view| view.phase >= Phase::Initialising);
+        let waited = tokio::time::timeout(self.inner.patience, there).await;
+        if !matches!(waited, Ok(Ok(_))) {
+            return Err(Status::deadline_exceeded("no worker has brought a manifest"));
+        }
+        let manifest = self.cluster().manifest().map(Into::into);
+        Ok(Response::new(wire::GetManifestResponse { manifest }))
+    }
+
+    async fn decide(&self, request: Request<wire::DecideRequest>) -> Result<Response<wire::DecideResponse>, Status> {
+        let request = request.into_inner();
+        let member = member(request.member)?;
+        let part = Accumulated::try_from(request)?;
+        let step = part.proposal.step;
+        let mut decided = self.inner.verdict.subscribe();
+        if let Some(verdict) = self.cluster().decide(member, part)? {
+            self.inner.verdict.send_replace(Some(verdict));
+        }
+        let ours = |verdict: &Option<Verdict>| verdict.as_ref().is_some_and(|verdict| verdict.step == step);
+        match tokio::time::timeout(self.inner.patience, decided.wait_for(ours)).await {
+            Ok(Ok(verdict)) => Ok(Response::new(wire::DecideResponse { verdict: verdict.clone().map(Into::into) })),
+            _ => Err(Status::deadline_exceeded(format!("step {step} waits for {}", self.cluster().awaited()))),
+        }
+    }
+
+    async fn report(&self, request: Request<wire::ReportRequest>) -> Result<Response<wire::ReportResponse>, Status> {
+        let request = request.into_inner();
+        let member = member(request.member)?;
+        for report in request.reports {
+            let report = Report::try_from(report)?;
+            let events = self.cluster().report(member, report)?;
+            if !events.is_empty() {
+                self.follow(events).await;
+            }
+        }
+        Ok(Response::new(wire::ReportResponse {}))
+    }
+
+    async fn leave(&self, request: Request<wire::LeaveRequest>) -> Result<Response<wire::LeaveResponse>, Status> {
+        let request = request.into_inner();
+        let member = member(request.member)?;
+        self.cluster().check(member)?;
+        tracing::debug!("{member} leaves: {}", request.reason);
+        Ok(Response::new(wire::LeaveResponse {}))
+    }
+
+    async fn get_status(
+        &self,
+        _request: Request<wire::GetStatusRequest>,
+    ) -> Result<Response<wire::GetStatusResponse>, Status> {
+        let now = self.now_ms();
+        let cluster = self.cluster();
+        let age = |heard_ms: u64| now.saturating_sub(heard_ms) as f64 / 1e3;
+        let servers = cluster.servers().iter().flatten().map(|server| wire::MemberStatus {
+            member: Some(server.member.into()),
+            host: server.host.clone(),
+            pid: server.pid,
+            address: server.address.clone(),
+            device: String::new(),
+            heartbeat_age_seconds: age(server.heard_ms()),
+        });
+        let workers = cluster.workers().iter().flatten().map(|worker| wire::MemberStatus {
+            member: Some(worker.member.into()),
+            host: worker.host.clone(),
+            pid: worker.pid,
+            address: String::new(),
+            device: worker.offer.device.clone(),
+            heartbeat_age_seconds: age(worker.heard_ms()),
+        });
+        let view = cluster.view();
+        Ok(Response::new(wire::GetStatusResponse {
+            phase: wire::Phase::from(view.phase).into(),
+            generation: view.generation.0,
+            era: view.era.0,
+            step: cluster.steps(),
+            steps: self.inner.total_steps,
+            members: servers.chain(workers).collect(),
+        }))
+    }
+}
+
+/// The launcher itself, where it calls servers.
+pub fn launcher() -> Member {
+    Member { role: Role::Launcher, rank: 0, incarnation: convoy_proto::ids::Incarnation(0) }
+}

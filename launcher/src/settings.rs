@@ -1,0 +1,37 @@
+//! From the command line, the environment and a file to one configuration. The only place that reads the environment.
+
+use convoy_proto::config::{RawConfig, layers::Layers};
+
+use crate::{
+    cli::{Places, TrainArgs},
+    outcome::Failure,
+};
+
+/// Gathers all layers.
+///
+/// # Errors
+/// A file that cannot be read, or anything in a layer that does not fit.
+pub fn gather(args: &TrainArgs, places: &Places) -> Result<RawConfig, Failure> {
+    let mut layers = Layers::new();
+    if let Some(path) = &args.config {
+        let origin = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|problem| Failure::Usage(format!("cannot read --config {origin}: {problem}")))?;
+        layers = layers.toml(&origin, &text)?;
+    }
+    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    layers = layers.environment(variables)?;
+    layers = layers.texts("--set", &assignments(&args.set)?)?;
+    let mut flags: Vec<(String, String)> = args.into();
+    flags.extend(places.run_dir.iter().map(|dir| ("run_dir".to_string(), dir.clone())));
+    flags.extend(places.name.iter().map(|name| ("name".to_string(), name.clone())));
+    Ok(layers.texts("command line", &flags)?.raw()?)
+}
+
+fn assignments(set: &[String]) -> Result<Vec<(String, String)>, Failure> {
+    let split = |text: &String| match text.split_once('=') {
+        Some((key, value)) => Ok((key.trim().to_string(), value.trim().to_string())),
+        None => Err(Failure::Usage(format!("--set {text}: must be KEY=VALUE, such as optimizer.lr=0.01"))),
+    };
+    set.iter().map(split).collect()
+}

@@ -1,0 +1,221 @@
+//! summary.json: what a run was and how it ended. docs/summary.schema.json describes it.
+
+use convoy_proto::config::Config;
+use serde::Serialize;
+
+use crate::coordinator::{
+    core::{Cluster, WorkerRecord},
+    evaluation::Score,
+};
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It trains.
+    Running,
+    /// It made all its steps.
+    Done,
+    /// It ended early.
+    Failed,
+    /// Its loss is not finite.
+    Diverged,
+    /// A person stopped it.
+    Stopped,
+}
+
+/// Whether the run can be repeated bit for bit, or why not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Exact {
+    /// It can.
+    Yes(bool),
+    /// It cannot.
+    No(String),
+}
+
+/// The file.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "docs/summary.schema.json describes each field, and a test holds it to these")]
+pub struct Summary {
+    pub name: String,
+    pub status: Status,
+    pub exit_code: Option<u8>,
+    pub error: Option<String>,
+    pub task: String,
+    pub data: String,
+    pub mode: String,
+    pub seed: u64,
+    pub slices: u32,
+    pub batch_size: u32,
+    pub parameters: u64,
+    pub steps: u64,
+    pub skipped_steps: u64,
+    pub epochs: f64,
+    pub samples: u64,
+    pub wall_seconds: f64,
+    pub samples_per_second: f64,
+    pub final_loss: Option<f64>,
+    pub eval: Option<Score>,
+    pub params_sha256: Option<String>,
+    pub exact: Exact,
+    pub restarts: u64,
+    pub faults: u64,
+    pub lost_updates: u64,
+    pub workers: Vec<WorkerSummary>,
+    pub servers: Vec<ServerSummary>,
+}
+
+/// A worker's row.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "see Summary")]
+pub struct WorkerSummary {
+    pub rank: u32,
+    pub pid: u32,
+    pub host: String,
+    pub backend: String,
+    pub device: String,
+    pub slices: usize,
+    pub samples: u64,
+    pub bytes_pushed: u64,
+    pub bytes_pulled: u64,
+    pub seconds: Seconds,
+    pub restarts: u64,
+}
+
+/// Where a worker's time went.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[allow(missing_docs, reason = "see Summary")]
+pub struct Seconds {
+    pub data: f64,
+    pub compute: f64,
+    pub exchange: f64,
+    pub load: f64,
+}
+
+/// A server's row.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "see Summary")]
+pub struct ServerSummary {
+    pub shard: u32,
+    pub pid: u32,
+    pub address: String,
+    pub blocks: usize,
+    pub restarts: u64,
+}
+
+/// What the launcher has noted beside the cluster's own record.
+#[derive(Clone, Debug, Default)]
+pub struct Notes {
+    /// Samples in one pass over the data.
+    pub epoch_samples: u64,
+    /// From the first step to the last commit.
+    pub wall_seconds: f64,
+    /// Mean loss of the last committed step.
+    pub final_loss: Option<f64>,
+    /// The last score of the held-out data.
+    pub eval: Option<Score>,
+    /// Steps that were skipped because something was not finite.
+    pub skipped: u64,
+    /// SHA-256 of the final parameters.
+    pub params_sha256: Option<String>,
+    /// Processes that died.
+    pub faults: u64,
+}
+
+impl Summary {
+    /// The summary as things stand.
+    pub fn new(config: &Config, cluster: &Cluster, notes: &Notes) -> Summary {
+        let workers: Vec<_> = cluster.workers().iter().flatten().map(|worker| worker_row(worker, cluster)).collect();
+        let samples: u64 = workers.iter().map(|worker| worker.samples).sum();
+        let per_second = if notes.wall_seconds > 0.0 { samples as f64 / notes.wall_seconds } else { 0.0 };
+        Summary {
+            name: config.name.clone(),
+            status: Status::Running,
+            exit_code: None,
+            error: None,
+            task: config.task.clone(),
+            data: config.data.clone(),
+            mode: "sync".into(),
+            seed: config.seed,
+            slices: config.slices,
+            batch_size: config.batch_size,
+            parameters: cluster.manifest().map_or(0, |manifest| manifest.elements()),
+            steps: cluster.steps(),
+            skipped_steps: notes.skipped,
+            epochs: samples as f64 / notes.epoch_samples.max(1) as f64,
+            samples,
+            wall_seconds: notes.wall_seconds,
+            samples_per_second: per_second,
+            final_loss: notes.final_loss,
+            eval: notes.eval,
+            params_sha256: notes.params_sha256.clone(),
+            exact: exact(cluster),
+            restarts: 0,
+            faults: notes.faults,
+            lost_updates: 0,
+            servers: server_rows(config, cluster),
+            workers,
+        }
+    }
+
+    /// The same, ended.
+    pub fn ended(mut self, status: Status, exit_code: u8, error: Option<String>) -> Summary {
+        self.status = status;
+        self.exit_code = Some(exit_code);
+        self.error = error;
+        self
+    }
+}
+
+fn worker_row(worker: &WorkerRecord, cluster: &Cluster) -> WorkerSummary {
+    let rank = worker.member.rank;
+    WorkerSummary {
+        rank,
+        pid: worker.pid,
+        host: worker.host.clone(),
+        backend: worker.offer.backend.clone(),
+        device: worker.offer.device.clone(),
+        slices: cluster.view().owned_by(convoy_proto::ids::WorkerId(rank)).len(),
+        samples: worker.samples,
+        bytes_pushed: worker.bytes_pushed,
+        bytes_pulled: worker.bytes_pulled,
+        seconds: Seconds {
+            data: worker.times.data,
+            compute: worker.times.compute,
+            exchange: worker.times.exchange,
+            load: worker.times.load,
+        },
+        restarts: 0,
+    }
+}
+
+fn server_rows(config: &Config, cluster: &Cluster) -> Vec<ServerSummary> {
+    let map = cluster.manifest().map(|manifest| convoy_proto::blocks::BlockMap::new(manifest, config.servers));
+    let row = |server: &crate::coordinator::core::ServerRecord| {
+        let shard = convoy_proto::ids::ShardId(server.member.rank);
+        ServerSummary {
+            shard: shard.0,
+            pid: server.pid,
+            address: server.address.clone(),
+            blocks: map.as_ref().map_or(0, |map| map.of_shard(shard).len()),
+            restarts: 0,
+        }
+    };
+    cluster.servers().iter().flatten().map(row).collect()
+}
+
+fn exact(cluster: &Cluster) -> Exact {
+    let classes: Vec<_> = cluster.numeric_classes().into_iter().collect();
+    match classes.as_slice() {
+        [] => Exact::No("no worker has joined".into()),
+        [(_, _)] if cluster.workers().iter().flatten().all(|worker| worker.offer.backend == "cpu") => Exact::Yes(true),
+        [(class, _)] => {
+            Exact::No(format!("{class}: kernels are chosen by measuring, so two processes may add in different orders"))
+        }
+        several => {
+            let names: Vec<_> = several.iter().map(|(class, ranks)| format!("workers {ranks:?} on {class}")).collect();
+            Exact::No(format!("workers compute in different ways: {}", names.join("; ")))
+        }
+    }
+}

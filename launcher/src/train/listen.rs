@@ -1,0 +1,43 @@
+//! The coordinator's listener.
+
+use std::net::SocketAddr;
+
+use convoy_proto::{
+    limits,
+    transport::control_server,
+    wire::{DESCRIPTORS, coordination_service_server::CoordinationServiceServer},
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::{coordinator::service::CoordinatorService, outcome::Failure};
+
+/// A listener on the address, or why there is none.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|problem| {
+        Failure::Environment(format!("cannot listen on {address}: {problem}; choose another --listen, port 0 takes a free one"))
+    })
+}
+
+/// Serves coordination, health and reflection until `stop`; gives the address that members reach it at.
+pub fn serve(
+    listener: TcpListener,
+    service: CoordinatorService,
+    stop: CancellationToken,
+) -> Result<(SocketAddr, JoinHandle<Result<(), tonic::transport::Error>>), Failure> {
+    let broken = |problem: &dyn std::fmt::Display| Failure::Environment(format!("cannot serve: {problem}"));
+    let address = listener.local_addr().map_err(|problem| broken(&problem))?;
+    let service = CoordinationServiceServer::new(service)
+        .max_decoding_message_size(limits::CONTROL_BYTES)
+        .max_encoding_message_size(limits::CONTROL_BYTES);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let reflection = reflection.build_v1().map_err(|problem| broken(&problem))?;
+    let serving = tokio::spawn(async move {
+        health.set_serving::<CoordinationServiceServer<CoordinatorService>>().await;
+        let router = control_server().add_service(service).add_service(health_service).add_service(reflection);
+        router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned()).await
+    });
+    Ok((address, serving))
+}

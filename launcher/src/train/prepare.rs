@@ -1,0 +1,116 @@
+//! Before anything is started: the configuration, the data, the model's shape and the devices, all checked.
+
+use std::path::PathBuf;
+
+use super::*;
+
+/// A run that is ready to start.
+pub struct Prepared {
+    /// The configuration, complete.
+    pub config: Config,
+    /// The data.
+    pub data: Arc<dyn Dataset>,
+    /// The model's tensors.
+    pub manifest: Manifest,
+    /// Steps in all.
+    pub steps: u64,
+    /// Where workers compute.
+    pub devices: Devices,
+    workers: Vec<WorkerPlan>,
+    cores: usize,
+}
+
+/// Resolves and checks everything that can be without starting a process of the cluster.
+pub fn prepare(args: &TrainArgs, places: &Places, tasks: &[TaskEntry]) -> Result<Prepared, Failure> {
+    let raw = settings::gather(args, places)?;
+    let cores = std::thread::available_parallelism().map_or(1, Into::into);
+    let wanted = raw.backend()?;
+    // Checked before drivers are started, which takes a while.
+    let mut config = raw.clone().resolve(1)?;
+    let entry = find_task(tasks, &config.task)?;
+    let data = data::open(&config.data, config.seed)?;
+    let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
+    let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?;
+    config = Config { name: config.name, backend: devices.backend, ..raw.resolve(devices.auto_workers())? };
+    if config.name.is_empty() {
+        config.name = free_name(&config);
+    }
+    let replica = entry.open(&config, data.info(), DeviceName::Cpu).map_err(Failure::Usage)?;
+    let (manifest, steps) = (replica.manifest().clone(), total_steps(&config, data.info().train));
+    let workers = devices.deal(&config, cores);
+    Ok(Prepared { config, data, manifest, steps, devices, workers, cores })
+}
+
+fn find_task<'a>(tasks: &'a [TaskEntry], name: &str) -> Result<&'a TaskEntry, Failure> {
+    let names: Vec<_> = tasks.iter().map(|task| task.name).collect();
+    convoy_proto::config::raw::choice("task", name, &names)?;
+    tasks.iter().find(|task| task.name == name).ok_or_else(|| Failure::Usage(format!("there is no task {name}")))
+}
+
+/// A name from task, data and time that no run has.
+fn free_name(config: &Config) -> String {
+    let data = config.data.split(':').next().unwrap_or_default();
+    let stem = format!("{}-{data}-{}", config.task, jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S"));
+    let taken = |name: &String| std::path::Path::new(&config.run_dir).join(name).exists();
+    let numbered = (2..).map(|n| format!("{stem}-{n}"));
+    std::iter::once(stem.clone()).chain(numbered).find(|name| !taken(name)).unwrap_or(stem)
+}
+
+impl Prepared {
+    /// One line for people.
+    pub fn headline(&self) -> String {
+        let config = &self.config;
+        let device = &self.workers[0].device;
+        let plural = |n: u32, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        format!(
+            "{}: {} parameters, {} on {} ({}), {}, {} steps of {} samples",
+            config.task,
+            self.manifest.elements(),
+            plural(config.workers, "worker"),
+            config.backend,
+            device.about,
+            plural(config.servers, "server"),
+            self.steps,
+            config.batch_size,
+        )
+    }
+
+    /// What `--dry-run` prints.
+    pub fn describe(&self) -> String {
+        let mut text = format!("# {}\n# {}\n", self.headline(), self.data.info().about);
+        for line in &self.devices.passed_over {
+            text += &format!("# passed over {line}\n");
+        }
+        for (rank, worker) in self.workers.iter().enumerate() {
+            let threads = worker.threads.map(|n| format!(", {n} threads")).unwrap_or_default();
+            text += &format!("# worker {rank}: {} ({}){threads}\n", worker.device.name, worker.device.about);
+        }
+        let megabytes = self.manifest.elements() as f64 * 4.0 / 1e6;
+        text += &format!("# each step, each worker pushes and pulls {megabytes:.1} MB\n\n{}", self.config.to_toml());
+        text
+    }
+
+    /// The processes of the cluster.
+    pub fn children(&self, run: &str, coordinator: SocketAddr, log: impl Fn(&str) -> PathBuf) -> Vec<ChildSpec> {
+        let common = |rank: u32| {
+            let rank = rank.to_string();
+            let coordinator = coordinator.to_string();
+            ["--run", run, "--rank", &rank, "--coordinator", &coordinator, "--supervised"].map(String::from).to_vec()
+        };
+        let spec = |role: Role, rank: u32, more: Vec<String>| ChildSpec {
+            role,
+            rank,
+            arguments: [common(rank), more].concat(),
+            log: log(&format!("{role}-{rank}")),
+        };
+        let servers = (0..self.config.servers).map(|rank| {
+            spec(Role::Server, rank, vec!["--threads".into(), self.cores.to_string()])
+        });
+        let workers = (0..).zip(&self.workers).map(|(rank, worker)| {
+            let device = ["--device", &worker.device.name.to_string(), "--device-name", &worker.device.about];
+            let threads = worker.threads.map(|n| ["--threads".to_string(), n.to_string()]);
+            spec(Role::Worker, rank, [device.map(String::from).to_vec(), threads.map(Vec::from).unwrap_or_default()].concat())
+        });
+        servers.chain(workers).collect()
+    }
+}

@@ -1,0 +1,179 @@
+//! Between a burn module and the parameter space: the manifest, values out, values in, gradients out.
+//!
+//! A tensor is known by its `ParamId` within a process and by its module path outside. Tied tensors share an id and are
+//! one entry, at the path where they are met first.
+
+use std::collections::HashMap;
+
+use burn::{
+    Dispatch, DispatchDevice,
+    module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
+    tensor::{Tensor, TensorData, Transaction, backend::AutodiffBackend},
+};
+use convoy_proto::{
+    manifest::{Manifest, TensorRole},
+    sum,
+};
+
+/// The values of every tensor of a manifest, in its order; tensors that do not take part are empty.
+pub type Tensors = Vec<Vec<f32>>;
+
+/// A model's manifest, and which of its parameters is which entry.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The manifest.
+    pub manifest: Manifest,
+    entries: HashMap<ParamId, usize>,
+}
+
+impl Layout {
+    /// Reads off a model on an autodiff device, which initialises it.
+    ///
+    /// # Errors
+    /// A model without parameters, in words.
+    pub fn of<M: Module<Dispatch>>(model: &M) -> Result<Layout, String> {
+        let mut scribe = Scribe::default();
+        model.visit(&mut scribe);
+        let manifest = Manifest::new(scribe.tensors).map_err(|error| error.to_string())?;
+        Ok(Layout { manifest, entries: scribe.entries })
+    }
+
+    /// The model's values.
+    pub fn values<M: Module<Dispatch>>(&self, model: &M) -> Tensors {
+        let mut reader = Reader { entries: &self.entries, order: Vec::new(), transaction: Transaction::default() };
+        model.visit(&mut reader);
+        reader.read(self.manifest.tensors().len()).0
+    }
+
+    /// The gradients that a backward pass left, and `extra`'s value, read from the device at once. A trainable tensor
+    /// without a gradient has zeros.
+    pub fn gradients<M: Module<Dispatch>>(
+        &self,
+        model: &M,
+        gradients: &<Dispatch as AutodiffBackend>::Gradients,
+        extra: Tensor<Dispatch, 1>,
+    ) -> (Tensors, f32) {
+        let transaction = Transaction::default().register(extra);
+        let reader = Reader { entries: &self.entries, order: Vec::new(), transaction };
+        let mut collector = Collector { reader, gradients };
+        model.visit(&mut collector);
+        let (mut tensors, extra) = collector.reader.read(self.manifest.tensors().len());
+        for (values, tensor) in tensors.iter_mut().zip(self.manifest.tensors()) {
+            if values.is_empty() && tensor.role == TensorRole::Trainable {
+                *values = vec![0.0; tensor.elements() as usize];
+            }
+        }
+        (tensors, extra)
+    }
+
+    /// The model with other values, on `device`. Tensors that are empty stay as they are.
+    pub fn load<M: Module<Dispatch>>(&self, model: M, values: Tensors, device: &DispatchDevice) -> M {
+        model.map(&mut Loader { entries: &self.entries, values, device })
+    }
+}
+
+/// Writes the manifest.
+#[derive(Default)]
+struct Scribe {
+    path: Vec<String>,
+    tensors: Vec<(String, Vec<u64>, TensorRole)>,
+    entries: HashMap<ParamId, usize>,
+}
+
+impl ModuleVisitor<Dispatch> for Scribe {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Dispatch, D>>) {
+        if self.entries.contains_key(&param.id) {
+            return;
+        }
+        let shape = param.lazy_shape().iter().map(|dim| *dim as u64).collect();
+        let role = if param.val().is_require_grad() { TensorRole::Trainable } else { TensorRole::Frozen };
+        self.entries.insert(param.id, self.tensors.len());
+        self.tensors.push((self.path.join("."), shape, role));
+    }
+}
+
+/// Reads tensors off the device in one transaction.
+struct Reader<'a> {
+    entries: &'a HashMap<ParamId, usize>,
+    order: Vec<usize>,
+    transaction: Transaction<Dispatch>,
+}
+
+impl Reader<'_> {
+    fn add<const D: usize>(&mut self, id: ParamId, tensor: Tensor<Dispatch, D>) {
+        if let Some(entry) = self.entries.get(&id) {
+            self.order.push(*entry);
+            let transaction = std::mem::take(&mut self.transaction);
+            self.transaction = transaction.register(tensor);
+        }
+    }
+
+    /// The tensors by entry, those met twice added up, and the value that was registered ahead of them, if any.
+    fn read(self, entries: usize) -> (Tensors, f32) {
+        let mut data = self.transaction.execute().into_iter();
+        let ahead = data.len() - self.order.len();
+        let extra = data.by_ref().take(ahead).next().map_or(0.0, |data| floats(data)[0]);
+        let mut tensors = vec![Vec::new(); entries];
+        for (entry, data) in self.order.into_iter().zip(data) {
+            let values = floats(data);
+            if tensors[entry].is_empty() {
+                tensors[entry] = values;
+            } else {
+                sum::add(&mut tensors[entry], &values);
+            }
+        }
+        (tensors, extra)
+    }
+}
+
+fn floats(data: TensorData) -> Vec<f32> {
+    data.into_vec().expect("every float tensor of a model is f32")
+}
+
+impl ModuleVisitor<Dispatch> for Reader<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Dispatch, D>>) {
+        let met = self.entries.get(&param.id).is_some_and(|entry| self.order.contains(entry));
+        if !met {
+            self.add(param.id, param.val());
+        }
+    }
+}
+
+struct Collector<'a> {
+    reader: Reader<'a>,
+    gradients: &'a <Dispatch as AutodiffBackend>::Gradients,
+}
+
+impl ModuleVisitor<Dispatch> for Collector<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Dispatch, D>>) {
+        if let Some(gradient) = param.val().grad(self.gradients) {
+            self.reader.add(param.id, gradient);
+        }
+    }
+}
+
+struct Loader<'a> {
+    entries: &'a HashMap<ParamId, usize>,
+    values: Tensors,
+    device: &'a DispatchDevice,
+}
+
+impl ModuleMapper<Dispatch> for Loader<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<Dispatch, D>>) -> Param<Tensor<Dispatch, D>> {
+        let Some(values) = self.entries.get(&param.id).map(|entry| &mut self.values[*entry]) else { return param };
+        if values.is_empty() {
+            return param;
+        }
+        let data = TensorData::new(std::mem::take(values), param.lazy_shape());
+        let id = param.id;
+        param.transform_for_load(Tensor::from_data(data, self.device), id)
+    }
+}

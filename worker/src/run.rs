@@ -1,0 +1,322 @@
+//! The life of a worker process: join, initialise if told to, step until told to stop.
+//!
+//! The main thread computes and is the only one that touches burn; connections live on a small runtime beside it, so
+//! that heartbeats go out whatever the main thread does.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use convoy_proto::{
+    BUILD, PROTOCOL,
+    config::{Config, Length},
+    ids::{Role, SliceId, Step, WorkerId},
+    messages::{ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, StepTimes, WorkerOffer},
+    process::{self, StartError},
+    transport::{Coordinator, Membership, TransportError},
+};
+use tokio::{runtime::Runtime, sync::mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info};
+
+use crate::{
+    data::{self, DataError, Dataset},
+    device::{self, DeviceName},
+    exchange::{Exchange, ExchangeError, Exchanged},
+    learner::Replica,
+    step::{Contribution, Feed, order_of},
+    task::TaskEntry,
+};
+
+/// Reports that wait to be sent: more than a coordinator can fall behind in a lease.
+const REPORTS_AHEAD: usize = 4096;
+
+/// What a worker is told on its command line.
+#[derive(Args, Clone, Debug)]
+pub struct WorkerArgs {
+    /// Directory of the run; its config.toml is read
+    #[arg(long = "run", value_name = "DIR")]
+    pub run: PathBuf,
+    /// Which worker this is, from 0
+    #[arg(long)]
+    pub rank: u32,
+    /// Address of the coordinator
+    #[arg(long, value_name = "HOST:PORT")]
+    pub coordinator: String,
+    /// Device: cpu, cuda:N or wgpu:discrete|integrated|virtual|software:N
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceName,
+    /// What people call the device
+    #[arg(long, default_value = "")]
+    pub device_name: String,
+    /// Threads for computing on the CPU; all cores by default
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// End when standard input ends
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// Why a worker ends before the cluster does.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    /// The run's files.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The rank, task or data do not fit the run.
+    #[error("{0}")]
+    Setup(String),
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The coordinator refuses or is gone.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// A server refuses or is gone.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    /// The coordinator has not been heard of for a lease.
+    #[error("the coordinator is lost")]
+    Lost,
+    /// A step was not committed in time.
+    #[error("step {step} was not committed within {limit_ms} ms")]
+    Late {
+        /// The step.
+        step: Step,
+        /// The limit.
+        limit_ms: u32,
+    },
+    /// The runtime did not start.
+    #[error("cannot start the runtime: {0}")]
+    Runtime(std::io::Error),
+}
+
+impl WorkError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            WorkError::Start(_) | WorkError::Setup(_) | WorkError::Data(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// Runs a worker to its end and says how it ended; `tasks` is the table that the run's task is looked up in.
+pub fn main(args: &WorkerArgs, tasks: &[TaskEntry]) -> ExitCode {
+    process::init_logs();
+    if let Some(threads) = args.threads {
+        // A second pool in one process is refused; then the first one's size stays.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build_global();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = runtime.map_err(WorkError::Runtime).and_then(|runtime| {
+        let result = work(args, tasks, &runtime);
+        runtime.shutdown_timeout(Duration::from_millis(200));
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            error!("worker {}: {problem}", args.rank);
+            ExitCode::from(problem.exit_code())
+        }
+    }
+}
+
+fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(), WorkError> {
+    let config = process::load_config(&args.run)?;
+    let data = data::open(&config.data, config.seed)?;
+    let entry = tasks.iter().find(|task| task.name == config.task);
+    let entry = entry.ok_or_else(|| WorkError::Setup(format!("this program has no task `{}`", config.task)))?;
+    let replica = entry.open(&config, data.info(), args.device).map_err(WorkError::Setup)?;
+    let (lost, tracker) = (CancellationToken::new(), TaskTracker::new());
+    if args.supervised {
+        process::watch_parent(lost.clone());
+    }
+    let offer = offer(args, &config, &*data, &*replica);
+    let membership = runtime.block_on(async {
+        let coordinator = Coordinator::connect(&args.coordinator).await?;
+        Membership::join(coordinator, offer, &tracker, lost).await
+    })?;
+    info!("worker {} computes on {}, process {}", args.rank, args.device, std::process::id());
+    let mut worker = Worker::start(runtime, config, data, replica, membership)?;
+    worker.train()?;
+    worker.finish()
+}
+
+fn offer(args: &WorkerArgs, config: &Config, data: &dyn Dataset, replica: &dyn Replica) -> JoinOffer {
+    JoinOffer {
+        protocol: PROTOCOL,
+        build: BUILD.into(),
+        run_id: config.run_id().into(),
+        role: Role::Worker,
+        rank: args.rank,
+        pid: std::process::id(),
+        host: process::host_name(),
+        config_fingerprint: config.fingerprint(),
+        part: JoinPart::Worker(Box::new(WorkerOffer {
+            backend: args.device.backend().to_string(),
+            device: if args.device_name.is_empty() { args.device.to_string() } else { args.device_name.clone() },
+            numeric_class: device::numeric_class(args.device),
+            data_fingerprint: data.info().fingerprint.clone(),
+            manifest: replica.manifest().clone(),
+        })),
+    }
+}
+
+/// How many steps a run makes.
+pub fn total_steps(config: &Config, train: u32) -> u64 {
+    match config.length {
+        Length::Steps(steps) => steps,
+        Length::Epochs(epochs) => epochs * order_of(config, train).steps_per_epoch(),
+    }
+}
+
+struct Worker<'a> {
+    runtime: &'a Runtime,
+    config: Config,
+    replica: Box<dyn Replica>,
+    feed: Feed,
+    membership: Membership,
+    exchange: Exchange,
+    reports: mpsc::Sender<Report>,
+    sender: tokio::task::JoinHandle<Result<(), TransportError>>,
+    step: Step,
+    steps: u64,
+    evaluated: Option<Step>,
+}
+
+impl<'a> Worker<'a> {
+    /// Connects to the shards and takes over the parameters of step 0, setting them first if told to.
+    fn start(
+        runtime: &'a Runtime,
+        config: Config,
+        data: Arc<dyn Dataset>,
+        mut replica: Box<dyn Replica>,
+        membership: Membership,
+    ) -> Result<Self, WorkError> {
+        let steps = total_steps(&config, data.info().train);
+        let (reports, queue) = mpsc::channel(REPORTS_AHEAD);
+        let sender = runtime.spawn(send_reports(membership.clone(), queue));
+        let lost = || WorkError::Lost;
+        let exchange = runtime.block_on(async {
+            let view = membership.reached(Phase::Initialising).await.ok_or_else(lost)?;
+            let exchange = Exchange::connect(membership.member, replica.manifest(), &view).await?;
+            if view.initialiser == WorkerId(membership.member.rank) && view.phase == Phase::Initialising {
+                exchange.initialise(replica.initial(config.seed)).await?;
+                // The queue is empty and its reader lives as long as the runtime.
+                let _ = reports.send(Report::Initialised).await;
+            }
+            let view = membership.reached(Phase::Training).await.ok_or_else(lost)?;
+            replica.load(exchange.pull(view.era, Step(0)).await?);
+            Ok::<_, WorkError>(exchange)
+        })?;
+        let feed = Feed::new(data, &config);
+        let (step, evaluated) = (Step(0), None);
+        Ok(Worker { runtime, config, replica, feed, membership, exchange, reports, sender, step, steps, evaluated })
+    }
+
+    fn owned(&self, view: &ClusterView) -> BTreeSet<SliceId> {
+        view.owned_by(WorkerId(self.membership.member.rank))
+    }
+
+    fn train(&mut self) -> Result<(), WorkError> {
+        while self.step.0 < self.steps {
+            let view = self.membership.view();
+            if view.phase >= Phase::Stopping || !self.make_step(&view)? {
+                info!("stopped after {} steps", self.step);
+                return Ok(());
+            }
+            if self.config.eval_every > 0 && self.step.0.is_multiple_of(self.config.eval_every) {
+                self.evaluate();
+            }
+        }
+        if self.evaluated != Some(self.step) {
+            self.evaluate();
+        }
+        Ok(())
+    }
+
+    /// Makes a step; false if the cluster stops before it is committed.
+    fn make_step(&mut self, view: &ClusterView) -> Result<bool, WorkError> {
+        let owned = self.owned(view);
+        let contribution = self.feed.contribute(&mut *self.replica, self.step, &owned);
+        let (samples, times) = (contribution.samples, contribution.times);
+        let start = Instant::now();
+        let Some(exchanged) = self.exchange(view, contribution)? else { return Ok(false) };
+        let exchange = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        self.replica.load(exchanged.tensors);
+        let times = StepTimes { exchange, load: start.elapsed().as_secs_f64(), ..times };
+        self.report(Report::Step(StepReport {
+            verdict: exchanged.verdict,
+            samples,
+            bytes_pushed: exchanged.pushed,
+            bytes_pulled: exchanged.pulled,
+            times,
+        }));
+        self.step = self.step.next();
+        Ok(true)
+    }
+
+    fn exchange(&self, view: &ClusterView, contribution: Contribution) -> Result<Option<Exchanged>, WorkError> {
+        let (step, limit_ms) = (self.step, self.config.timeouts.step_ms);
+        let mut views = self.membership.views();
+        self.runtime.block_on(async {
+            let exchange = self.exchange.push_pull((view.generation, view.era, step), contribution);
+            tokio::select! {
+                biased;
+                exchanged = exchange => Ok(Some(exchanged?)),
+                _ = views.wait_for(|view| view.phase >= Phase::Stopping) => Ok(None),
+                () = self.membership.lost.cancelled() => Err(WorkError::Lost),
+                () = tokio::time::sleep(Duration::from_millis(limit_ms.into())) => Err(WorkError::Late { step, limit_ms }),
+            }
+        })
+    }
+
+    fn evaluate(&mut self) {
+        let owned = self.owned(&self.membership.view());
+        let parts = self.feed.evaluate(&*self.replica, &owned);
+        self.evaluated = Some(self.step);
+        self.report(Report::Evaluation { step: self.step, parts });
+    }
+
+    fn report(&self, report: Report) {
+        // Fails only if the coordinator is gone, which `lost` tells, too.
+        let _ = self.reports.blocking_send(report);
+    }
+
+    /// Hands in the last reports and stays until the cluster ends.
+    fn finish(self) -> Result<(), WorkError> {
+        self.report(Report::Finished { step: self.step });
+        let Worker { runtime, membership, reports, sender, .. } = self;
+        drop(reports);
+        runtime.block_on(async {
+            if let Ok(sent) = sender.await {
+                sent?;
+            }
+            membership.reached(Phase::Ended).await.ok_or(WorkError::Lost)?;
+            // The coordinator may be gone by now, which is all the same.
+            let _ = membership.coordinator.leave(membership.member, "finished").await;
+            Ok(())
+        })
+    }
+}
+
+/// Sends reports in order, as many at once as have gathered.
+async fn send_reports(membership: Membership, mut queue: mpsc::Receiver<Report>) -> Result<(), TransportError> {
+    let mut reports = Vec::new();
+    while queue.recv_many(&mut reports, REPORTS_AHEAD).await > 0 {
+        let batch = std::mem::take(&mut reports);
+        if let Err(problem) = membership.coordinator.report(membership.member, batch).await {
+            membership.lost.cancel();
+            return Err(problem);
+        }
+    }
+    Ok(())
+}
+
