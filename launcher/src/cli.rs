@@ -88,7 +88,7 @@ pub struct TrainArgs {
     /// Steps to train
     #[arg(long, value_name = "N", conflicts_with = "epochs", help_heading = "Training")]
     pub steps: Option<String>,
-    /// Passes over the training data [default: 5]
+    /// Passes over the training data [default: 4]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub epochs: Option<String>,
     /// Samples per step, over all workers [default: 128]

@@ -141,7 +141,9 @@ impl Session {
     }
 
     fn start_children(&self, address: SocketAddr) -> Result<(), Failure> {
-        let run = self.run_dir.path().display().to_string();
+        // Absolute, so that a person finds a child by its run wherever they are.
+        let run = std::path::absolute(self.run_dir.path()).unwrap_or_else(|_| self.run_dir.path().into());
+        let run = run.display().to_string();
         for spec in self.prepared.children(&run, address, |process| self.run_dir.log(process)) {
             self.children.start(spec)?;
         }
@@ -168,6 +170,7 @@ impl Session {
 
     /// The first signal finishes the step in progress, the second ends at once.
     fn stop(&mut self, signal: i32) -> Result<(), Failure> {
+        self.metric(&json!({ "event": "signal", "era": 0, "signal": signal }));
         let training = self.service.cluster().phase() >= Phase::Training;
         if self.stopping.replace(signal).is_some() || !training {
             return Err(Failure::Signal(signal));

@@ -41,6 +41,11 @@ pub fn sum_of_squares(values: &[f32]) -> f64 {
     lanes.into_iter().chain(tail).fold(0.0, |sum, x| sum + x)
 }
 
+/// Whether no value is infinite or NaN: the largest exponent decides, in a loop that vectorises.
+pub fn all_finite(values: &[f32]) -> bool {
+    values.iter().fold(0, |most, value| most.max(value.to_bits() & 0x7fff_ffff)) < f32::INFINITY.to_bits()
+}
+
 /// Views f32 values as the bytes of a payload.
 ///
 /// Only little-endian machines are supported; the build fails on others.
@@ -64,6 +69,14 @@ mod tests {
         assert_eq!(a, b);
         read_payload(&mut b, &bytes[1..]);
         assert_eq!(b, values);
+    }
+
+    #[test]
+    fn finite_means_all() {
+        assert!(all_finite(&[0.0, -1.0, f32::MAX, f32::MIN_POSITIVE]) && all_finite(&[]));
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(!all_finite(&[1.0, bad, 2.0]));
+        }
     }
 
     #[test]

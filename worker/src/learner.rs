@@ -7,6 +7,7 @@ use burn::{
 use convoy_proto::{
     manifest::Manifest,
     order::{Purpose, stream},
+    sum,
 };
 use rand_core::RngCore;
 
@@ -133,7 +134,7 @@ impl<T: Task> Replica for Learner<T> {
         let score = self.task.score(self.model(), &self.batch(batch, &self.autodiff));
         let gradients = score.loss_sum.backward();
         let (tensors, loss_sum) = self.layout.gradients(self.model(), &gradients, score.loss_sum.inner());
-        let finite = loss_sum.is_finite() && tensors.iter().all(|values| all_finite(values));
+        let finite = loss_sum.is_finite() && tensors.iter().all(|values| sum::all_finite(values));
         SliceGradient { weight: score.weight, loss_sum: loss_sum.into(), finite, tensors }
     }
 
@@ -143,8 +144,8 @@ impl<T: Task> Replica for Learner<T> {
         let score = self.task.score(&self.model().valid(), &self.batch(batch, &self.device));
         let rows = labels.len();
         let best = score.logits.argmax(1).reshape([rows]);
-        let read = Transaction::default().register(score.loss_sum).register(best).execute();
-        let [loss, best] = read.as_slice() else { unreachable!("two tensors were registered") };
+        let both = Transaction::default().register(score.loss_sum).register(best).execute();
+        let [loss, best] = both.as_slice() else { unreachable!("two tensors were registered") };
         let correct = best.iter::<i64>().zip(&labels).filter(|(best, label)| *best == i64::from(**label)).count();
         Evaluation {
             weight: score.weight,
@@ -166,24 +167,5 @@ impl<T: Task> Replica for Learner<T> {
             })
         };
         probabilities.chunks(classes).map(best).collect()
-    }
-}
-
-/// Whether no value is infinite or NaN: the largest exponent decides, in a loop that vectorises.
-fn all_finite(values: &[f32]) -> bool {
-    values.iter().fold(0, |most, value| most.max(value.to_bits() & 0x7fff_ffff)) < f32::INFINITY.to_bits()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn finite_means_all() {
-        assert!(all_finite(&[0.0, -1.0, f32::MAX, f32::MIN_POSITIVE]));
-        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            assert!(!all_finite(&[1.0, bad, 2.0]));
-        }
-        assert!(all_finite(&[]));
     }
 }

@@ -148,7 +148,7 @@ impl RawConfig {
         let backend = self.backend()?;
         let length = match (self.steps, self.epochs) {
             (Some(steps), None) => Length::Steps(u64::from(count("steps", steps, 1, u32::MAX)?)),
-            (None, epochs) => Length::Epochs(u64::from(count("epochs", epochs.unwrap_or(5), 1, u32::MAX)?)),
+            (None, epochs) => Length::Epochs(u64::from(count("epochs", epochs.unwrap_or(4), 1, u32::MAX)?)),
             (Some(steps), Some(_)) => return Err(value_error("steps", steps, "excludes `epochs`; give one of them")),
         };
         let slices = count("slices", self.slices.unwrap_or(workers.into()), 1, 65_536)?;

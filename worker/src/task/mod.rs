@@ -107,7 +107,7 @@ pub fn find(name: &str) -> Result<&'static TaskEntry, String> {
 }
 
 /// The cross entropy of logits and labels, summed over the rows.
-pub(crate) fn cross_entropy(logits: Tensor<Dispatch, 2>, labels: Tensor<Dispatch, 1, Int>) -> Score {
+pub fn cross_entropy(logits: Tensor<Dispatch, 2>, labels: Tensor<Dispatch, 1, Int>) -> Score {
     let [rows, _] = logits.dims();
     let chosen = log_softmax(logits.clone(), 1).gather(1, labels.reshape([rows, 1]));
     Score { loss_sum: chosen.sum().neg(), weight: rows as f64, logits }

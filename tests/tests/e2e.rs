@@ -1,0 +1,17 @@
+//! Whole runs of the program, as a person starts them.
+
+mod bits;
+mod faults;
+mod inputs;
+mod learning;
+mod outputs;
+
+use convoy_tests::Bench;
+
+/// A place to run the program under test in.
+fn bench() -> Bench {
+    Bench::new(env!("CARGO_BIN_EXE_cluster"))
+}
+
+/// A model that trains in no time.
+const SMALL: &str = "--task mlp --set model.hidden=[16] --eval-every 0";
