@@ -7,7 +7,9 @@ use convoy_server::ServerArgs;
 use convoy_worker::{WorkerArgs, task::TaskEntry};
 
 use crate::{
-    eval, outcome::{Failure, exit}, probe, train,
+    eval,
+    outcome::{Failure, exit},
+    probe, train,
 };
 
 const ABOUT: &str = "Trains a model on a cluster of workers around exact parameter servers";
@@ -24,7 +26,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 environment, 4 processes lost, 5 diverg
 
 /// The command line of the program.
 #[derive(Debug, Parser)]
-#[command(name = "launcher", version, about = ABOUT, after_help = EXAMPLES, args_conflicts_with_subcommands = false)]
+#[command(name = "launcher", version, about = ABOUT, after_help = EXAMPLES, args_override_self = true)]
 pub struct Cli {
     #[command(flatten)]
     places: Places,

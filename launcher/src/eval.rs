@@ -35,7 +35,9 @@ pub fn eval(args: &EvalArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(),
     let config = process::load_config(&path).map_err(|error| Failure::Usage(error.to_string()))?;
     let wanted = match &args.backend {
         None => config.backend,
-        Some(word) => convoy_proto::config::RawConfig { backend: Some(word.clone()), ..Default::default() }.backend()?,
+        Some(word) => {
+            convoy_proto::config::RawConfig { backend: Some(word.clone()), ..Default::default() }.backend()?
+        }
     };
     let cores = std::thread::available_parallelism().map_or(1, Into::into);
     let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
@@ -59,7 +61,8 @@ pub fn eval(args: &EvalArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(),
     }
     let (loss, accuracy, samples) = (score.loss, score.accuracy, score.samples);
     if args.json {
-        let value = serde_json::json!({ "loss": loss, "accuracy": accuracy, "samples": samples, "params_sha256": sha256 });
+        let value =
+            serde_json::json!({ "loss": loss, "accuracy": accuracy, "samples": samples, "params_sha256": sha256 });
         return say(value);
     }
     say(format_args!("accuracy {accuracy:.4}  loss {loss:.4}  on {samples} held-out samples of {}", config.data))

@@ -55,7 +55,8 @@ pub fn choose(wanted: Backend, reports: &[BackendReport], cores: usize) -> Resul
             }
             Ok(devices) => {
                 let names: Vec<_> = devices.iter().map(|device| device.about.as_str()).collect();
-                passed_over.push(format!("{backend}: only in software ({}), slower than the CPU backend", names.join(", ")));
+                passed_over
+                    .push(format!("{backend}: only in software ({}), slower than the CPU backend", names.join(", ")));
             }
             Err(reason) => passed_over.push(format!("{backend}: {reason}")),
         }

@@ -26,7 +26,10 @@ impl RunDir {
         let root = Path::new(root);
         let path = root.join(name);
         let cannot = |what: &Path, problem: io::Error| {
-            Failure::Environment(format!("cannot write {}: {problem}; choose another place with --run-dir", what.display()))
+            Failure::Environment(format!(
+                "cannot write {}: {problem}; choose another place with --run-dir",
+                what.display()
+            ))
         };
         fs::create_dir_all(root).map_err(|problem| cannot(root, problem))?;
         match fs::create_dir(&path) {

@@ -19,7 +19,8 @@ pub fn gather(args: &TrainArgs, places: &Places) -> Result<RawConfig, Failure> {
             .map_err(|problem| Failure::Usage(format!("cannot read --config {origin}: {problem}")))?;
         layers = layers.toml(&origin, &text)?;
     }
-    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     layers = layers.environment(variables)?;
     layers = layers.texts("--set", &assignments(&args.set)?)?;
     let mut flags: Vec<(String, String)> = args.into();

@@ -4,8 +4,9 @@ use convoy_proto::config::Config;
 use serde::Serialize;
 
 use crate::coordinator::{
-    core::{Cluster, WorkerRecord},
+    core::Cluster,
     evaluation::Score,
+    records::{ServerRecord, WorkerRecord},
 };
 
 /// Where a run stands.
@@ -192,7 +193,7 @@ fn worker_row(worker: &WorkerRecord, cluster: &Cluster) -> WorkerSummary {
 
 fn server_rows(config: &Config, cluster: &Cluster) -> Vec<ServerSummary> {
     let map = cluster.manifest().map(|manifest| convoy_proto::blocks::BlockMap::new(manifest, config.servers));
-    let row = |server: &crate::coordinator::core::ServerRecord| {
+    let row = |server: &ServerRecord| {
         let shard = convoy_proto::ids::ShardId(server.member.rank);
         ServerSummary {
             shard: shard.0,

@@ -196,7 +196,9 @@ impl Session {
             Event::Evaluated(score) => {
                 self.notes.eval = Some(score);
                 let (loss, accuracy) = (score.loss, score.accuracy);
-                self.metric(&json!({ "event": "eval", "era": 0, "step": score.step, "loss": loss, "accuracy": accuracy }));
+                self.metric(
+                    &json!({ "event": "eval", "era": 0, "step": score.step, "loss": loss, "accuracy": accuracy }),
+                );
                 self.progress.say(&format!("step {}  held-out loss {loss:.4}  accuracy {accuracy:.4}", score.step));
                 self.save_summary();
             }
@@ -343,7 +345,9 @@ impl Session {
     }
 
     fn write_json(&self, name: &str, value: &impl serde::Serialize) -> Result<(), Failure> {
-        let cannot = |problem| Failure::Environment(format!("cannot write {}: {problem}", self.run_dir.path().join(name).display()));
+        let cannot = |problem| {
+            Failure::Environment(format!("cannot write {}: {problem}", self.run_dir.path().join(name).display()))
+        };
         self.run_dir.replace_json(name, value).map_err(cannot)
     }
 
@@ -371,7 +375,9 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Signals, Failure> {
-        let listen = |kind| signal(kind).map_err(|problem| Failure::Environment(format!("cannot listen for signals: {problem}")));
+        let listen = |kind| {
+            signal(kind).map_err(|problem| Failure::Environment(format!("cannot listen for signals: {problem}")))
+        };
         Ok(Signals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 

@@ -111,7 +111,9 @@ mod tests {
 
     fn draw(map: &BlockMap) -> String {
         (0..map.shards())
-            .map(|s| map.of_shard(ShardId(s)).iter().map(|b| format!("{}+{}", b.start, b.len)).collect::<Vec<_>>().join(" "))
+            .map(|s| {
+                map.of_shard(ShardId(s)).iter().map(|b| format!("{}+{}", b.start, b.len)).collect::<Vec<_>>().join(" ")
+            })
             .collect::<Vec<_>>()
             .join(" | ")
     }

@@ -7,8 +7,9 @@ use crate::{
     ids::{BlockId, Era, Generation, Incarnation, Member, Role, SliceId, Step, WorkerId},
     manifest::{Manifest, TensorRole},
     messages::{
-        Accumulated, Action, Admission, ClusterView, EvaluationPart, GradientBlock, JoinOffer, JoinPart, ParameterBlock,
-        Phase, PulledPart, PushHeader, PushPart, Report, SliceHeader, StepReport, StepTimes, Verdict, WorkerOffer,
+        Accumulated, Action, Admission, ClusterView, EvaluationPart, GradientBlock, JoinOffer, JoinPart,
+        ParameterBlock, Phase, PulledPart, PushHeader, PushPart, Report, SliceHeader, StepReport, StepTimes, Verdict,
+        WorkerOffer,
     },
     tree::Node,
     wire,
@@ -69,7 +70,11 @@ fn role(value: i32) -> Result<Role> {
 
 impl From<Member> for wire::Member {
     fn from(member: Member) -> Self {
-        wire::Member { role: wire::Role::from(member.role).into(), rank: member.rank, incarnation: member.incarnation.0 }
+        wire::Member {
+            role: wire::Role::from(member.role).into(),
+            rank: member.rank,
+            incarnation: member.incarnation.0,
+        }
     }
 }
 
@@ -219,6 +224,7 @@ impl From<ClusterView> for wire::WatchResponse {
             owners: view.owners.iter().map(|owner| owner.0).collect(),
             initialiser: view.initialiser.0,
             incarnations: view.incarnations.iter().map(|incarnation| incarnation.0).collect(),
+            stop_at: view.stop_at.map(|step| step.0),
         }
     }
 }
@@ -246,6 +252,7 @@ impl TryFrom<wire::WatchResponse> for ClusterView {
             owners: view.owners.into_iter().map(WorkerId).collect(),
             initialiser: WorkerId(view.initialiser),
             incarnations: view.incarnations.into_iter().map(Incarnation).collect(),
+            stop_at: view.stop_at.map(Step),
         })
     }
 }
@@ -499,6 +506,7 @@ impl From<Report> for wire::Report {
                 });
                 Kind::Evaluation(wire::EvaluationReport { step: step.0, parts: parts.collect() })
             }
+            Report::Pausing { pushed } => Kind::Pausing(wire::Pausing { pushed: pushed.0 }),
             Report::Finished { step } => Kind::Finished(wire::Finished { steps: step.0 }),
         };
         wire::Report { kind: Some(kind) }
@@ -524,6 +532,7 @@ impl TryFrom<wire::Report> for Report {
                 });
                 Report::Evaluation { step: Step(report.step), parts: parts.collect::<Result<_>>()? }
             }
+            Kind::Pausing(pausing) => Report::Pausing { pushed: Step(pausing.pushed) },
             Kind::Finished(finished) => Report::Finished { step: Step(finished.steps) },
         })
     }

@@ -1,7 +1,7 @@
 //! Round trips, and what malformed messages are told.
 
-use prost::Message;
 use proptest::prelude::*;
+use prost::Message;
 
 use super::*;
 
@@ -12,7 +12,8 @@ fn member() -> Member {
 #[test]
 fn a_push_survives_the_wire() {
     let slice = SliceHeader { slice: SliceId(1), weight: 16.0, loss_sum: 2.5, finite: true };
-    let header = PushHeader { member: member(), generation: Generation(1), era: Era(2), step: Step(3), slices: vec![slice] };
+    let header =
+        PushHeader { member: member(), generation: Generation(1), era: Era(2), step: Step(3), slices: vec![slice] };
     let block = GradientBlock { block: BlockId(7), node: Node { first: 2, len: 2 }, payload: vec![1, 2, 3, 4].into() };
     for part in [PushPart::Header(header), PushPart::Blocks(vec![block])] {
         let bytes = wire::PushPullRequest::from(part.clone()).encode_to_vec();
@@ -38,7 +39,8 @@ fn a_verdict_survives_the_wire() {
 
 #[test]
 fn a_join_survives_the_wire() {
-    let manifest = Manifest::new([("w".into(), vec![2, 3], TensorRole::Trainable), ("b".into(), vec![3], TensorRole::Frozen)]);
+    let manifest =
+        Manifest::new([("w".into(), vec![2, 3], TensorRole::Trainable), ("b".into(), vec![3], TensorRole::Frozen)]);
     let offer = JoinOffer {
         protocol: 1,
         build: "b".into(),
@@ -79,8 +81,14 @@ fn malformed_messages_are_told_which_field() {
     ] {
         assert!(GradientBlock::try_from(bad).is_err());
     }
-    assert!(JoinOffer::try_from(wire::JoinRequest { role: 1, ..Default::default() }).is_err(), "a server has an address");
-    assert!(JoinOffer::try_from(wire::JoinRequest { role: 2, ..Default::default() }).is_err(), "a worker has a manifest");
+    assert!(
+        JoinOffer::try_from(wire::JoinRequest { role: 1, ..Default::default() }).is_err(),
+        "a server has an address"
+    );
+    assert!(
+        JoinOffer::try_from(wire::JoinRequest { role: 2, ..Default::default() }).is_err(),
+        "a worker has a manifest"
+    );
     let huge = wire::Tensor { name: "w".into(), shape: vec![u64::MAX, u64::MAX], role: 1 };
     assert_eq!(Manifest::try_from(wire::Manifest { tensors: vec![huge] }).unwrap_err().field, "manifest");
 }

@@ -83,7 +83,7 @@ pub enum Phase {
     Initialising,
     /// Steps are made.
     Training,
-    /// Finish the step in progress, start no other.
+    /// Finish the steps that all have pushed, start no other.
     Stopping,
     /// Training is over.
     Ended,
@@ -106,6 +106,8 @@ pub struct ClusterView {
     pub initialiser: WorkerId,
     /// Incarnation by worker; 0 for a place that nobody has taken.
     pub incarnations: Vec<Incarnation>,
+    /// While stopping: the step that nobody makes any more, once it is known.
+    pub stop_at: Option<Step>,
 }
 
 impl ClusterView {
@@ -192,7 +194,7 @@ pub enum Action {
 }
 
 /// The one decision that closes a step, the same for all shards.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Verdict {
     /// The step it closes.
     pub step: Step,
@@ -210,6 +212,18 @@ pub struct Verdict {
     pub gradient_norm: Option<f64>,
     /// The slices in the sum, ascending.
     pub slices: Vec<SliceId>,
+}
+
+/// Bit for bit: two shards that saw the same loss, even one that is not a number, agree.
+impl PartialEq for Verdict {
+    fn eq(&self, other: &Self) -> bool {
+        let bits = |v: &Verdict| {
+            let numbers = [v.weight, v.loss_sum, v.clip, v.learning_rate].map(f64::to_bits);
+            (numbers, v.gradient_norm.map(f64::to_bits))
+        };
+        let rest = |v: &Verdict| (v.step, v.action);
+        rest(self) == rest(other) && bits(self) == bits(other) && self.slices == other.slices
+    }
 }
 
 impl Verdict {
@@ -314,6 +328,11 @@ pub enum Report {
         /// By slice.
         parts: Vec<EvaluationPart>,
     },
+    /// The worker sees that the cluster stops: it has pushed the steps below this one, and pushes no other.
+    Pausing {
+        /// The first step it has not pushed.
+        pushed: Step,
+    },
     /// The worker made its last step.
     Finished {
         /// How many steps the parameters have seen.
@@ -342,6 +361,7 @@ mod tests {
         let headers = [header(0, 3.0, 1.5, true), header(1, 1.0, f64::NAN, false)];
         let verdict = Verdict::from_headers(Step(0), SliceTree::new(2), &headers, 0.1);
         assert_eq!(verdict.action, Action::SkipNonFinite);
+        assert_eq!(verdict, verdict.clone(), "a loss that is not a number is the same on both sides");
     }
 
     #[test]

@@ -134,7 +134,8 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
     let membership = Membership::join(coordinator, offer(args, &config, address), &tasks, lost.clone()).await?;
     info!("server {} listens on {local}, process {}", args.rank, std::process::id());
 
-    let server = ParameterServer::new(membership.clone(), Duration::from_millis(config.timeouts.step_ms.into()), tasks.clone());
+    let server =
+        ParameterServer::new(membership.clone(), Duration::from_millis(config.timeouts.step_ms.into()), tasks.clone());
     let service = ParametersServiceServer::new(server.clone())
         .max_decoding_message_size(limits::MESSAGE_BYTES)
         .max_encoding_message_size(limits::MESSAGE_BYTES);

@@ -21,7 +21,8 @@ use tracing::{debug, error};
 
 use crate::core::{
     cell::Lookup,
-    shard::{Outcome, Push, Refusal, Shard, parameter_block},
+    refusal::Refusal,
+    shard::{Outcome, Push, Shard, parameter_block},
 };
 
 /// Frames on their way to one reader: enough to keep the connection busy, few enough to bound memory.
@@ -238,7 +239,10 @@ impl ParametersService for ParameterServer {
         Ok(Response::new(wire::InitialiseResponse {}))
     }
 
-    async fn push(&self, request: Request<Streaming<wire::PushRequest>>) -> Result<Response<wire::PushResponse>, Status> {
+    async fn push(
+        &self,
+        request: Request<Streaming<wire::PushRequest>>,
+    ) -> Result<Response<wire::PushResponse>, Status> {
         let shard = self.inner.shard().await?;
         let mut inbound = request.into_inner();
         let (push, outcome) = shard.open(&opening(&mut inbound).await?)?;

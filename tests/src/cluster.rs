@@ -45,11 +45,7 @@ impl Task for SoftmaxTask {
     }
 }
 
-const ALL: &[TaskEntry] = &[
-    TASKS[0],
-    TASKS[1],
-    TaskEntry::new::<SoftmaxTask>("softmax", "one dense layer"),
-];
+const ALL: &[TaskEntry] = &[TASKS[0], TASKS[1], TaskEntry::new::<SoftmaxTask>("softmax", "one dense layer")];
 
 fn main() -> ExitCode {
     convoy_launcher::main(ALL)

@@ -137,7 +137,8 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 pub fn parameters(run: &Path) -> Vec<(String, Vec<f32>)> {
     let bytes = fs::read(run.join("model.safetensors")).expect("the model");
     let file = SafeTensors::deserialize(&bytes).expect("safetensors");
-    let manifest: Value = serde_json::from_slice(&fs::read(run.join("manifest.json")).expect("manifest")).expect("JSON");
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(run.join("manifest.json")).expect("manifest")).expect("JSON");
     let entries = manifest["tensors"].as_array().expect("tensors");
     let read = |entry: &Value| {
         let name = entry["name"].as_str().expect("a name").to_string();
@@ -165,4 +166,3 @@ pub fn shared_data(name: &str) -> Option<PathBuf> {
     }
     path.canonicalize().ok()
 }
-

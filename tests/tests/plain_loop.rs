@@ -28,7 +28,12 @@ struct Plain<B: Backend> {
     second: Linear<B>,
 }
 
-fn linear(device: &DispatchDevice, [inputs, outputs]: [usize; 2], weight: Vec<f32>, bias: Vec<f32>) -> Linear<Dispatch> {
+fn linear(
+    device: &DispatchDevice,
+    [inputs, outputs]: [usize; 2],
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+) -> Linear<Dispatch> {
     let mut layer = LinearConfig::new(inputs, outputs).init(device);
     layer.weight = Param::from_data(TensorData::new(weight, [inputs, outputs]), device);
     layer.bias = Some(Param::from_data(TensorData::new(bias, [outputs]), device));
@@ -49,10 +54,8 @@ fn one_worker_is_a_plain_loop() {
     let mut next = || initial.next().unwrap();
 
     let device = DispatchDevice::autodiff(device::open(DeviceName::Cpu).unwrap());
-    let mut model = Plain {
-        first: linear(&device, [784, 32], next(), next()),
-        second: linear(&device, [32, 10], next(), next()),
-    };
+    let mut model =
+        Plain { first: linear(&device, [784, 32], next(), next()), second: linear(&device, [32, 10], next(), next()) };
     let mut optimizer = SgdConfig::new().init::<Dispatch, Plain<Dispatch>>();
     let loss = CrossEntropyLossConfig::new().init(&device);
     let mut feed = Feed::new(data, &config);
@@ -66,8 +69,8 @@ fn one_worker_is_a_plain_loop() {
         model = optimizer.step(LR, model.clone(), GradientsParams::from_grads(gradients, &model));
     }
     let plain = model.valid();
-    let [first, second] = [plain.first, plain.second]
-        .map(|layer| [values(layer.weight.val()), values(layer.bias.unwrap().val())]);
+    let [first, second] =
+        [plain.first, plain.second].map(|layer| [values(layer.weight.val()), values(layer.bias.unwrap().val())]);
 
     let bench = Bench::new(env!("CARGO_BIN_EXE_cluster"));
     let same = format!("--workers 1 --task mlp --set model.hidden=[32] --batch-size 64 --steps {STEPS}");

@@ -70,7 +70,9 @@ impl FromStr for DeviceName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is no device; devices are cpu, cuda:N and wgpu:discrete|integrated|virtual|software:N");
+        let wrong = || {
+            format!("`{text}` is no device; devices are cpu, cuda:N and wgpu:discrete|integrated|virtual|software:N")
+        };
         let parts: Vec<_> = text.split(':').collect();
         match parts.as_slice() {
             ["cpu"] => Ok(DeviceName::Cpu),
@@ -127,7 +129,8 @@ pub struct BackendReport {
 pub fn probe() -> Vec<BackendReport> {
     panic::set_hook(Box::new(|_| {}));
     let report = |backend, find: fn() -> Result<Vec<FoundDevice>, String>| {
-        let found = panic::catch_unwind(find).unwrap_or_else(|panic| Err(format!("the driver failed: {}", said(&*panic))));
+        let found =
+            panic::catch_unwind(find).unwrap_or_else(|panic| Err(format!("the driver failed: {}", said(&*panic))));
         BackendReport { backend, devices: found.and_then(only_working) }
     };
     vec![report(Backend::Cuda, find_cuda), report(Backend::Wgpu, find_wgpu)]
@@ -147,7 +150,10 @@ fn only_working(found: Vec<FoundDevice>) -> Result<Vec<FoundDevice>, String> {
         let sum = panic::catch_unwind(move || {
             let device = open(name)?;
             let two = Tensor::<Dispatch, 1>::ones([2], &device) + 1.0;
-            two.try_into_data().map_err(|error| error.to_string())?.to_vec::<f32>().map_err(|error| format!("{error:?}"))
+            two.try_into_data()
+                .map_err(|error| error.to_string())?
+                .to_vec::<f32>()
+                .map_err(|error| format!("{error:?}"))
         });
         match sum.unwrap_or_else(|panic| Err(said(&*panic))) {
             Ok(sum) if sum == [2.0, 2.0] => true,

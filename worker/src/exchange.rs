@@ -117,10 +117,12 @@ impl Exchange {
     pub async fn initialise(&self, tensors: Tensors) -> Result<(), ExchangeError> {
         let tensors = Arc::new(tensors);
         for (shard, client) in (0..).map(ShardId).zip(&self.shards) {
-            let blocks: Vec<_> = self.map.of_shard(shard).iter().map(|block| ParameterBlock {
-                block: block.id,
-                payload: self.payload(&tensors, block),
-            }).collect();
+            let blocks: Vec<_> = self
+                .map
+                .of_shard(shard)
+                .iter()
+                .map(|block| ParameterBlock { block: block.id, payload: self.payload(&tensors, block) })
+                .collect();
             client.initialise(self.member, blocks.into_iter()).await?;
         }
         Ok(())

@@ -147,11 +147,7 @@ impl<T: Task> Replica for Learner<T> {
         let both = Transaction::default().register(score.loss_sum).register(best).execute();
         let [loss, best] = both.as_slice() else { unreachable!("two tensors were registered") };
         let correct = best.iter::<i64>().zip(&labels).filter(|(best, label)| *best == i64::from(**label)).count();
-        Evaluation {
-            weight: score.weight,
-            loss_sum: loss.iter::<f64>().sum(),
-            correct: correct as u64,
-        }
+        Evaluation { weight: score.weight, loss_sum: loss.iter::<f64>().sum(), correct: correct as u64 }
     }
 
     fn predict(&self, batch: HostBatch) -> Vec<Prediction> {

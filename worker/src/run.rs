@@ -188,6 +188,8 @@ struct Worker<'a> {
     step: Step,
     steps: u64,
     evaluated: Option<Step>,
+    /// Whether the coordinator knows what this worker has pushed before it stops.
+    announced: bool,
 }
 
 impl<'a> Worker<'a> {
@@ -216,8 +218,20 @@ impl<'a> Worker<'a> {
             Ok::<_, WorkError>(exchange)
         })?;
         let feed = Feed::new(data, &config);
-        let (step, evaluated) = (Step(0), None);
-        Ok(Worker { runtime, config, replica, feed, membership, exchange, reports, sender, step, steps, evaluated })
+        Ok(Worker {
+            runtime,
+            config,
+            replica,
+            feed,
+            membership,
+            exchange,
+            reports,
+            sender,
+            step: Step(0),
+            steps,
+            evaluated: None,
+            announced: false,
+        })
     }
 
     fn owned(&self, view: &ClusterView) -> BTreeSet<SliceId> {
@@ -227,11 +241,10 @@ impl<'a> Worker<'a> {
     fn train(&mut self) -> Result<(), WorkError> {
         while self.step.0 < self.steps {
             let view = self.membership.view();
-            if view.phase >= Phase::Stopping || !self.make_step(&view)? {
-                info!("stopped after {} steps", self.step);
-                return Ok(());
+            if view.phase >= Phase::Stopping {
+                return self.pause();
             }
-            if self.config.eval_every > 0 && self.step.0.is_multiple_of(self.config.eval_every) {
+            if self.make_step(&view)? && self.is_evaluation_due() {
                 self.evaluate();
             }
         }
@@ -241,7 +254,31 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Makes a step; false if the cluster stops before it is committed.
+    fn is_evaluation_due(&self) -> bool {
+        self.config.eval_every > 0 && self.step.0.is_multiple_of(self.config.eval_every)
+    }
+
+    /// Pushes nothing more and waits until it is known where everybody stops, which is here.
+    fn pause(&mut self) -> Result<(), WorkError> {
+        self.announce_pause(self.step);
+        let mut views = self.membership.views();
+        self.runtime.block_on(async {
+            tokio::select! {
+                known = views.wait_for(|view| view.stop_at.is_some()) => known.map(drop).map_err(|_| WorkError::Lost),
+                () = self.membership.lost.cancelled() => Err(WorkError::Lost),
+            }
+        })?;
+        info!("stopped after {} steps", self.step);
+        Ok(())
+    }
+
+    fn announce_pause(&mut self, pushed: Step) {
+        if !std::mem::replace(&mut self.announced, true) {
+            self.report(Report::Pausing { pushed });
+        }
+    }
+
+    /// Makes a step; false if the cluster stops, and somebody has not pushed this step.
     fn make_step(&mut self, view: &ClusterView) -> Result<bool, WorkError> {
         let owned = self.owned(view);
         let contribution = self.feed.contribute(&mut *self.replica, self.step, &owned);
@@ -263,19 +300,37 @@ impl<'a> Worker<'a> {
         Ok(true)
     }
 
-    fn exchange(&self, view: &ClusterView, contribution: Contribution) -> Result<Option<Exchanged>, WorkError> {
+    /// Pushes and pulls. When the cluster stops meanwhile, this step is finished if all have pushed it and given up if
+    /// not, which the coordinator knows once all have said what they pushed.
+    fn exchange(&mut self, view: &ClusterView, contribution: Contribution) -> Result<Option<Exchanged>, WorkError> {
         let (step, limit_ms) = (self.step, self.config.timeouts.step_ms);
         let mut views = self.membership.views();
-        self.runtime.block_on(async {
-            let exchange = self.exchange.push_pull((view.generation, view.era, step), contribution);
-            tokio::select! {
+        let (exchange, lost) = (self.exchange.clone(), self.membership.lost.clone());
+        let (pushing, reports) = (Report::Pausing { pushed: step.next() }, self.reports.clone());
+        let (result, announced) = self.runtime.block_on(async {
+            let mut announced = false;
+            let given_up = async {
+                if views.wait_for(|view| view.phase >= Phase::Stopping).await.is_ok() {
+                    announced = true;
+                    // Fails only if the coordinator is gone, which `lost` tells, too.
+                    let _ = reports.send(pushing).await;
+                }
+                let given_up = |view: &ClusterView| view.stop_at.is_some_and(|stop| stop <= step);
+                if views.wait_for(given_up).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let result = tokio::select! {
                 biased;
-                exchanged = exchange => Ok(Some(exchanged?)),
-                _ = views.wait_for(|view| view.phase >= Phase::Stopping) => Ok(None),
-                () = self.membership.lost.cancelled() => Err(WorkError::Lost),
+                exchanged = exchange.push_pull((view.generation, view.era, step), contribution) => exchanged.map(Some).map_err(Into::into),
+                () = given_up => Ok(None),
+                () = lost.cancelled() => Err(WorkError::Lost),
                 () = tokio::time::sleep(Duration::from_millis(limit_ms.into())) => Err(WorkError::Late { step, limit_ms }),
-            }
-        })
+            };
+            (result, announced)
+        });
+        self.announced |= announced;
+        result
     }
 
     fn evaluate(&mut self) {
@@ -319,4 +374,3 @@ async fn send_reports(membership: Membership, mut queue: mpsc::Receiver<Report>)
     }
     Ok(())
 }
-

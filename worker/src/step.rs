@@ -78,7 +78,13 @@ impl Feed {
         done
     }
 
-    fn leaf(&mut self, replica: &mut dyn Replica, step: Step, slice: SliceId, done: &mut Contribution) -> Option<Tensors> {
+    fn leaf(
+        &mut self,
+        replica: &mut dyn Replica,
+        step: Step,
+        slice: SliceId,
+        done: &mut Contribution,
+    ) -> Option<Tensors> {
         let start = Instant::now();
         let batch = self.slice(step, slice);
         done.times.data += start.elapsed().as_secs_f64();

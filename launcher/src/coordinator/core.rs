@@ -10,7 +10,7 @@ use convoy_proto::{
     config::Config,
     ids::{Era, Generation, Incarnation, Member, Role, Step, WorkerId},
     manifest::Manifest,
-    messages::{Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, StepTimes, Verdict, WorkerOffer},
+    messages::{Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, Verdict},
     order,
     tree::SliceTree,
 };
@@ -18,6 +18,7 @@ use convoy_proto::{
 use super::{
     decision::{DecisionError, Decisions},
     evaluation::{Evaluations, Score},
+    records::{ServerRecord, WorkerRecord},
 };
 
 /// Why a member is not admitted or not listened to.
@@ -81,59 +82,6 @@ pub enum Event {
     Diverging(String),
 }
 
-/// A worker that joined, and what it did.
-#[derive(Clone, Debug, PartialEq)]
-pub struct WorkerRecord {
-    /// Who.
-    pub member: Member,
-    /// Its process.
-    pub pid: u32,
-    /// Its machine.
-    pub host: String,
-    /// What it brought.
-    pub offer: WorkerOffer,
-    /// Samples it computed.
-    pub samples: u64,
-    /// Payload bytes it pushed.
-    pub bytes_pushed: u64,
-    /// Payload bytes it pulled.
-    pub bytes_pulled: u64,
-    /// Where its time went, in all.
-    pub times: StepTimes,
-    /// Steps it saw committed.
-    pub steps: u64,
-    finished: Option<Step>,
-    heard_ms: u64,
-}
-
-/// A server that joined.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerRecord {
-    /// Who.
-    pub member: Member,
-    /// Its process.
-    pub pid: u32,
-    /// Its machine.
-    pub host: String,
-    /// Where workers reach it.
-    pub address: String,
-    heard_ms: u64,
-}
-
-impl WorkerRecord {
-    /// When it was heard of last.
-    pub fn heard_ms(&self) -> u64 {
-        self.heard_ms
-    }
-}
-
-impl ServerRecord {
-    /// When it was heard of last.
-    pub fn heard_ms(&self) -> u64 {
-        self.heard_ms
-    }
-}
-
 /// The state of the cluster.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -144,6 +92,7 @@ pub struct Cluster {
     workers: Vec<Option<WorkerRecord>>,
     servers: Vec<Option<ServerRecord>>,
     steps: u64,
+    stop_at: Option<Step>,
     decisions: Decisions,
     evaluations: Evaluations,
 }
@@ -162,6 +111,7 @@ impl Cluster {
             workers: vec![None; config.workers as usize],
             servers: vec![None; config.servers as usize],
             steps: 0,
+            stop_at: None,
             decisions: Decisions::new(config.servers, config.optimizer.clip_norm),
             evaluations: Evaluations::new(SliceTree::new(config.slices)),
             config,
@@ -203,7 +153,8 @@ impl Cluster {
                 owners[slice as usize] = WorkerId(worker);
             }
         }
-        let incarnation = |worker: &Option<WorkerRecord>| worker.as_ref().map_or(Incarnation(0), |w| w.member.incarnation);
+        let incarnation =
+            |worker: &Option<WorkerRecord>| worker.as_ref().map_or(Incarnation(0), |w| w.member.incarnation);
         ClusterView {
             phase: self.phase,
             generation: Generation(self.incarnations),
@@ -212,6 +163,7 @@ impl Cluster {
             owners,
             initialiser: WorkerId(0),
             incarnations: self.workers.iter().map(incarnation).collect(),
+            stop_at: self.stop_at,
         }
     }
 
@@ -231,19 +183,7 @@ impl Cluster {
             }
             JoinPart::Worker(offer) => {
                 let place = place(&mut self.workers, role, rank)?;
-                *place = Some(WorkerRecord {
-                    member,
-                    pid,
-                    host,
-                    offer: *offer,
-                    samples: 0,
-                    bytes_pushed: 0,
-                    bytes_pulled: 0,
-                    times: StepTimes::default(),
-                    steps: 0,
-                    finished: None,
-                    heard_ms: now_ms,
-                });
+                *place = Some(WorkerRecord::new(member, (pid, host), *offer, now_ms));
             }
         }
         self.incarnations += 1;
@@ -363,8 +303,15 @@ impl Cluster {
             Report::Evaluation { step, parts } => {
                 Ok(self.evaluations.add(step, parts).map(Event::Evaluated).into_iter().collect())
             }
+            Report::Pausing { pushed } => {
+                worker.pushed = Some(pushed);
+                self.settle_stop();
+                Ok(Vec::new())
+            }
             Report::Finished { step } => {
                 worker.finished = Some(step);
+                worker.pushed = Some(step);
+                self.settle_stop();
                 Ok(self.finished().into_iter().collect())
             }
         }
@@ -372,19 +319,20 @@ impl Cluster {
 
     fn step(&mut self, member: Member, report: StepReport) -> Vec<Event> {
         let Ok(worker) = self.worker(member) else { return Vec::new() };
-        worker.samples += report.samples;
-        worker.bytes_pushed += report.bytes_pushed;
-        worker.bytes_pulled += report.bytes_pulled;
-        worker.times.data += report.times.data;
-        worker.times.compute += report.times.compute;
-        worker.times.exchange += report.times.exchange;
-        worker.times.load += report.times.load;
-        worker.steps += 1;
+        worker.add(&report);
         if worker.steps <= self.steps {
             return Vec::new();
         }
         self.steps += 1;
         vec![Event::Step(report.verdict)]
+    }
+
+    /// Every worker has pushed the steps below the least of what each has pushed, so those are committed and no other.
+    fn settle_stop(&mut self) {
+        let pushed: Option<Vec<Step>> = self.workers.iter().map(|w| w.as_ref().and_then(|w| w.pushed)).collect();
+        if self.phase == Phase::Stopping && self.stop_at.is_none() {
+            self.stop_at = pushed.and_then(|pushed| pushed.into_iter().min());
+        }
     }
 
     fn finished(&self) -> Option<Event> {
@@ -412,6 +360,7 @@ impl Cluster {
             return None;
         }
         self.phase = phase;
+        self.settle_stop();
         Some(Event::Phase(phase))
     }
 

@@ -4,7 +4,7 @@ use convoy_proto::{
     config::layers::Layers,
     ids::SliceId,
     manifest::TensorRole,
-    messages::{EvaluationPart, SliceHeader},
+    messages::{EvaluationPart, SliceHeader, StepTimes, WorkerOffer},
 };
 
 use super::*;
@@ -85,10 +85,7 @@ fn the_handshake_names_both_sides() {
         assert_eq!(format!("{cluster:?}"), before, "a refusal changes nothing");
         refusal
     };
-    assert_eq!(
-        refuse(|o| o.protocol = 9),
-        "worker 1 (process 9 on h): its protocol version is 9, the cluster's is 1"
-    );
+    assert_eq!(refuse(|o| o.protocol = 9), "worker 1 (process 9 on h): its protocol version is 9, the cluster's is 1");
     assert_eq!(refuse(|o| o.run_id = "x".into()), "worker 1 (process 9 on h): its run is x, the cluster's is r");
     assert!(refuse(|o| o.config_fingerprint[0] ^= 1).contains("its configuration fingerprint is"));
     assert!(
@@ -131,4 +128,16 @@ fn reports_out_of_place_are_refused() {
     cluster.report(first, Report::Initialised).unwrap();
     assert!(matches!(cluster.report(first, step(1)), Err(Refusal::OutOfPlace { .. })));
     assert_eq!(cluster.steps(), 0);
+}
+
+#[test]
+fn a_stop_finishes_the_steps_that_all_have_pushed() {
+    let (mut cluster, [first, second], _) = full();
+    cluster.report(first, Report::Initialised).unwrap();
+    cluster.advance(Phase::Stopping);
+    assert_eq!(cluster.view().stop_at, None);
+    cluster.report(second, Report::Pausing { pushed: Step(4) }).unwrap();
+    assert_eq!(cluster.view().stop_at, None, "the other may have pushed less, or more");
+    cluster.report(first, Report::Pausing { pushed: Step(5) }).unwrap();
+    assert_eq!(cluster.view().stop_at, Some(Step(4)));
 }

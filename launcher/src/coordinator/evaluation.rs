@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn a_score_needs_every_slice() {
-        let part = |slice, weight, loss_sum, correct| EvaluationPart { slice: SliceId(slice), weight, loss_sum, correct };
+        let part =
+            |slice, weight, loss_sum, correct| EvaluationPart { slice: SliceId(slice), weight, loss_sum, correct };
         let mut evaluations = Evaluations::new(SliceTree::new(3));
         assert_eq!(evaluations.add(Step(5), vec![part(2, 4.0, 2.0, 4), part(0, 4.0, 1.0, 2)]), None);
         assert_eq!(evaluations.add(Step(6), vec![part(1, 4.0, 1.0, 2)]), None);

@@ -39,7 +39,9 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let text = refusal.to_string();
         match refusal {
-            Refusal::Different { .. } | Refusal::OutOfPlace { .. } | Refusal::Decision(_) => Status::failed_precondition(text),
+            Refusal::Different { .. } | Refusal::OutOfPlace { .. } | Refusal::Decision(_) => {
+                Status::failed_precondition(text)
+            }
             Refusal::NoPlace { .. } => Status::out_of_range(text),
             Refusal::Taken(_) => Status::already_exists(text),
             Refusal::Stranger(_) => Status::permission_denied(text),
@@ -170,9 +172,7 @@ impl CoordinationService for CoordinatorService {
         for report in request.reports {
             let report = Report::try_from(report)?;
             let events = self.cluster().report(member, report)?;
-            if !events.is_empty() {
-                self.follow(events).await;
-            }
+            self.follow(events).await;
         }
         Ok(Response::new(wire::ReportResponse {}))
     }
@@ -198,7 +198,7 @@ impl CoordinationService for CoordinatorService {
             pid: server.pid,
             address: server.address.clone(),
             device: String::new(),
-            heartbeat_age_seconds: age(server.heard_ms()),
+            heartbeat_age_seconds: age(server.heard_ms),
         });
         let workers = cluster.workers().iter().flatten().map(|worker| wire::MemberStatus {
             member: Some(worker.member.into()),
@@ -206,7 +206,7 @@ impl CoordinationService for CoordinatorService {
             pid: worker.pid,
             address: String::new(),
             device: worker.offer.device.clone(),
-            heartbeat_age_seconds: age(worker.heard_ms()),
+            heartbeat_age_seconds: age(worker.heard_ms),
         });
         let view = cluster.view();
         Ok(Response::new(wire::GetStatusResponse {

@@ -16,7 +16,9 @@ use crate::{coordinator::service::CoordinatorService, outcome::Failure};
 /// A listener on the address, or why there is none.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|problem| {
-        Failure::Environment(format!("cannot listen on {address}: {problem}; choose another --listen, port 0 takes a free one"))
+        Failure::Environment(format!(
+            "cannot listen on {address}: {problem}; choose another --listen, port 0 takes a free one"
+        ))
     })
 }
 

@@ -103,13 +103,16 @@ impl Prepared {
             arguments: [common(rank), more].concat(),
             log: log(&format!("{role}-{rank}")),
         };
-        let servers = (0..self.config.servers).map(|rank| {
-            spec(Role::Server, rank, vec!["--threads".into(), self.cores.to_string()])
-        });
+        let servers = (0..self.config.servers)
+            .map(|rank| spec(Role::Server, rank, vec!["--threads".into(), self.cores.to_string()]));
         let workers = (0..).zip(&self.workers).map(|(rank, worker)| {
             let device = ["--device", &worker.device.name.to_string(), "--device-name", &worker.device.about];
             let threads = worker.threads.map(|n| ["--threads".to_string(), n.to_string()]);
-            spec(Role::Worker, rank, [device.map(String::from).to_vec(), threads.map(Vec::from).unwrap_or_default()].concat())
+            spec(
+                Role::Worker,
+                rank,
+                [device.map(String::from).to_vec(), threads.map(Vec::from).unwrap_or_default()].concat(),
+            )
         });
         servers.chain(workers).collect()
     }

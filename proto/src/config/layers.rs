@@ -31,7 +31,10 @@ impl Layers {
     pub fn toml(self, origin: &str, text: &str) -> Result<Layers, ConfigError> {
         let table: Table = text.parse().map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-            ConfigError::Syntax { origin: origin.into(), problem: format!("line {line}: {}", error.message().replace('\n', ", ")) }
+            ConfigError::Syntax {
+                origin: origin.into(),
+                problem: format!("line {line}: {}", error.message().replace('\n', ", ")),
+            }
         })?;
         let mut pairs = Vec::new();
         flatten("", table, &mut pairs);

@@ -154,7 +154,11 @@ impl RawConfig {
         let slices = count("slices", self.slices.unwrap_or(workers.into()), 1, 65_536)?;
         let batch_size = count("batch_size", self.batch_size.unwrap_or(128), 1, 1 << 24)?;
         if batch_size < slices {
-            return Err(value_error("batch_size", batch_size, format!("is less than the {slices} slices that a batch is cut into")));
+            return Err(value_error(
+                "batch_size",
+                batch_size,
+                format!("is less than the {slices} slices that a batch is cut into"),
+            ));
         }
         if slices < workers {
             let problem = format!("is less than the {workers} workers, so some would have nothing to do");
@@ -197,7 +201,11 @@ fn listen(text: &str) -> Result<SocketAddr, ConfigError> {
         .parse()
         .map_err(|_| value_error("listen", quoted(), "must be an address and a port such as 127.0.0.1:0"))?;
     if !address.ip().is_loopback() {
-        return Err(value_error("listen", quoted(), "only loopback is served without TLS, and this version has no TLS"));
+        return Err(value_error(
+            "listen",
+            quoted(),
+            "only loopback is served without TLS, and this version has no TLS",
+        ));
     }
     Ok(address)
 }
@@ -218,7 +226,8 @@ impl RawOptimizer {
             }
         }
         let share = |key, given: Option<f64>, default| {
-            number(key, given.unwrap_or(default), "at least 0 and below 1", |x| (0.0..1.0).contains(&x)).map(|x| x as f32)
+            number(key, given.unwrap_or(default), "at least 0 and below 1", |x| (0.0..1.0).contains(&x))
+                .map(|x| x as f32)
         };
         let momentum = share("optimizer.momentum", self.momentum, 0.9)?;
         let (rule, lr) = match name {

@@ -28,7 +28,8 @@ fn higher_layers_win_key_by_key() {
 
 #[test]
 fn a_resolved_configuration_reads_back_the_same() {
-    for text in ["", "steps = 7\nworkers = 3\n[optimizer]\nname = \"nesterov\"\nclip_norm = 0.5\n[model]\nhidden = [8]"] {
+    for text in ["", "steps = 7\nworkers = 3\n[optimizer]\nname = \"nesterov\"\nclip_norm = 0.5\n[model]\nhidden = [8]"]
+    {
         let config = resolve(text).unwrap();
         assert_eq!(Config::from_toml("written", &config.to_toml()), Ok(config));
     }
@@ -63,11 +64,20 @@ fn every_refusal_says_what_and_where() {
         ("mode = 'synk'", "`mode` = \"synk\": did you mean `sync`? there is sync"),
         ("seed = -1", "test.toml: `seed` is -1, but must be a whole number, not negative"),
         ("workers = ", "test.toml: line 1: string values must be quoted, expected literal string"),
-        ("listen = '0.0.0.0:80'", "`listen` = \"0.0.0.0:80\": only loopback is served without TLS, and this version has no TLS"),
-        ("name = '../x'", "`name` = \"../x\": must be made of letters, digits, `-`, `_` and `.`, not begin with `.`, and not be `latest`"),
+        (
+            "listen = '0.0.0.0:80'",
+            "`listen` = \"0.0.0.0:80\": only loopback is served without TLS, and this version has no TLS",
+        ),
+        (
+            "name = '../x'",
+            "`name` = \"../x\": must be made of letters, digits, `-`, `_` and `.`, not begin with `.`, and not be `latest`",
+        ),
         ("[optimizer]\nname = 'sgd'\nbeta1 = 0.5", "`optimizer.beta1` = 0.5: has no meaning for the optimizer `sgd`"),
         ("[optimizer]\nlr = 0", "`optimizer.lr` = 0: must be above 0"),
-        ("[timeouts]\nlease_ms = 1500", "`timeouts.lease_ms` = 1500: must be at least twice timeouts.heartbeat_ms, which is 1000"),
+        (
+            "[timeouts]\nlease_ms = 1500",
+            "`timeouts.lease_ms` = 1500: must be at least twice timeouts.heartbeat_ms, which is 1000",
+        ),
     ];
     for (text, message) in golden {
         let error = resolve(text).unwrap_err().to_string();

@@ -8,4 +8,5 @@ pub mod accumulator;
 pub mod cell;
 pub mod ledger;
 pub mod optimizer;
+pub mod refusal;
 pub mod shard;

@@ -3,7 +3,7 @@
 use convoy_proto::{
     blocks::Block,
     config::layers::Layers,
-    ids::Generation,
+    ids::{Era, Generation, Incarnation},
     messages::{Phase, SliceHeader},
     sum::payload_of,
 };
@@ -34,6 +34,7 @@ impl Fixture {
             owners: (0..slices).map(|s| WorkerId(s % 2)).collect(),
             initialiser: WorkerId(0),
             incarnations: vec![Incarnation(1), Incarnation(2)],
+            stop_at: None,
         };
         Fixture { config, manifest: Manifest::new(tensors).unwrap(), view }
     }
@@ -63,7 +64,13 @@ impl Fixture {
 
     fn header(&self, step: u64, slice: u32, weight: f64) -> PushHeader {
         let header = SliceHeader { slice: SliceId(slice), weight, loss_sum: weight * 0.5, finite: true };
-        PushHeader { member: worker(slice % 2), generation: Generation(1), era: Era(0), step: Step(step), slices: vec![header] }
+        PushHeader {
+            member: worker(slice % 2),
+            generation: Generation(1),
+            era: Era(0),
+            step: Step(step),
+            slices: vec![header],
+        }
     }
 }
 
@@ -72,7 +79,8 @@ fn worker(rank: u32) -> Member {
 }
 
 fn gradient(block: &Block, slice: u32, step: u64) -> GradientBlock {
-    let values: Vec<f32> = block.range().map(|i| ((i as f32) * 0.11 + slice as f32 * 1.7 + step as f32).sin()).collect();
+    let values: Vec<f32> =
+        block.range().map(|i| ((i as f32) * 0.11 + slice as f32 * 1.7 + step as f32).sin()).collect();
     GradientBlock { block: block.id, node: Node::leaf(SliceId(slice)), payload: payload_of(&values).to_vec().into() }
 }
 

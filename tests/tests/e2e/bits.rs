@@ -2,7 +2,8 @@
 
 use crate::bench;
 
-const TASKS: [&str; 2] = ["--task mlp --set model.hidden=[24]", "--task cnn --set model.hidden=[16] --set model.channels=[4,6]"];
+const TASKS: [&str; 2] =
+    ["--task mlp --set model.hidden=[24]", "--task cnn --set model.hidden=[16] --set model.channels=[4,6]"];
 const OPTIMIZERS: [&str; 2] = ["--optimizer momentum", "--optimizer adamw --clip-norm 0.5"];
 
 #[test]
@@ -17,7 +18,11 @@ fn one_result_for_any_number_of_workers_and_servers() {
                     let size = format!("--workers {workers} --servers {servers} --slices 8 --batch-size 40 --steps 5");
                     let summary = bench.train(&name, &format!("{size} {task} {optimizer}"));
                     assert_eq!(summary["exact"], true);
-                    results.push((summary["params_sha256"].clone(), summary["eval"]["loss"].clone(), summary["final_loss"].clone()));
+                    results.push((
+                        summary["params_sha256"].clone(),
+                        summary["eval"]["loss"].clone(),
+                        summary["final_loss"].clone(),
+                    ));
                 }
             }
             assert!(results[0].0.is_string());

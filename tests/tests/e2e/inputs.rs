@@ -42,7 +42,11 @@ fn bad_input_is_one_clear_line() {
         let ended = bench.run(arguments);
         assert_eq!(ended.code, Some(code), "{arguments}: {}", ended.stderr);
         assert!(ended.stderr.contains(words), "{arguments}: {}", ended.stderr);
-        assert!(ended.stderr.starts_with("error: ") && ended.stderr.lines().count() == 1, "{arguments}: {}", ended.stderr);
+        assert!(
+            ended.stderr.starts_with("error: ") && ended.stderr.lines().count() == 1,
+            "{arguments}: {}",
+            ended.stderr
+        );
     }
     bench.await_no_process();
 }
@@ -74,9 +78,11 @@ fn broken_drivers_are_an_answer_and_not_a_crash() {
     assert_eq!(broken.code, Some(0), "{}", broken.stderr);
     assert!(broken.stdout.contains("# passed over cuda: ") && broken.stdout.contains("# passed over wgpu: "));
     assert!(broken.stdout.contains("# worker 0: cpu ("), "{}", broken.stdout);
-    let none = auto(bench.command("--dry-run").env("VK_DRIVER_FILES", "/dev/null").env("VK_ICD_FILENAMES", "/dev/null"));
+    let none =
+        auto(bench.command("--dry-run").env("VK_DRIVER_FILES", "/dev/null").env("VK_ICD_FILENAMES", "/dev/null"));
     assert_eq!(none.code, Some(0), "{}", none.stderr);
-    let refusal = auto(bench.command("--backend wgpu").env("VK_DRIVER_FILES", "/dev/null").env("VK_ICD_FILENAMES", "/dev/null"));
+    let refusal =
+        auto(bench.command("--backend wgpu").env("VK_DRIVER_FILES", "/dev/null").env("VK_ICD_FILENAMES", "/dev/null"));
     assert_eq!(refusal.code, Some(3), "{}", refusal.stderr);
     assert!(refusal.stderr.starts_with("error: --backend wgpu: "), "{}", refusal.stderr);
 }

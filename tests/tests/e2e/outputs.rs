@@ -28,7 +28,9 @@ fn a_run_leaves_what_it_promises() {
         assert!(fs::metadata(run.join(file)).unwrap().len() > 0, "{file}");
     }
     let metrics = bench.metrics("r");
-    let of = |kind: &str| metrics.iter().filter(|event| event["event"] == kind).map(|e| e["step"].as_u64().unwrap()).collect::<Vec<_>>();
+    let of = |kind: &str| {
+        metrics.iter().filter(|event| event["event"] == kind).map(|e| e["step"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
     assert_eq!(of("step"), (1..=20).collect::<Vec<_>>());
     assert_eq!(of("eval"), [8, 16, 20]);
     assert!(ended.stdout.starts_with("done: 20 steps  accuracy 0."), "{}", ended.stdout);

@@ -65,15 +65,13 @@ pub fn open(argument: Option<&str>, split_seed: u64) -> Result<Arc<dyn Dataset>,
     };
     let (height, width) = (first.images.dims[1], first.images.dims[2]);
     if let Some(other) = pairs.iter().find(|pair| pair.images.dims[1..] != [height, width]) {
-        let problem = format!("images are {:?} in one file and {:?} in the other", &other.images.dims[1..], [height, width]);
+        let problem =
+            format!("images are {:?} in one file and {:?} in the other", &other.images.dims[1..], [height, width]);
         return Err(DataError::Read { path: dir.into(), problem });
     }
     let rows = |pair: u8| (0..pairs[pair as usize].labels.len() as u32).map(move |row| (pair, row));
-    let (train, test): (Vec<_>, Vec<_>) = if both {
-        (rows(0).collect(), rows(1).collect())
-    } else {
-        split(rows(0).collect(), split_seed)
-    };
+    let (train, test): (Vec<_>, Vec<_>) =
+        if both { (rows(0).collect(), rows(1).collect()) } else { split(rows(0).collect(), split_seed) };
     let classes = pairs.iter().flat_map(|pair| &pair.labels).max().map_or(1, |most| usize::from(*most) + 1);
     let mut hash = Sha256::new();
     for pair in &pairs {

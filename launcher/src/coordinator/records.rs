@@ -1,0 +1,82 @@
+//! What the coordinator knows of each member.
+
+use convoy_proto::{
+    ids::{Member, Step},
+    messages::{StepReport, StepTimes, WorkerOffer},
+};
+
+/// A worker that joined, and what it did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerRecord {
+    /// Who.
+    pub member: Member,
+    /// Its process.
+    pub pid: u32,
+    /// Its machine.
+    pub host: String,
+    /// What it brought.
+    pub offer: WorkerOffer,
+    /// Samples it computed.
+    pub samples: u64,
+    /// Payload bytes it pushed.
+    pub bytes_pushed: u64,
+    /// Payload bytes it pulled.
+    pub bytes_pulled: u64,
+    /// Where its time went, in all.
+    pub times: StepTimes,
+    /// Steps it saw committed.
+    pub steps: u64,
+    /// The first step it has not pushed, once it said that it pushes no other.
+    pub(super) pushed: Option<Step>,
+    /// How many steps it made, once it made its last.
+    pub(super) finished: Option<Step>,
+    /// When it was heard of last.
+    pub heard_ms: u64,
+}
+
+/// A server that joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerRecord {
+    /// Who.
+    pub member: Member,
+    /// Its process.
+    pub pid: u32,
+    /// Its machine.
+    pub host: String,
+    /// Where workers reach it.
+    pub address: String,
+    /// When it was heard of last.
+    pub heard_ms: u64,
+}
+
+impl WorkerRecord {
+    /// A worker that has done nothing yet.
+    pub(super) fn new(member: Member, (pid, host): (u32, String), offer: WorkerOffer, now_ms: u64) -> WorkerRecord {
+        WorkerRecord {
+            member,
+            pid,
+            host,
+            offer,
+            samples: 0,
+            bytes_pushed: 0,
+            bytes_pulled: 0,
+            times: StepTimes::default(),
+            steps: 0,
+            pushed: None,
+            finished: None,
+            heard_ms: now_ms,
+        }
+    }
+
+    /// Adds up what it reports of a step.
+    pub(super) fn add(&mut self, report: &StepReport) {
+        self.samples += report.samples;
+        self.bytes_pushed += report.bytes_pushed;
+        self.bytes_pulled += report.bytes_pulled;
+        self.times.data += report.times.data;
+        self.times.compute += report.times.compute;
+        self.times.exchange += report.times.exchange;
+        self.times.load += report.times.load;
+        self.steps += 1;
+    }
+}

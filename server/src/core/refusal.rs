@@ -1,0 +1,83 @@
+//! Why a shard does not do what it was asked. A refusal changes nothing.
+
+use convoy_proto::{
+    ids::{BlockId, Era, Incarnation, Member, ShardId, SliceId, Step, WorkerId},
+    tree::Node,
+};
+
+use super::ledger::LedgerError;
+
+/// Why a shard does not do what it was asked.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum Refusal {
+    /// It belongs to another era.
+    #[error("era {theirs} is over, this is era {ours}")]
+    Era {
+        /// The shard's.
+        ours: Era,
+        /// The caller's.
+        theirs: Era,
+    },
+    /// The caller's place has been taken by another process.
+    #[error("{member} with incarnation {} is not the one that owns the place (incarnation {current})", member.incarnation)]
+    Fenced {
+        /// The caller.
+        member: Member,
+        /// Who is there now.
+        current: Incarnation,
+    },
+    /// The caller is nobody the shard knows.
+    #[error("{0} is no member of the cluster")]
+    Stranger(Member),
+    /// A slice of somebody else's.
+    #[error("slice {slice} belongs to worker {owner}, not to {member}")]
+    NotOwner {
+        /// The slice.
+        slice: SliceId,
+        /// Its owner.
+        owner: WorkerId,
+        /// The caller.
+        member: Member,
+    },
+    /// A step that is not open.
+    #[error("step {asked} is not open, step {open} is")]
+    Step {
+        /// The caller's.
+        asked: Step,
+        /// The shard's.
+        open: Step,
+    },
+    /// The parameters of step 0 are not set yet.
+    #[error("the parameters are not initialised")]
+    NotInitialised,
+    /// They are set already.
+    #[error("the parameters are initialised already, or {0} was not named to do it")]
+    Initialised(Member),
+    /// A block of another shard, or of none.
+    #[error("block {block} is not on shard {shard}")]
+    UnknownBlock {
+        /// The block.
+        block: BlockId,
+        /// The shard.
+        shard: ShardId,
+    },
+    /// A payload that is not the block's.
+    #[error("block {block} has {want} bytes, not {got}")]
+    Length {
+        /// The block.
+        block: BlockId,
+        /// Its size.
+        want: usize,
+        /// The payload's.
+        got: usize,
+    },
+    /// A gradient of what has none.
+    #[error("block {0} is frozen and takes no gradient")]
+    Frozen(BlockId),
+    /// A range of slices that the tree does not have, or that the header did not announce.
+    #[error("slices {0} are no node of the tree over {1}, or were not announced by this push's header")]
+    Node(Node, u32),
+    /// A header that contradicts an earlier one.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
