@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: starting the program in a directory of its own and reading what it leaves behind.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,5 +1,7 @@
 //! A cluster of one worker does, bit for bit, what a plain training loop in burn does.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
+
 use burn::{
     Dispatch, DispatchDevice,
     module::{AutodiffModule, Module, Param},

@@ -1,5 +1,7 @@
 //! Whole runs of the program, as a person starts them.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
+
 mod bits;
 mod faults;
 mod inputs;

@@ -15,6 +15,9 @@ use super::{
     idx::{self, Idx},
 };
 
+/// Where a sample lies: in which pair, and in which row of it.
+type Row = (u8, u32);
+
 /// Images and their labels.
 struct Pair {
     images: Idx,
@@ -24,9 +27,8 @@ struct Pair {
 struct Mnist {
     info: DataInfo,
     pairs: Vec<Pair>,
-    /// Pair and row of each sample.
-    train: Vec<(u8, u32)>,
-    test: Vec<(u8, u32)>,
+    train: Vec<Row>,
+    test: Vec<Row>,
 }
 
 impl Dataset for Mnist {
@@ -91,7 +93,7 @@ pub fn open(argument: Option<&str>, split_seed: u64) -> Result<Arc<dyn Dataset>,
 }
 
 /// Holds out 10 %, at least one sample; both parts keep the file's order.
-fn split(rows: Vec<(u8, u32)>, seed: u64) -> (Vec<(u8, u32)>, Vec<(u8, u32)>) {
+fn split(rows: Vec<Row>, seed: u64) -> (Vec<Row>, Vec<Row>) {
     let held_out = (rows.len() / 10).max(1);
     let order = order::permutation(&mut order::stream(seed, Purpose::Split, 0, 0), rows.len() as u32);
     let mut is_test = vec![false; rows.len()];

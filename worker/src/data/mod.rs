@@ -92,6 +92,9 @@ pub enum DataError {
     },
 }
 
+/// Opens a source from what follows its name and the seed of a split.
+type Open = fn(Option<&str>, u64) -> Result<Arc<dyn Dataset>, DataError>;
+
 /// A kind of data set.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
@@ -99,7 +102,7 @@ pub struct Source {
     pub name: &'static str,
     /// How it is written.
     pub usage: &'static str,
-    open: fn(Option<&str>, u64) -> Result<Arc<dyn Dataset>, DataError>,
+    open: Open,
 }
 
 /// Every kind of data set.

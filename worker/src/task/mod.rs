@@ -58,6 +58,9 @@ pub trait Task: Sized + Send + 'static {
     fn score(&self, model: &Self::Model, batch: &Batch) -> Score;
 }
 
+/// Opens a replica of a task's model.
+type Open = fn(&Config, &DataInfo, DeviceName) -> Result<Box<dyn Replica>, String>;
+
 /// A row of the table of tasks.
 #[derive(Clone, Copy, Debug)]
 pub struct TaskEntry {
@@ -65,7 +68,7 @@ pub struct TaskEntry {
     pub name: &'static str,
     /// One line for people.
     pub about: &'static str,
-    open: fn(&Config, &DataInfo, DeviceName) -> Result<Box<dyn Replica>, String>,
+    open: Open,
 }
 
 impl TaskEntry {
