@@ -1,7 +1,7 @@
 //! How a command ends when it does not end well: a message for a person and an exit code for a script.
 
 use convoy_proto::config::ConfigError;
-use convoy_worker::data::DataError;
+use convoy_worker::{data::DataError, task::OpenError};
 
 /// Exit codes, the same for every command.
 pub mod exit {
@@ -65,5 +65,14 @@ impl From<ConfigError> for Failure {
 impl From<DataError> for Failure {
     fn from(error: DataError) -> Self {
         Failure::Usage(error.to_string())
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Task(problem) => Failure::Usage(problem),
+            OpenError::Device(problem) => Failure::Environment(problem),
+        }
     }
 }

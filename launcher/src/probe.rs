@@ -6,8 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use convoy_proto::config::Backend;
+use convoy_proto::{config::Backend, process};
 use convoy_worker::device::{self, BackendReport};
+use tokio_util::sync::CancellationToken;
 
 use crate::cli;
 
@@ -16,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the hidden `probe` command does.
 pub fn print() -> ExitCode {
+    process::watch_parent(CancellationToken::new());
     let reports = device::probe();
     match serde_json::to_string(&reports) {
         Ok(text) => {
@@ -37,7 +39,7 @@ pub fn probe() -> Vec<BackendReport> {
 fn ask() -> Result<Vec<BackendReport>, String> {
     let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let mut command = Command::new(program);
-    command.arg("probe").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.arg("probe").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().map_err(|error| format!("cannot start the probe: {error}"))?;
     let deadline = Instant::now() + PATIENCE;
     let (sender, answer) = std::sync::mpsc::channel();

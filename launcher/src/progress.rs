@@ -1,7 +1,11 @@
 //! What a person sees while a run trains: a bar on a terminal, plain lines elsewhere. All on standard error.
+//!
+//! A thread of its own writes, so that a terminal that is held up holds up nothing else; what it cannot keep up with is
+//! dropped.
 
 use std::{
     io::{IsTerminal, Write},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
     time::{Duration, Instant},
 };
 
@@ -9,24 +13,78 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often plain lines come.
 const LINE_EVERY: Duration = Duration::from_secs(5);
+/// Lines that wait for the terminal.
+const LINES_AHEAD: usize = 256;
+/// How long the last lines may take.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The display.
+/// The way to the display.
 #[derive(Debug)]
 pub struct Progress {
-    total: u64,
-    start: Option<Instant>,
-    display: Display,
+    lines: SyncSender<Line>,
+    ended: Receiver<()>,
 }
 
 #[derive(Debug)]
-enum Display {
-    Bar(ProgressBar),
-    Lines(Option<Instant>),
+enum Line {
+    Say(String),
+    Begin,
+    Step { done: u64, loss: f64, samples: u64 },
+    End,
 }
 
 impl Progress {
     /// A display of so many steps.
     pub fn new(total: u64) -> Progress {
+        let (lines, queue) = sync_channel(LINES_AHEAD);
+        let (end, ended) = sync_channel(1);
+        std::thread::spawn(move || {
+            Screen::new(total).show(&queue);
+            // Nobody waits if the patience has run out.
+            let _ = end.send(());
+        });
+        Progress { lines, ended }
+    }
+
+    /// A line that stays.
+    pub fn say(&self, line: &str) {
+        self.send(Line::Say(line.into()));
+    }
+
+    /// The first step begins now.
+    pub fn begin(&self) {
+        self.send(Line::Begin);
+    }
+
+    /// So many steps are committed, of so many samples in all.
+    pub fn step(&self, done: u64, loss: f64, samples: u64) {
+        self.send(Line::Step { done, loss, samples });
+    }
+
+    /// Takes the bar away, when everything before has been shown.
+    pub fn end(&self) {
+        self.send(Line::End);
+        let _ = self.ended.recv_timeout(PATIENCE);
+    }
+
+    fn send(&self, line: Line) {
+        let _ = self.lines.try_send(line);
+    }
+}
+
+struct Screen {
+    total: u64,
+    start: Instant,
+    display: Display,
+}
+
+enum Display {
+    Bar(ProgressBar),
+    Lines(Option<Instant>),
+}
+
+impl Screen {
+    fn new(total: u64) -> Screen {
         let display = if std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             let template = "{bar:30} step {pos}/{len}  {msg}  eta {eta}";
@@ -35,33 +93,36 @@ impl Progress {
         } else {
             Display::Lines(None)
         };
-        Progress { total, start: None, display }
+        Screen { total, start: Instant::now(), display }
     }
 
-    /// A line that stays.
-    pub fn say(&self, line: &str) {
-        match &self.display {
-            Display::Bar(bar) => bar.suspend(|| print(line)),
-            Display::Lines(_) => print(line),
+    fn show(&mut self, lines: &Receiver<Line>) {
+        while let Ok(line) = lines.recv() {
+            match (line, &self.display) {
+                (Line::Say(line), Display::Bar(bar)) => bar.suspend(|| print(&line)),
+                (Line::Say(line), Display::Lines(_)) => print(&line),
+                (Line::Begin, _) => self.begin(),
+                (Line::Step { done, loss, samples }, _) => self.step(done, loss, samples),
+                (Line::End, Display::Bar(bar)) => return bar.finish_and_clear(),
+                (Line::End, Display::Lines(_)) => return,
+            }
         }
     }
 
-    /// The first step begins now.
-    pub fn begin(&mut self) {
-        self.start = Some(Instant::now());
+    fn begin(&mut self) {
+        self.start = Instant::now();
         if let Display::Bar(bar) = &self.display {
             bar.reset_eta();
         }
     }
 
-    /// So many steps are committed.
-    pub fn step(&mut self, done: u64, loss: f64, samples: u64) {
-        let seconds = self.start.map_or(0.0, |start| start.elapsed().as_secs_f64()).max(1e-9);
+    fn step(&mut self, done: u64, loss: f64, samples: u64) {
+        let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
         let rate = samples as f64 / seconds;
         match &mut self.display {
             Display::Bar(bar) => {
-                bar.set_position(done);
                 bar.set_message(format!("loss {loss:.4}  {rate:.0} samples/s"));
+                bar.set_position(done);
             }
             Display::Lines(last) => {
                 if last.is_none_or(|last| last.elapsed() >= LINE_EVERY) || done == self.total {
@@ -70,13 +131,6 @@ impl Progress {
                     print(&format!("step {done}/{}  loss {loss:.4}  {rate:.0} samples/s  eta {eta:.0} s", self.total));
                 }
             }
-        }
-    }
-
-    /// Takes the bar away.
-    pub fn end(&self) {
-        if let Display::Bar(bar) = &self.display {
-            bar.finish_and_clear();
         }
     }
 }

@@ -141,7 +141,7 @@ impl Summary {
             seed: config.seed,
             slices: config.slices,
             batch_size: config.batch_size,
-            parameters: cluster.manifest().map_or(0, |manifest| manifest.elements()),
+            parameters: cluster.reference().manifest.elements(),
             steps: cluster.steps(),
             skipped_steps: notes.skipped,
             epochs: samples as f64 / notes.epoch_samples.max(1) as f64,
@@ -192,14 +192,14 @@ fn worker_row(worker: &WorkerRecord, cluster: &Cluster) -> WorkerSummary {
 }
 
 fn server_rows(config: &Config, cluster: &Cluster) -> Vec<ServerSummary> {
-    let map = cluster.manifest().map(|manifest| convoy_proto::blocks::BlockMap::new(manifest, config.servers));
+    let map = convoy_proto::blocks::BlockMap::new(&cluster.reference().manifest, config.servers);
     let row = |server: &ServerRecord| {
         let shard = convoy_proto::ids::ShardId(server.member.rank);
         ServerSummary {
             shard: shard.0,
             pid: server.pid,
             address: server.address.clone(),
-            blocks: map.as_ref().map_or(0, |map| map.of_shard(shard).len()),
+            blocks: map.of_shard(shard).len(),
             restarts: 0,
         }
     };

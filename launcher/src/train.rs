@@ -19,6 +19,7 @@ use convoy_worker::{
     data::{self, Dataset},
     device::DeviceName,
     exchange::Exchange,
+    parameters::Tensors,
     run::total_steps,
     task::TaskEntry,
 };
@@ -33,7 +34,7 @@ use crate::{
     children::{ChildExit, ChildSpec, Children},
     cli::{Places, TrainArgs, say},
     coordinator::{
-        core::Event,
+        core::{Event, Reference},
         service::{CoordinatorService, launcher},
     },
     model_file,
@@ -95,13 +96,13 @@ struct Session {
 }
 
 impl Session {
-    async fn run(prepared: Prepared) -> Result<(), Failure> {
-        let config = &prepared.config;
+    async fn run(mut prepared: Prepared) -> Result<(), Failure> {
         let signals = Signals::new()?;
-        let listener = listen::bind(config.listen).await?;
-        let run_dir = RunDir::create(&config.run_dir, &config.name, &config.to_toml())?;
+        let listener = listen::bind(prepared.config.listen).await?;
+        let run_dir = prepared.create_run_dir()?;
+        let config = &prepared.config;
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
-        let service = CoordinatorService::new(config.clone(), prepared.steps, sender);
+        let service = CoordinatorService::new(config.clone(), prepared.reference(), sender);
         let stop = CancellationToken::new();
         let (address, serving) = listen::serve(listener, service.clone(), stop.clone())?;
         let mut session = Session {
@@ -137,7 +138,11 @@ impl Session {
         self.save_summary();
         self.start_children(address)?;
         let step = self.watch(&mut signals).await?;
-        self.save_model(&manifest, step).await
+        let tensors = self.pull_model(&manifest, step, &mut signals).await?;
+        let path = self.run_dir.path().join("model.safetensors");
+        model_file::write(&path, &manifest, &tensors).map_err(Failure::Environment)?;
+        self.notes.params_sha256 = Some(model_file::params_sha256(&tensors));
+        Ok(())
     }
 
     fn start_children(&self, address: SocketAddr) -> Result<(), Failure> {
@@ -279,30 +284,33 @@ impl Session {
         }
     }
 
-    async fn save_model(&mut self, manifest: &Manifest, step: Step) -> Result<(), Failure> {
+    /// Reads the final parameters, with an eye on signals and on children that end.
+    async fn pull_model(&mut self, manifest: &Manifest, step: Step, signals: &mut Signals) -> Result<Tensors, Failure> {
         let view = self.service.cluster().view();
         let limit = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());
         let pull = async {
             let exchange = Exchange::connect(launcher(), manifest, &view).await?;
             exchange.pull(view.era, step).await
         };
-        let pulled = tokio::time::timeout(limit, pull).await;
-        let tensors = match pulled {
-            Ok(Ok(tensors)) => tensors,
-            Ok(Err(problem)) => return Err(Failure::Failed(format!("cannot read the final parameters: {problem}"))),
-            Err(_) => return Err(Failure::Failed("the servers did not send the final parameters in time".into())),
+        let exit = tokio::select! {
+            biased;
+            pulled = tokio::time::timeout(limit, pull) => {
+                let late = |_| Failure::Failed("the servers did not send the final parameters in time".into());
+                let cannot = |problem| Failure::Failed(format!("cannot read the final parameters: {problem}"));
+                return pulled.map_err(late)?.map_err(cannot);
+            }
+            signal = signals.next() => return Err(Failure::Signal(signal)),
+            Some(exit) = self.children.next_exit() => exit,
         };
-        let path = self.run_dir.path().join("model.safetensors");
-        model_file::write(&path, manifest, &tensors).map_err(Failure::Environment)?;
-        self.notes.params_sha256 = Some(model_file::params_sha256(&tensors));
-        Ok(())
+        Err(self.diagnose(exit).await)
     }
 
     /// Ends all processes and says how it went.
     async fn end(&mut self, result: Result<(), Failure>) -> Result<(), Failure> {
         self.service.advance(Phase::Ended);
         if result.is_err() || tokio::time::timeout(GOODBYE, self.children.all_ended()).await.is_err() {
-            self.children.kill().await;
+            // A child that even a kill does not end, stuck in a driver, does not hold up the end.
+            let _ = tokio::time::timeout(GOODBYE, self.children.kill()).await;
         }
         self.progress.end();
         let result = match (result, self.stopping) {

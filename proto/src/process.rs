@@ -44,13 +44,18 @@ pub fn load_config(run: &Path) -> Result<Config, StartError> {
     Ok(Config::from_toml(&path.display().to_string(), &text)?)
 }
 
+/// How long a process that lost its parent may take to end by itself.
+const ORPHAN_SECONDS: u64 = 3;
+
 /// Cancels `gone` when standard input ends, which a supervisor holds open as long as it lives: so that a child ends
-/// with its parent, however the parent ends.
+/// with its parent, however the parent ends. A child that is stuck, in a driver or a long computation, is ended.
 pub fn watch_parent(gone: CancellationToken) {
     std::thread::spawn(move || {
         let mut byte = [0u8; 64];
         while matches!(std::io::stdin().read(&mut byte), Ok(n) if n > 0) {}
         gone.cancel();
+        std::thread::sleep(std::time::Duration::from_secs(ORPHAN_SECONDS));
+        std::process::exit(1);
     });
 }
 

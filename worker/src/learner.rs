@@ -15,7 +15,7 @@ use crate::{
     data::HostBatch,
     device::{self, DeviceName},
     parameters::{Layout, Tensors},
-    task::{Batch, Task},
+    task::{Batch, OpenError, Task},
 };
 
 /// What a slice contributes, unnormalised.
@@ -88,12 +88,12 @@ impl<T: Task> Learner<T> {
     /// A learner on a device, for samples of so many features.
     ///
     /// # Errors
-    /// A device that cannot be opened, or a model without parameters; in words.
-    pub fn new(task: T, features: usize, device: DeviceName) -> Result<Self, String> {
-        let device = device::open(device)?;
+    /// A device that cannot be opened, or a model without parameters.
+    pub fn new(task: T, features: usize, device: DeviceName) -> Result<Self, OpenError> {
+        let device = device::open(device).map_err(OpenError::Device)?;
         let autodiff = DispatchDevice::autodiff(device.clone());
         let model = task.model(&autodiff);
-        let layout = Layout::of(&model)?;
+        let layout = Layout::of(&model).map_err(OpenError::Task)?;
         Ok(Learner { task, features, device, autodiff, layout, model: Some(model) })
     }
 

@@ -24,6 +24,8 @@ pub struct Layout {
     /// The manifest.
     pub manifest: Manifest,
     entries: HashMap<ParamId, usize>,
+    /// By entry: how many parameters share it.
+    uses: Vec<usize>,
 }
 
 impl Layout {
@@ -35,7 +37,7 @@ impl Layout {
         let mut scribe = Scribe::default();
         model.visit(&mut scribe);
         let manifest = Manifest::new(scribe.tensors).map_err(|error| error.to_string())?;
-        Ok(Layout { manifest, entries: scribe.entries })
+        Ok(Layout { manifest, entries: scribe.entries, uses: scribe.uses })
     }
 
     /// The model's values.
@@ -68,7 +70,7 @@ impl Layout {
 
     /// The model with other values, on `device`. Tensors that are empty stay as they are.
     pub fn load<M: Module<Dispatch>>(&self, model: M, values: Tensors, device: &DispatchDevice) -> M {
-        model.map(&mut Loader { entries: &self.entries, values, device })
+        model.map(&mut Loader { entries: &self.entries, uses: self.uses.clone(), values, device })
     }
 }
 
@@ -78,6 +80,7 @@ struct Scribe {
     path: Vec<String>,
     tensors: Vec<(String, Vec<u64>, TensorRole)>,
     entries: HashMap<ParamId, usize>,
+    uses: Vec<usize>,
 }
 
 impl ModuleVisitor<Dispatch> for Scribe {
@@ -90,12 +93,14 @@ impl ModuleVisitor<Dispatch> for Scribe {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Dispatch, D>>) {
-        if self.entries.contains_key(&param.id) {
+        if let Some(entry) = self.entries.get(&param.id) {
+            self.uses[*entry] += 1;
             return;
         }
         let shape = param.lazy_shape().iter().map(|dim| *dim as u64).collect();
         let role = if param.val().is_require_grad() { TensorRole::Trainable } else { TensorRole::Frozen };
         self.entries.insert(param.id, self.tensors.len());
+        self.uses.push(1);
         self.tensors.push((self.path.join("."), shape, role));
     }
 }
@@ -162,17 +167,21 @@ impl ModuleVisitor<Dispatch> for Collector<'_> {
 
 struct Loader<'a> {
     entries: &'a HashMap<ParamId, usize>,
+    uses: Vec<usize>,
     values: Tensors,
     device: &'a DispatchDevice,
 }
 
 impl ModuleMapper<Dispatch> for Loader<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<Dispatch, D>>) -> Param<Tensor<Dispatch, D>> {
-        let Some(values) = self.entries.get(&param.id).map(|entry| &mut self.values[*entry]) else { return param };
-        if values.is_empty() {
+        let Some(entry) = self.entries.get(&param.id).copied() else { return param };
+        if self.values[entry].is_empty() {
             return param;
         }
-        let data = TensorData::new(std::mem::take(values), param.lazy_shape());
+        self.uses[entry] -= 1;
+        let is_last = self.uses[entry] == 0;
+        let values = if is_last { std::mem::take(&mut self.values[entry]) } else { self.values[entry].clone() };
+        let data = TensorData::new(values, param.lazy_shape());
         let id = param.id;
         param.transform_for_load(Tensor::from_data(data, self.device), id)
     }

@@ -30,7 +30,7 @@ use crate::{
     exchange::{Exchange, ExchangeError, Exchanged},
     learner::Replica,
     step::{Contribution, Feed, order_of},
-    task::TaskEntry,
+    task::{OpenError, TaskEntry},
 };
 
 /// Reports that wait to be sent: more than a coordinator can fall behind in a lease.
@@ -74,6 +74,9 @@ pub enum WorkError {
     /// The data.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The model or the device.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// The coordinator refuses or is gone.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -99,7 +102,8 @@ pub enum WorkError {
 impl WorkError {
     fn exit_code(&self) -> u8 {
         match self {
-            WorkError::Start(_) | WorkError::Setup(_) | WorkError::Data(_) => 2,
+            WorkError::Start(_) | WorkError::Setup(_) | WorkError::Data(_) | WorkError::Open(OpenError::Task(_)) => 2,
+            WorkError::Open(OpenError::Device(_)) => 3,
             _ => 1,
         }
     }
@@ -128,15 +132,15 @@ pub fn main(args: &WorkerArgs, tasks: &[TaskEntry]) -> ExitCode {
 }
 
 fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(), WorkError> {
-    let config = process::load_config(&args.run)?;
-    let data = data::open(&config.data, config.seed)?;
-    let entry = tasks.iter().find(|task| task.name == config.task);
-    let entry = entry.ok_or_else(|| WorkError::Setup(format!("this program has no task `{}`", config.task)))?;
-    let replica = entry.open(&config, data.info(), args.device).map_err(WorkError::Setup)?;
     let (lost, tracker) = (CancellationToken::new(), TaskTracker::new());
     if args.supervised {
         process::watch_parent(lost.clone());
     }
+    let config = process::load_config(&args.run)?;
+    let data = data::open(&config.data, config.seed)?;
+    let entry = tasks.iter().find(|task| task.name == config.task);
+    let entry = entry.ok_or_else(|| WorkError::Setup(format!("this program has no task `{}`", config.task)))?;
+    let replica = entry.open(&config, data.info(), args.device)?;
     let offer = offer(args, &config, &*data, &*replica);
     let membership = runtime.block_on(async {
         let coordinator = Coordinator::connect(&args.coordinator).await?;
@@ -311,9 +315,9 @@ impl<'a> Worker<'a> {
             let mut announced = false;
             let given_up = async {
                 if views.wait_for(|view| view.phase >= Phase::Stopping).await.is_ok() {
-                    announced = true;
                     // Fails only if the coordinator is gone, which `lost` tells, too.
                     let _ = reports.send(pushing).await;
+                    announced = true;
                 }
                 let given_up = |view: &ClusterView| view.stop_at.is_some_and(|stop| stop <= step);
                 if views.wait_for(given_up).await.is_err() {

@@ -98,7 +98,8 @@ impl Feed {
         done.times.compute += start.elapsed().as_secs_f64();
         let (weight, loss_sum, finite) = (gradient.weight, gradient.loss_sum, gradient.finite);
         done.headers.push(SliceHeader { slice, weight, loss_sum, finite });
-        Some(gradient.tensors)
+        // A slice in which everything is masked is as absent as an empty one.
+        (weight > 0.0).then_some(gradient.tensors)
     }
 
     /// Scores this worker's slices of the held-out data.

@@ -82,10 +82,22 @@ pub enum Event {
     Diverging(String),
 }
 
+/// What the launcher itself found the run to be: members are compared with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reference {
+    /// The model's tensors.
+    pub manifest: Manifest,
+    /// SHA-256 over the data.
+    pub data_fingerprint: Vec<u8>,
+    /// Steps in all.
+    pub steps: u64,
+}
+
 /// The state of the cluster.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     config: Config,
+    reference: Reference,
     fingerprint: Vec<u8>,
     phase: Phase,
     incarnations: u64,
@@ -103,7 +115,7 @@ fn hex(bytes: &[u8]) -> String {
 
 impl Cluster {
     /// An empty cluster for a run.
-    pub fn new(config: Config) -> Cluster {
+    pub fn new(config: Config, reference: Reference) -> Cluster {
         Cluster {
             fingerprint: config.fingerprint(),
             phase: Phase::Gathering,
@@ -114,6 +126,7 @@ impl Cluster {
             stop_at: None,
             decisions: Decisions::new(config.servers, config.optimizer.clip_norm),
             evaluations: Evaluations::new(SliceTree::new(config.slices)),
+            reference,
             config,
         }
     }
@@ -138,9 +151,9 @@ impl Cluster {
         &self.servers
     }
 
-    /// The manifest that the workers brought.
-    pub fn manifest(&self) -> Option<&Manifest> {
-        self.workers.iter().flatten().next().map(|worker| &worker.offer.manifest)
+    /// What members are compared with.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
     }
 
     /// What every member knows.
@@ -207,17 +220,14 @@ impl Cluster {
         same("run", offer.run_id.clone(), self.config.run_id().into())?;
         same("configuration fingerprint", hex(&offer.config_fingerprint), hex(&self.fingerprint))?;
         let JoinPart::Worker(theirs) = &offer.part else { return Ok(()) };
-        let Some(first) = self.workers.iter().flatten().next() else { return Ok(()) };
-        let ours = &first.offer;
+        let ours = &self.reference;
         same("data fingerprint", hex(&theirs.data_fingerprint), hex(&ours.data_fingerprint))?;
         match theirs.manifest.difference(&ours.manifest) {
             None => Ok(()),
-            Some(difference) => Err(Refusal::Different {
-                member,
-                what: "model",
-                theirs: difference,
-                ours: format!("that of {}", first.member),
-            }),
+            Some(theirs) => {
+                let ours = "that of the launcher".into();
+                Err(Refusal::Different { member, what: "model", theirs, ours })
+            }
         }
     }
 
@@ -289,7 +299,7 @@ impl Cluster {
     /// # Errors
     /// A caller that is not a current member, or a report out of place.
     pub fn report(&mut self, member: Member, report: Report) -> Result<Vec<Event>, Refusal> {
-        let phase = self.phase;
+        let (phase, steps, slices) = (self.phase, self.reference.steps, self.config.slices);
         let worker = self.worker(member)?;
         let out_of_place = |what| Err(Refusal::OutOfPlace { member, what });
         match report {
@@ -300,6 +310,9 @@ impl Cluster {
             _ if phase < Phase::Training => out_of_place("training"),
             Report::Step(report) if report.verdict.step.0 == worker.steps => Ok(self.step(member, report)),
             Report::Step(_) => out_of_place("a step out of order"),
+            Report::Evaluation { step, parts } if step.0 > steps || parts.iter().any(|part| part.slice.0 >= slices) => {
+                out_of_place("an evaluation that the run does not have")
+            }
             Report::Evaluation { step, parts } => {
                 Ok(self.evaluations.add(step, parts).map(Event::Evaluated).into_iter().collect())
             }

@@ -13,6 +13,11 @@ fn config() -> Config {
     Layers::new().toml("test", "workers = 2\nslices = 3\nname = 'r'").unwrap().raw().unwrap().resolve(1).unwrap()
 }
 
+fn reference() -> Reference {
+    let manifest = Manifest::new([("w".into(), vec![2], TensorRole::Trainable)]).unwrap();
+    Reference { manifest, data_fingerprint: vec![1, 2], steps: 10 }
+}
+
 fn offer(role: Role, rank: u32) -> JoinOffer {
     let part = match role {
         Role::Server => JoinPart::Server { address: "10.0.0.1:7".into() },
@@ -20,8 +25,8 @@ fn offer(role: Role, rank: u32) -> JoinOffer {
             backend: "cpu".into(),
             device: "cpu".into(),
             numeric_class: "n".into(),
-            data_fingerprint: vec![1, 2],
-            manifest: Manifest::new([("w".into(), vec![2], TensorRole::Trainable)]).unwrap(),
+            data_fingerprint: reference().data_fingerprint,
+            manifest: reference().manifest,
         })),
     };
     JoinOffer {
@@ -38,7 +43,7 @@ fn offer(role: Role, rank: u32) -> JoinOffer {
 }
 
 fn full() -> (Cluster, [Member; 2], Member) {
-    let mut cluster = Cluster::new(config());
+    let mut cluster = Cluster::new(config(), reference());
     let mut join = |role, rank| {
         let incarnation = cluster.join(offer(role, rank), 0).unwrap().0.incarnation;
         Member { role, rank, incarnation }
@@ -76,7 +81,7 @@ fn a_run_from_the_first_join_to_the_end() {
 #[test]
 fn the_handshake_names_both_sides() {
     let refuse = |change: fn(&mut JoinOffer)| {
-        let mut cluster = Cluster::new(config());
+        let mut cluster = Cluster::new(config(), reference());
         cluster.join(offer(Role::Worker, 0), 0).unwrap();
         let before = format!("{cluster:?}");
         let mut offer = offer(Role::Worker, 1);
@@ -127,6 +132,11 @@ fn reports_out_of_place_are_refused() {
     assert!(matches!(cluster.report(first, step(0)), Err(Refusal::OutOfPlace { .. })));
     cluster.report(first, Report::Initialised).unwrap();
     assert!(matches!(cluster.report(first, step(1)), Err(Refusal::OutOfPlace { .. })));
+    for (step, slice) in [(11, 0), (1, 3)] {
+        let part = EvaluationPart { slice: SliceId(slice), weight: 1.0, loss_sum: 1.0, correct: 1 };
+        let evaluation = Report::Evaluation { step: Step(step), parts: vec![part] };
+        assert!(matches!(cluster.report(first, evaluation), Err(Refusal::OutOfPlace { .. })));
+    }
     assert_eq!(cluster.steps(), 0);
 }
 

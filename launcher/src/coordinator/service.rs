@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
-use super::core::{Cluster, Event, Refusal};
+use super::core::{Cluster, Event, Reference, Refusal};
 
 /// The gRPC face of the cluster. Clones share it.
 #[derive(Clone, Debug)]
@@ -50,10 +50,11 @@ impl From<Refusal> for Status {
 }
 
 impl CoordinatorService {
-    /// A coordinator for a run of `total_steps`; what happens is sent to `events`.
-    pub fn new(config: Config, total_steps: u64, events: mpsc::Sender<Event>) -> CoordinatorService {
+    /// A coordinator for a run; what happens is sent to `events`.
+    pub fn new(config: Config, reference: Reference, events: mpsc::Sender<Event>) -> CoordinatorService {
         let patience = Duration::from_millis(config.timeouts.start_ms.max(config.timeouts.step_ms).into());
-        let cluster = Cluster::new(config);
+        let total_steps = reference.steps;
+        let cluster = Cluster::new(config, reference);
         let inner = Inner {
             view: watch::Sender::new(cluster.view()),
             verdict: watch::Sender::new(None),
@@ -84,7 +85,9 @@ impl CoordinatorService {
     }
 
     fn publish(&self) {
-        let view = self.cluster().view();
+        // Under the cluster's lock, so that views go out in the order in which they came about.
+        let cluster = self.cluster();
+        let view = cluster.view();
         self.inner.view.send_if_modified(|old| {
             let changed = *old != view;
             *old = view;
@@ -146,8 +149,8 @@ impl CoordinationService for CoordinatorService {
         if !matches!(waited, Ok(Ok(_))) {
             return Err(Status::deadline_exceeded("no worker has brought a manifest"));
         }
-        let manifest = self.cluster().manifest().map(Into::into);
-        Ok(Response::new(wire::GetManifestResponse { manifest }))
+        let manifest = self.cluster().reference().manifest.clone();
+        Ok(Response::new(wire::GetManifestResponse { manifest: Some((&manifest).into()) }))
     }
 
     async fn decide(&self, request: Request<wire::DecideRequest>) -> Result<Response<wire::DecideResponse>, Status> {

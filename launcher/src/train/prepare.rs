@@ -18,6 +18,8 @@ pub struct Prepared {
     pub devices: Devices,
     workers: Vec<WorkerPlan>,
     cores: usize,
+    /// Whether the name was not given, so that another is as good.
+    is_named: bool,
 }
 
 /// Resolves and checks everything that can be without starting a process of the cluster.
@@ -32,13 +34,14 @@ pub fn prepare(args: &TrainArgs, places: &Places, tasks: &[TaskEntry]) -> Result
     let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
     let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?;
     config = Config { name: config.name, backend: devices.backend, ..raw.resolve(devices.auto_workers())? };
-    if config.name.is_empty() {
+    let is_named = !config.name.is_empty();
+    if !is_named {
         config.name = free_name(&config);
     }
-    let replica = entry.open(&config, data.info(), DeviceName::Cpu).map_err(Failure::Usage)?;
+    let replica = entry.open(&config, data.info(), DeviceName::Cpu)?;
     let (manifest, steps) = (replica.manifest().clone(), total_steps(&config, data.info().train));
     let workers = devices.deal(&config, cores);
-    Ok(Prepared { config, data, manifest, steps, devices, workers, cores })
+    Ok(Prepared { config, data, manifest, steps, devices, workers, cores, is_named })
 }
 
 fn find_task<'a>(tasks: &'a [TaskEntry], name: &str) -> Result<&'a TaskEntry, Failure> {
@@ -57,6 +60,23 @@ fn free_name(config: &Config) -> String {
 }
 
 impl Prepared {
+    /// The run's directory. A name that was not given is changed if another launcher took it in this second.
+    pub fn create_run_dir(&mut self) -> Result<RunDir, Failure> {
+        let config = &mut self.config;
+        loop {
+            match RunDir::create(&config.run_dir, &config.name, &config.to_toml()) {
+                Err(Failure::Usage(_)) if !self.is_named => config.name = free_name(config),
+                made => return made,
+            }
+        }
+    }
+
+    /// What members are compared with.
+    pub fn reference(&self) -> Reference {
+        let data_fingerprint = self.data.info().fingerprint.clone();
+        Reference { manifest: self.manifest.clone(), data_fingerprint, steps: self.steps }
+    }
+
     /// One line for people.
     pub fn headline(&self) -> String {
         let config = &self.config;

@@ -97,7 +97,13 @@ fn count(key: &'static str, value: u64, least: u32, most: u32) -> Result<u32, Co
 }
 
 fn number(key: &'static str, value: f64, wanted: &str, fits: impl Fn(f64) -> bool) -> Result<f64, ConfigError> {
-    if value.is_finite() && fits(value) { Ok(value) } else { Err(value_error(key, value, format!("must be {wanted}"))) }
+    // As an f32 too, which is what servers compute with.
+    let narrow = f64::from(value as f32);
+    match (value.is_finite() && fits(value), narrow.is_finite() && fits(narrow)) {
+        (true, true) => Ok(value),
+        (true, false) => Err(value_error(key, value, format!("is {narrow} as a 32-bit number, but must be {wanted}"))),
+        (false, _) => Err(value_error(key, value, format!("must be {wanted}"))),
+    }
 }
 
 /// A word out of a list, or an error with the list and the nearest of it.
@@ -151,7 +157,7 @@ impl RawConfig {
             (None, epochs) => Length::Epochs(u64::from(count("epochs", epochs.unwrap_or(4), 1, u32::MAX)?)),
             (Some(steps), Some(_)) => return Err(value_error("steps", steps, "excludes `epochs`; give one of them")),
         };
-        let slices = count("slices", self.slices.unwrap_or(workers.into()), 1, 65_536)?;
+        let slices = count("slices", self.slices.unwrap_or(workers.into()), 1, 4096)?;
         let batch_size = count("batch_size", self.batch_size.unwrap_or(128), 1, 1 << 24)?;
         if batch_size < slices {
             return Err(value_error(

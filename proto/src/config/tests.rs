@@ -75,6 +75,10 @@ fn every_refusal_says_what_and_where() {
         ("[optimizer]\nname = 'sgd'\nbeta1 = 0.5", "`optimizer.beta1` = 0.5: has no meaning for the optimizer `sgd`"),
         ("[optimizer]\nlr = 0", "`optimizer.lr` = 0: must be above 0"),
         (
+            "[optimizer]\nbeta2 = 0.99999999",
+            "`optimizer.beta2` = 0.99999999: is 1 as a 32-bit number, but must be at least 0 and below 1",
+        ),
+        (
             "[timeouts]\nlease_ms = 1500",
             "`timeouts.lease_ms` = 1500: must be at least twice timeouts.heartbeat_ms, which is 1000",
         ),

@@ -42,6 +42,8 @@ pub struct Cell {
     newest: Option<Version>,
     previous: Option<Version>,
     accumulator: Accumulator,
+    /// Whether the open step's sum has been found complete.
+    complete: bool,
     state: Vec<Vec<f32>>,
     updates: u64,
 }
@@ -55,6 +57,7 @@ impl Cell {
             newest: None,
             previous: None,
             accumulator: Accumulator::default(),
+            complete: false,
             state: Vec::new(),
             updates: 0,
         }
@@ -102,10 +105,12 @@ impl Cell {
         self.accumulator.insert(tree, node, payload, absent)
     }
 
-    /// Whether the open step's sum is complete, given that `absent` slices are empty.
+    /// Merges what can be merged, given that `absent` slices are empty. True once a step: when its sum is found complete.
     pub fn settle(&mut self, tree: SliceTree, absent: &BTreeSet<SliceId>) -> bool {
         self.accumulator.settle(tree, absent);
-        self.accumulator.is_complete(tree)
+        let found = !self.complete && self.accumulator.is_complete(tree);
+        self.complete |= found;
+        found
     }
 
     /// The sum of squares of the complete sum; 0 if it is not complete.
@@ -124,6 +129,7 @@ impl Cell {
             },
         };
         self.accumulator.clear();
+        self.complete = false;
         self.previous = Some(newest);
         self.newest = Some(updated);
         self.step = self.step.next();

@@ -7,7 +7,7 @@
 //! swept, so neither can miss the other.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -35,13 +35,13 @@ pub struct Push {
     /// The step.
     pub step: Step,
     /// The slices that were announced, by whether they carry weight.
-    announced: Vec<(SliceId, bool)>,
+    announced: BTreeMap<SliceId, bool>,
 }
 
 impl Push {
     fn allows(&self, node: Node) -> bool {
-        let find = |slice| self.announced.iter().find(|(s, _)| *s == slice);
-        node.slices().all(|s| find(s).is_some()) && node.slices().any(|s| find(s).is_some_and(|(_, weighs)| *weighs))
+        let mut weighs = false;
+        node.slices().all(|slice| self.announced.get(&slice).inspect(|w| weighs |= **w).is_some()) && weighs
     }
 }
 
@@ -192,7 +192,7 @@ impl Shard {
     pub fn open(&self, header: &PushHeader) -> Result<(Push, Outcome), Refusal> {
         let announced = header.slices.iter().map(|h| (h.slice, h.weight > 0.0)).collect();
         let push = Push { step: header.step, announced };
-        let accumulated = {
+        let absent = {
             let mut state = lock(&self.state);
             if header.era != state.view.era {
                 return Err(Refusal::Era { ours: state.view.era, theirs: header.era });
@@ -218,7 +218,8 @@ impl Shard {
             }
             state.ledger.absent().clone()
         };
-        Ok((push, self.sweep(&accumulated)))
+        let step = push.step;
+        Ok((push, self.sweep(step, &absent)))
     }
 
     /// Adds one block's part of a node's sum.
@@ -238,12 +239,9 @@ impl Shard {
             return Ok(Outcome::default());
         }
         let absent = lock(&self.state).ledger.absent().clone();
-        let was_complete = cell.settle(self.tree, &absent);
         let inserted = cell.accumulate(self.tree, part.node, &part.payload, &absent);
         let mut outcome = Outcome { fresh: inserted == Inserted::Fresh, ..Outcome::default() };
-        if !was_complete && cell.settle(self.tree, &absent) {
-            lock(&self.state).complete += 1;
-        }
+        self.settle(&mut cell, &absent);
         outcome.changed = self.apply(&mut cell);
         drop(cell);
         outcome.accumulated = self.report();
@@ -252,15 +250,16 @@ impl Shard {
 
     /// Carries out the coordinator's verdict on the open step; one on an older step changes nothing.
     pub fn decide(&self, verdict: Verdict) -> Outcome {
+        let step = verdict.step;
         let absent = {
             let mut state = lock(&self.state);
-            if verdict.step != state.ledger.step() {
+            if step != state.ledger.step() {
                 return Outcome::default();
             }
             state.ledger.close(verdict);
             state.ledger.absent().clone()
         };
-        self.sweep(&absent)
+        self.sweep(step, &absent)
     }
 
     /// The verdict of a step that this shard has committed: of the last one only.
@@ -294,25 +293,30 @@ impl Shard {
         at.and_then(|at| self.cells.get(at)).ok_or(Refusal::UnknownBlock { block, shard: self.id })
     }
 
-    /// Settles every cell, now that all headers are known, and applies the verdict where there is one.
-    fn sweep(&self, absent: &BTreeSet<SliceId>) -> Outcome {
+    /// Settles every cell that is still at `step`, now that all its headers are known, and applies the verdict where
+    /// there is one. Others may have committed the step meanwhile: what is absent in it says nothing of the next.
+    fn sweep(&self, step: Step, absent: &BTreeSet<SliceId>) -> Outcome {
         let changed = self
             .cells
             .par_iter()
             .map(|cell| {
                 let mut cell = lock(cell);
-                if cell.block().role == TensorRole::Frozen || cell.step() != self.open_step() {
+                if cell.block().role == TensorRole::Frozen || cell.step() != step {
                     return false;
                 }
-                let was_complete = cell.settle(self.tree, &BTreeSet::new());
-                if !was_complete && cell.settle(self.tree, absent) {
-                    lock(&self.state).complete += 1;
-                }
+                self.settle(&mut cell, absent);
                 self.apply(&mut cell)
             })
             .reduce(|| false, |a, b| a | b);
         let advanced = self.advance(&mut lock(&self.state));
         Outcome { changed: changed | advanced, accumulated: self.report(), fresh: false }
+    }
+
+    /// Merges what can be merged, and counts the cell when that completes its sum.
+    fn settle(&self, cell: &mut Cell, absent: &BTreeSet<SliceId>) {
+        if cell.settle(self.tree, absent) {
+            lock(&self.state).complete += 1;
+        }
     }
 
     /// Applies the verdict to a cell if both are ready; the last cell to do so commits the step.

@@ -256,3 +256,23 @@ fn a_push_that_is_repeated_after_the_commit_is_let_in() {
     let outcome = shards[0].accept(&push, &gradient(&fixture.map().blocks()[0], 0, 0)).unwrap();
     assert_eq!((outcome.fresh, outcome.changed, parameters(&shards)), (false, false, after));
 }
+
+/// A thread that closed a step may be held up before it sweeps, while others commit the step and open the next: what was
+/// absent in the old step must not count in the new one.
+#[test]
+fn a_late_sweep_leaves_the_next_step_alone() {
+    let fixture = Fixture::new(2, 1, "");
+    let (shards, reference) = (fixture.shards(), fixture.shards());
+    for shards in [&shards, &reference] {
+        step(&fixture, shards, 0, &[0, 1], Some(1));
+    }
+    let shard = &shards[0];
+    let (push, _) = shard.open(&fixture.header(1, 0, 3.0)).unwrap();
+    for block in fixture.map().blocks().iter().filter(|block| block.role == TensorRole::Trainable) {
+        shard.accept(&push, &gradient(block, 0, 1)).unwrap();
+    }
+    shard.sweep(Step(0), &BTreeSet::from([SliceId(1)]));
+    step(&fixture, &shards, 1, &[0, 1], None);
+    step(&fixture, &reference, 1, &[0, 1], None);
+    assert_eq!(parameters(&shards), parameters(&reference));
+}

@@ -58,8 +58,19 @@ pub trait Task: Sized + Send + 'static {
     fn score(&self, model: &Self::Model, batch: &Batch) -> Score;
 }
 
+/// Why there is no replica.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum OpenError {
+    /// The task does not go with the configuration or the data.
+    #[error("{0}")]
+    Task(String),
+    /// The device does not open.
+    #[error("{0}")]
+    Device(String),
+}
+
 /// Opens a replica of a task's model.
-type Open = fn(&Config, &DataInfo, DeviceName) -> Result<Box<dyn Replica>, String>;
+type Open = fn(&Config, &DataInfo, DeviceName) -> Result<Box<dyn Replica>, OpenError>;
 
 /// A row of the table of tasks.
 #[derive(Clone, Copy, Debug)]
@@ -80,14 +91,15 @@ impl TaskEntry {
     /// A replica of the task's model on a device, its parameters not loaded yet.
     ///
     /// # Errors
-    /// Data that the task cannot be trained on, or a device that cannot be opened; in words.
-    pub fn open(&self, config: &Config, data: &DataInfo, device: DeviceName) -> Result<Box<dyn Replica>, String> {
+    /// Data that the task cannot be trained on, or a device that cannot be opened.
+    pub fn open(&self, config: &Config, data: &DataInfo, device: DeviceName) -> Result<Box<dyn Replica>, OpenError> {
         (self.open)(config, data, device)
     }
 }
 
-fn open_task<T: Task>(config: &Config, data: &DataInfo, device: DeviceName) -> Result<Box<dyn Replica>, String> {
-    Ok(Box::new(Learner::new(T::new(config, data)?, data.features(), device)?))
+fn open_task<T: Task>(config: &Config, data: &DataInfo, device: DeviceName) -> Result<Box<dyn Replica>, OpenError> {
+    let task = T::new(config, data).map_err(OpenError::Task)?;
+    Ok(Box::new(Learner::new(task, data.features(), device)?))
 }
 
 /// Every task there is.
