@@ -4,25 +4,16 @@
 
 use std::{
     net::SocketAddr,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use convoy_proto::{
-    config::{Backend, Config},
-    ids::{Role, Step},
+    ids::Step,
     manifest::Manifest,
     messages::{Action, Phase, Verdict},
     process,
 };
-use convoy_worker::{
-    data::{self, Dataset},
-    device::DeviceName,
-    exchange::Exchange,
-    parameters::Tensors,
-    run::total_steps,
-    task::TaskEntry,
-};
+use convoy_worker::{exchange::Exchange, parameters::Tensors, task::TaskEntry};
 use serde_json::json;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -31,19 +22,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    children::{ChildExit, ChildSpec, Children},
+    children::{ChildExit, Children},
     cli::{Places, TrainArgs, say},
     coordinator::{
-        core::{Event, Reference},
+        core::Event,
         service::{CoordinatorService, launcher},
     },
     model_file,
     outcome::Failure,
-    plan::{self, Devices, WorkerPlan},
-    probe,
     progress::Progress,
     run_dir::{self, RunDir},
-    settings,
     summary::{Notes, Status, Summary},
 };
 

@@ -10,11 +10,10 @@ use convoy_proto::{
     limits,
     messages::{JoinOffer, JoinPart, Phase},
     process::{self, StartError},
-    transport::{Coordinator, Membership, TransportError, bulk_server},
+    transport::{Coordinator, Membership, TransportError, bulk_server, incoming},
     wire::{DESCRIPTORS, parameters_service_server::ParametersServiceServer},
 };
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info};
 
@@ -149,7 +148,7 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
             .add_service(service)
             .add_service(health_service)
             .add_service(reflection)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned()),
+            .serve_with_incoming_shutdown(incoming(listener), stop.clone().cancelled_owned()),
     );
 
     let result = attend(&server, &membership, &config, async || {

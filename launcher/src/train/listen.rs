@@ -4,11 +4,10 @@ use std::net::SocketAddr;
 
 use convoy_proto::{
     limits,
-    transport::control_server,
+    transport::{control_server, incoming},
     wire::{DESCRIPTORS, coordination_service_server::CoordinationServiceServer},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{coordinator::service::CoordinatorService, outcome::Failure};
@@ -39,7 +38,7 @@ pub fn serve(
     let serving = tokio::spawn(async move {
         health.set_serving::<CoordinationServiceServer<CoordinatorService>>().await;
         let router = control_server().add_service(service).add_service(health_service).add_service(reflection);
-        router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned()).await
+        router.serve_with_incoming_shutdown(incoming(listener), stop.cancelled_owned()).await
     });
     Ok((address, serving))
 }

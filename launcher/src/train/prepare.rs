@@ -1,8 +1,29 @@
 //! Before anything is started: the configuration, the data, the model's shape and the devices, all checked.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use super::*;
+use convoy_proto::{
+    config::{Backend, Config},
+    ids::Role,
+    manifest::Manifest,
+};
+use convoy_worker::{
+    data::{self, Dataset},
+    device::DeviceName,
+    run::total_steps,
+    task::TaskEntry,
+};
+
+use crate::{
+    children::ChildSpec,
+    cli::{Places, TrainArgs},
+    coordinator::core::Reference,
+    outcome::Failure,
+    plan::{self, Devices, WorkerPlan},
+    probe,
+    run_dir::RunDir,
+    settings,
+};
 
 /// A run that is ready to start.
 pub struct Prepared {
@@ -18,7 +39,7 @@ pub struct Prepared {
     pub devices: Devices,
     workers: Vec<WorkerPlan>,
     cores: usize,
-    /// Whether the name was not given, so that another is as good.
+    /// Whether a person chose the name; otherwise another is as good.
     is_named: bool,
 }
 
@@ -54,7 +75,7 @@ fn find_task<'a>(tasks: &'a [TaskEntry], name: &str) -> Result<&'a TaskEntry, Fa
 fn free_name(config: &Config) -> String {
     let data = config.data.split(':').next().unwrap_or_default();
     let stem = format!("{}-{data}-{}", config.task, jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S"));
-    let taken = |name: &String| std::path::Path::new(&config.run_dir).join(name).exists();
+    let taken = |name: &String| PathBuf::from(&config.run_dir).join(name).exists();
     let numbered = (2..).map(|n| format!("{stem}-{n}"));
     std::iter::once(stem.clone()).chain(numbered).find(|name| !taken(name)).unwrap_or(stem)
 }

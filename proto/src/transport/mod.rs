@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint, Server};
+use tokio::net::TcpListener;
+use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
 
 use crate::{convert::WireError, limits};
 
@@ -123,15 +124,20 @@ async fn bulk_channel(peer: &Peer) -> Result<Channel, TransportError> {
     endpoint.connect().await.map_err(|error| unreachable(peer, &error))
 }
 
+/// The connections of a listener, each without Nagle's delay: a builder's own setting for that does not reach listeners
+/// that are handed to it, and small messages would wait 40 ms for an acknowledgement.
+pub fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
+
 /// A listener's settings for control.
 pub fn control_server() -> Server {
-    Server::builder().tcp_nodelay(true)
+    Server::builder()
 }
 
 /// A listener's settings for blocks.
 pub fn bulk_server() -> Server {
     Server::builder()
-        .tcp_nodelay(true)
         .initial_stream_window_size(limits::WINDOW_BYTES)
         .initial_connection_window_size(limits::WINDOW_BYTES * 2)
         .max_frame_size(limits::HTTP_FRAME_BYTES)

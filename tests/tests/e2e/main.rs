@@ -4,6 +4,7 @@
 
 mod bits;
 mod faults;
+mod grpc;
 mod inputs;
 mod learning;
 mod outputs;

@@ -1,0 +1,99 @@
+//! The services as anything else on the machine meets them: health, status, and what strangers are told.
+
+use std::{io::Write, net::TcpStream};
+
+use convoy_proto::wire::{
+    self, coordination_service_client::CoordinationServiceClient, parameters_service_client::ParametersServiceClient,
+    push_pull_request::Part,
+};
+use convoy_tests::{Bench, finish};
+use tonic::{Code, transport::Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::{SMALL, bench};
+
+/// The word after `flag` on the command line of some process of the run.
+fn argument(bench: &Bench, flag: &str) -> String {
+    let processes = bench.processes();
+    let find = |line: &String| line.split(' ').skip_while(|word| *word != flag).nth(1).map(String::from);
+    processes.iter().find_map(|(_, line)| find(line)).unwrap_or_else(|| panic!("no {flag} in {processes:?}"))
+}
+
+fn stranger() -> Option<wire::Member> {
+    Some(wire::Member { role: wire::Role::Worker.into(), rank: 0, incarnation: 999 })
+}
+
+async fn is_serving(address: &str, service: &str) {
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let mut client = HealthClient::new(channel);
+    let answer = client.check(HealthCheckRequest { service: service.into() }).await.unwrap().into_inner();
+    assert_eq!(answer.status, 1, "{service} serves");
+}
+
+async fn disturb_server(address: &str) {
+    let mut client = ParametersServiceClient::connect(format!("http://{address}")).await.unwrap();
+    let header = wire::PushHeader { member: stranger(), ..Default::default() };
+    let push = |part| tokio_stream::iter([wire::PushPullRequest { part }]);
+    let refusals = [
+        (Some(Part::Header(header)), Code::Aborted),
+        (Some(Part::Header(wire::PushHeader::default())), Code::InvalidArgument),
+        (Some(Part::Frame(wire::GradientFrame::default())), Code::InvalidArgument),
+        (None, Code::InvalidArgument),
+    ];
+    for (part, code) in refusals {
+        let refused = client.push_pull(push(part.clone())).await.expect_err("a stranger is refused");
+        assert_eq!(refused.code(), code, "{part:?}: {}", refused.message());
+    }
+    let blocks = wire::InitialiseRequest { member: stranger(), blocks: Vec::new() };
+    let refused = client.initialise(tokio_stream::iter([blocks])).await.expect_err("a stranger is refused");
+    assert_eq!(refused.code(), Code::Aborted, "{}", refused.message());
+    let pull = wire::PullRequest { member: stranger(), era: 7, step: 0 };
+    assert_eq!(client.pull(pull).await.expect_err("another era").code(), Code::Aborted);
+}
+
+async fn disturb_coordinator(address: &str) {
+    let mut client = CoordinationServiceClient::connect(format!("http://{address}")).await.unwrap();
+    let heartbeat = client.heartbeat(wire::HeartbeatRequest { member: stranger() }).await;
+    assert_eq!(heartbeat.expect_err("a stranger").code(), Code::PermissionDenied);
+    let join = client.join(wire::JoinRequest::default()).await;
+    assert_eq!(join.expect_err("nobody").code(), Code::InvalidArgument);
+    let decide = wire::DecideRequest { member: stranger(), ..Default::default() };
+    assert_eq!(client.decide(decide).await.expect_err("no server").code(), Code::InvalidArgument);
+    let status = client.get_status(wire::GetStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.steps, status.members.len()), (600, 3));
+    assert!(status.members.iter().all(|member| member.pid > 0 && member.heartbeat_age_seconds < 60.0));
+}
+
+fn rubbish(address: &str) {
+    let mut socket = TcpStream::connect(address).unwrap();
+    // The other side may hang up in the middle.
+    let _ = socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff rubbish");
+}
+
+#[test]
+fn strangers_are_told_no_and_change_nothing() {
+    let bench = bench();
+    let train = format!("--backend cpu --workers 2 --steps 600 --optimizer adamw --clip-norm 1 {SMALL}");
+    let child = bench.command(&format!("{train} --name disturbed")).spawn().unwrap();
+    bench.await_steps("disturbed", 3);
+    let server = bench.summary("disturbed")["servers"][0]["address"].as_str().unwrap().to_string();
+    let coordinator = argument(&bench, "--coordinator");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        is_serving(&server, "convoy.v1.ParametersService").await;
+        is_serving(&coordinator, "convoy.v1.CoordinationService").await;
+        disturb_server(&server).await;
+        disturb_coordinator(&coordinator).await;
+    });
+    rubbish(&server);
+    rubbish(&coordinator);
+    let run = bench.run_dir("disturbed").display().to_string();
+    let extra = bench.run(&format!("worker --run {run} --rank 9 --coordinator {coordinator}"));
+    assert_eq!(extra.code, Some(1), "{}", extra.stderr);
+    assert!(extra.stderr.contains("there is no place for worker 9: the run has 2"), "{}", extra.stderr);
+
+    let ended = finish(child);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    bench.succeed(&format!("{train} --name calm"));
+    assert_eq!(bench.summary("disturbed")["params_sha256"], bench.summary("calm")["params_sha256"]);
+}
