@@ -117,7 +117,7 @@ impl Session {
     /// Everything up to the final parameters.
     async fn train(&mut self, address: SocketAddr, mut signals: Signals) -> Result<(), Failure> {
         let manifest = self.prepared.manifest.clone();
-        self.write_json("manifest.json", &json!({ "tensors": manifest }))?;
+        self.write_json("manifest.json", &manifest)?;
         self.progress.say(&self.prepared.headline());
         for line in &self.prepared.devices.passed_over {
             self.progress.say(&format!("passed over {line}"));

@@ -141,7 +141,7 @@ pub fn parameters(run: &Path) -> Vec<(String, Vec<f32>)> {
     let file = SafeTensors::deserialize(&bytes).expect("safetensors");
     let manifest: Value =
         serde_json::from_slice(&fs::read(run.join("manifest.json")).expect("manifest")).expect("JSON");
-    let entries = manifest["tensors"].as_array().expect("tensors");
+    let entries = manifest.as_array().expect("a list of tensors");
     let read = |entry: &Value| {
         let name = entry["name"].as_str().expect("a name").to_string();
         let view = file.tensor(&name).expect("a tensor of the manifest");

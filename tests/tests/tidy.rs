@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Lines of a file, its unit tests left out.
-const FILE_LINES: usize = 430;
+const FILE_LINES: usize = 412;
 /// Lines of a function.
 const FUNCTION_LINES: usize = 70;
 
@@ -57,7 +57,7 @@ fn files_and_functions_are_short() {
     let mut faults = Vec::new();
     for (name, text) in sources() {
         let lines: Vec<&str> = product(&text).lines().collect();
-        if lines.len() > FILE_LINES && !name.ends_with("proto/src/convert.rs") {
+        if lines.len() > FILE_LINES {
             faults.push(format!("{name} has {} lines", lines.len()));
         }
         // A formatted function ends at the first closing brace with the indentation of its head.

@@ -4,6 +4,14 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
+use crate::{
+    ids::{BlockId, Era, Generation},
+    messages::{
+        Accumulated, ClusterView, GradientBlock, JoinOffer, JoinPart, PulledPart, PushHeader, PushPart, Report,
+        SliceHeader, WorkerOffer,
+    },
+    tree::Node,
+};
 
 fn member() -> Member {
     Member { role: Role::Worker, rank: 3, incarnation: Incarnation(9) }

@@ -1,0 +1,255 @@
+//! Messages of the control path: joins, views, decisions, reports.
+
+use super::{Result, WireError, present, role, weight, wrong};
+use crate::{
+    ids::{BlockId, Era, Generation, Incarnation, Member, Role, ShardId, SliceId, Step, WorkerId},
+    messages::{
+        Accumulated, Admission, ClusterView, EvaluationPart, JoinOffer, JoinPart, Phase, Report, StepReport, StepTimes,
+        Verdict, WorkerOffer,
+    },
+    wire,
+};
+
+impl From<JoinOffer> for wire::JoinRequest {
+    fn from(offer: JoinOffer) -> Self {
+        let mut request = wire::JoinRequest {
+            protocol: offer.protocol,
+            build: offer.build,
+            run_id: offer.run_id,
+            role: wire::Role::from(offer.role).into(),
+            rank: offer.rank,
+            pid: offer.pid,
+            host: offer.host,
+            config_fingerprint: offer.config_fingerprint.into(),
+            ..Default::default()
+        };
+        match offer.part {
+            JoinPart::Server { address } => request.address = address,
+            JoinPart::Worker(worker) => {
+                request.manifest = Some((&worker.manifest).into());
+                request.backend = worker.backend;
+                request.device = worker.device;
+                request.numeric_class = worker.numeric_class;
+                request.data_fingerprint = worker.data_fingerprint.into();
+            }
+        }
+        request
+    }
+}
+
+impl TryFrom<wire::JoinRequest> for JoinOffer {
+    type Error = WireError;
+
+    fn try_from(request: wire::JoinRequest) -> Result<Self> {
+        let role = role(request.role)?;
+        let part = match role {
+            Role::Server if request.address.is_empty() => return Err(wrong("address", "is empty")),
+            Role::Server => JoinPart::Server { address: request.address },
+            Role::Worker => JoinPart::Worker(Box::new(WorkerOffer {
+                backend: request.backend,
+                device: request.device,
+                numeric_class: request.numeric_class,
+                data_fingerprint: request.data_fingerprint.into(),
+                manifest: present("manifest", request.manifest)?.try_into()?,
+            })),
+            Role::Launcher => return Err(wrong("role", "launcher cannot join")),
+        };
+        Ok(JoinOffer {
+            protocol: request.protocol,
+            build: request.build,
+            run_id: request.run_id,
+            role,
+            rank: request.rank,
+            pid: request.pid,
+            host: request.host,
+            config_fingerprint: request.config_fingerprint.into(),
+            part,
+        })
+    }
+}
+
+impl From<Admission> for wire::JoinResponse {
+    fn from(admission: Admission) -> Self {
+        wire::JoinResponse {
+            incarnation: admission.incarnation.0,
+            heartbeat_ms: admission.heartbeat_ms,
+            lease_ms: admission.lease_ms,
+        }
+    }
+}
+
+impl TryFrom<wire::JoinResponse> for Admission {
+    type Error = WireError;
+
+    fn try_from(response: wire::JoinResponse) -> Result<Self> {
+        if response.heartbeat_ms == 0 || response.lease_ms <= response.heartbeat_ms {
+            return Err(wrong("lease_ms", format!("{} is no lease", response.lease_ms)));
+        }
+        Ok(Admission {
+            incarnation: Incarnation(response.incarnation),
+            heartbeat_ms: response.heartbeat_ms,
+            lease_ms: response.lease_ms,
+        })
+    }
+}
+
+impl From<Phase> for wire::Phase {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Gathering => wire::Phase::Gathering,
+            Phase::Initialising => wire::Phase::Initialising,
+            Phase::Training => wire::Phase::Training,
+            Phase::Stopping => wire::Phase::Stopping,
+            Phase::Ended => wire::Phase::Ended,
+        }
+    }
+}
+
+impl From<ClusterView> for wire::WatchResponse {
+    fn from(view: ClusterView) -> Self {
+        wire::WatchResponse {
+            phase: wire::Phase::from(view.phase).into(),
+            generation: view.generation.0,
+            era: view.era.0,
+            shards: (0..).zip(view.shards).map(|(shard, address)| wire::Shard { shard, address }).collect(),
+            owners: view.owners.iter().map(|owner| owner.0).collect(),
+            initialiser: view.initialiser.0,
+            incarnations: view.incarnations.iter().map(|incarnation| incarnation.0).collect(),
+            stop_at: view.stop_at.map(|step| step.0),
+        }
+    }
+}
+
+impl TryFrom<wire::WatchResponse> for ClusterView {
+    type Error = WireError;
+
+    fn try_from(view: wire::WatchResponse) -> Result<Self> {
+        let phase = match wire::Phase::try_from(view.phase) {
+            Ok(wire::Phase::Gathering) => Phase::Gathering,
+            Ok(wire::Phase::Initialising) => Phase::Initialising,
+            Ok(wire::Phase::Training) => Phase::Training,
+            Ok(wire::Phase::Stopping) => Phase::Stopping,
+            Ok(wire::Phase::Ended) => Phase::Ended,
+            Ok(wire::Phase::Unspecified) | Err(_) => return Err(wrong("phase", format!("{} is unknown", view.phase))),
+        };
+        if (0..).zip(&view.shards).any(|(i, shard)| shard.shard != i) {
+            return Err(wrong("shards", "are not numbered from 0"));
+        }
+        Ok(ClusterView {
+            phase,
+            generation: Generation(view.generation),
+            era: Era(view.era),
+            shards: view.shards.into_iter().map(|shard| shard.address).collect(),
+            owners: view.owners.into_iter().map(WorkerId).collect(),
+            initialiser: WorkerId(view.initialiser),
+            incarnations: view.incarnations.into_iter().map(Incarnation).collect(),
+            stop_at: view.stop_at.map(Step),
+        })
+    }
+}
+
+impl Accumulated {
+    /// The request that a server sends for it.
+    pub fn into_request(self, member: Member) -> wire::DecideRequest {
+        let norms = self.norms.iter().map(|(block, sum)| wire::BlockNorm { block: block.0, sum_of_squares: *sum });
+        wire::DecideRequest {
+            member: Some(member.into()),
+            era: self.era.0,
+            step: self.proposal.step.0,
+            norms: norms.collect(),
+            proposal: Some(self.proposal.into()),
+        }
+    }
+}
+
+impl TryFrom<wire::DecideRequest> for Accumulated {
+    type Error = WireError;
+
+    fn try_from(request: wire::DecideRequest) -> Result<Self> {
+        let member = Member::try_from(request.member)?;
+        if member.role != Role::Server {
+            return Err(wrong("member", "is not a server"));
+        }
+        let proposal = Verdict::try_from(request.proposal)?;
+        if proposal.step.0 != request.step {
+            return Err(wrong("step", format!("{} is not the proposal's {}", request.step, proposal.step)));
+        }
+        let norms = request.norms.iter().map(|norm| (BlockId(norm.block), norm.sum_of_squares)).collect();
+        Ok(Accumulated { shard: ShardId(member.rank), era: Era(request.era), proposal, norms })
+    }
+}
+
+impl From<Report> for wire::Report {
+    fn from(report: Report) -> Self {
+        use wire::report::Kind;
+        let kind = match report {
+            Report::Initialised => Kind::Initialised(wire::Initialised {}),
+            Report::Step(step) => Kind::Step(step.into()),
+            Report::Evaluation { step, parts } => {
+                let parts = parts.iter().map(|part| wire::EvaluationPart {
+                    slice: part.slice.0,
+                    weight: part.weight,
+                    loss_sum: part.loss_sum,
+                    correct: part.correct,
+                });
+                Kind::Evaluation(wire::EvaluationReport { step: step.0, parts: parts.collect() })
+            }
+            Report::Pausing { pushed } => Kind::Pausing(wire::Pausing { pushed: pushed.0 }),
+            Report::Finished { step } => Kind::Finished(wire::Finished { steps: step.0 }),
+        };
+        wire::Report { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<wire::Report> for Report {
+    type Error = WireError;
+
+    fn try_from(report: wire::Report) -> Result<Self> {
+        use wire::report::Kind;
+        Ok(match present("report", report.kind)? {
+            Kind::Initialised(_) => Report::Initialised,
+            Kind::Step(step) => Report::Step(step.try_into()?),
+            Kind::Evaluation(report) => {
+                let parts = report.parts.iter().map(|part| {
+                    Ok(EvaluationPart {
+                        slice: SliceId(part.slice),
+                        weight: weight("evaluation.weight", part.weight)?,
+                        loss_sum: part.loss_sum,
+                        correct: part.correct,
+                    })
+                });
+                Report::Evaluation { step: Step(report.step), parts: parts.collect::<Result<_>>()? }
+            }
+            Kind::Pausing(pausing) => Report::Pausing { pushed: Step(pausing.pushed) },
+            Kind::Finished(finished) => Report::Finished { step: Step(finished.steps) },
+        })
+    }
+}
+
+impl From<StepReport> for wire::StepReport {
+    fn from(report: StepReport) -> Self {
+        let StepTimes { data, compute, exchange, load } = report.times;
+        wire::StepReport {
+            verdict: Some(report.verdict.into()),
+            samples: report.samples,
+            bytes_pushed: report.bytes_pushed,
+            bytes_pulled: report.bytes_pulled,
+            times: Some(wire::StepTimes { data, compute, exchange, load }),
+        }
+    }
+}
+
+impl TryFrom<wire::StepReport> for StepReport {
+    type Error = WireError;
+
+    fn try_from(report: wire::StepReport) -> Result<Self> {
+        let wire::StepTimes { data, compute, exchange, load } = present("times", report.times)?;
+        Ok(StepReport {
+            verdict: report.verdict.try_into()?,
+            samples: report.samples,
+            bytes_pushed: report.bytes_pushed,
+            bytes_pulled: report.bytes_pulled,
+            times: StepTimes { data, compute, exchange, load },
+        })
+    }
+}

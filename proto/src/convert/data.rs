@@ -1,0 +1,168 @@
+//! Messages of the data path: pushes up, parameters down.
+
+use super::{Result, WireError, finite, present, weight, wrong};
+use crate::{
+    ids::{BlockId, Era, Generation, SliceId, Step},
+    messages::{GradientBlock, ParameterBlock, PulledPart, PushHeader, PushPart, SliceHeader},
+    tree::Node,
+    wire,
+};
+
+impl From<PushHeader> for wire::PushHeader {
+    fn from(header: PushHeader) -> Self {
+        let slices = header.slices.iter().map(|slice| wire::SliceHeader {
+            slice: slice.slice.0,
+            weight: slice.weight,
+            loss_sum: slice.loss_sum,
+            finite: slice.finite,
+        });
+        wire::PushHeader {
+            member: Some(header.member.into()),
+            generation: header.generation.0,
+            era: header.era.0,
+            step: header.step.0,
+            slices: slices.collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::PushHeader> for PushHeader {
+    type Error = WireError;
+
+    fn try_from(header: wire::PushHeader) -> Result<Self> {
+        let slices = header.slices.iter().map(|slice| {
+            let weight = weight("slice.weight", slice.weight)?;
+            let loss_sum = if slice.finite { finite("slice.loss_sum", slice.loss_sum)? } else { slice.loss_sum };
+            Ok(SliceHeader { slice: SliceId(slice.slice), weight, loss_sum, finite: slice.finite })
+        });
+        Ok(PushHeader {
+            slices: slices.collect::<Result<_>>()?,
+            member: header.member.try_into()?,
+            generation: Generation(header.generation),
+            era: Era(header.era),
+            step: Step(header.step),
+        })
+    }
+}
+
+fn dense(encoding: i32) -> Result<()> {
+    match wire::Encoding::try_from(encoding) {
+        Ok(wire::Encoding::F32) => Ok(()),
+        _ => Err(wrong("encoding", format!("{encoding} is unknown"))),
+    }
+}
+
+impl From<GradientBlock> for wire::GradientBlock {
+    fn from(block: GradientBlock) -> Self {
+        wire::GradientBlock {
+            block: block.block.0,
+            node_first: block.node.first,
+            node_len: block.node.len,
+            encoding: wire::Encoding::F32.into(),
+            payload: block.payload,
+        }
+    }
+}
+
+impl TryFrom<wire::GradientBlock> for GradientBlock {
+    type Error = WireError;
+
+    fn try_from(block: wire::GradientBlock) -> Result<Self> {
+        dense(block.encoding)?;
+        let end = block.node_first.checked_add(block.node_len).filter(|_| block.node_len > 0);
+        present("node", end)?;
+        let node = Node { first: block.node_first, len: block.node_len };
+        Ok(GradientBlock { block: BlockId(block.block), node, payload: block.payload })
+    }
+}
+
+impl From<ParameterBlock> for wire::ParameterBlock {
+    fn from(block: ParameterBlock) -> Self {
+        wire::ParameterBlock { block: block.block.0, encoding: wire::Encoding::F32.into(), payload: block.payload }
+    }
+}
+
+impl TryFrom<wire::ParameterBlock> for ParameterBlock {
+    type Error = WireError;
+
+    fn try_from(block: wire::ParameterBlock) -> Result<Self> {
+        dense(block.encoding)?;
+        Ok(ParameterBlock { block: BlockId(block.block), payload: block.payload })
+    }
+}
+
+fn all<W, D: TryFrom<W, Error = WireError>>(items: Vec<W>) -> Result<Vec<D>> {
+    items.into_iter().map(D::try_from).collect()
+}
+
+/// The two RPCs that push carry the same parts under different names.
+macro_rules! push_part {
+    ($request:ident, $part:ident) => {
+        impl From<PushPart> for wire::$request {
+            fn from(part: PushPart) -> Self {
+                use wire::$part::Part;
+                let part = match part {
+                    PushPart::Header(header) => Part::Header(header.into()),
+                    PushPart::Blocks(blocks) => {
+                        Part::Frame(wire::GradientFrame { blocks: blocks.into_iter().map(Into::into).collect() })
+                    }
+                };
+                wire::$request { part: Some(part) }
+            }
+        }
+
+        impl TryFrom<wire::$request> for PushPart {
+            type Error = WireError;
+
+            fn try_from(request: wire::$request) -> Result<Self> {
+                use wire::$part::Part;
+                match present("part", request.part)? {
+                    Part::Header(header) => Ok(PushPart::Header(header.try_into()?)),
+                    Part::Frame(frame) => Ok(PushPart::Blocks(all(frame.blocks)?)),
+                }
+            }
+        }
+    };
+}
+
+push_part!(PushRequest, push_request);
+push_part!(PushPullRequest, push_pull_request);
+
+impl From<Vec<ParameterBlock>> for wire::PullResponse {
+    fn from(blocks: Vec<ParameterBlock>) -> Self {
+        wire::PullResponse { blocks: blocks.into_iter().map(Into::into).collect() }
+    }
+}
+
+impl TryFrom<wire::PullResponse> for Vec<ParameterBlock> {
+    type Error = WireError;
+
+    fn try_from(response: wire::PullResponse) -> Result<Self> {
+        all(response.blocks)
+    }
+}
+
+impl From<PulledPart> for wire::PushPullResponse {
+    fn from(part: PulledPart) -> Self {
+        use wire::push_pull_response::Part;
+        let part = match part {
+            PulledPart::Blocks(blocks) => {
+                Part::Frame(wire::ParameterFrame { blocks: blocks.into_iter().map(Into::into).collect() })
+            }
+            PulledPart::Committed(verdict) => Part::Committed(verdict.into()),
+        };
+        wire::PushPullResponse { part: Some(part) }
+    }
+}
+
+impl TryFrom<wire::PushPullResponse> for PulledPart {
+    type Error = WireError;
+
+    fn try_from(response: wire::PushPullResponse) -> Result<Self> {
+        use wire::push_pull_response::Part;
+        match present("part", response.part)? {
+            Part::Frame(frame) => Ok(PulledPart::Blocks(all(frame.blocks)?)),
+            Part::Committed(verdict) => Ok(PulledPart::Committed(Some(verdict).try_into()?)),
+        }
+    }
+}
