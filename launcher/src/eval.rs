@@ -12,7 +12,7 @@ use convoy_worker::{
     data::{self, DataInfo, Dataset, HostBatch, Part},
     learner::Replica,
     step::Feed,
-    task::TaskEntry,
+    task::{self, TaskEntry},
 };
 
 use crate::{
@@ -43,9 +43,7 @@ pub fn eval(args: &EvalArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(),
     let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
     let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?;
     let data = data::open(&config.data, config.seed)?;
-    let entry = tasks.iter().find(|task| task.name == config.task);
-    let entry = entry.ok_or_else(|| Failure::Usage(format!("this program has no task `{}`", config.task)))?;
-    let mut replica = entry.open(&config, data.info(), devices.devices[0].name)?;
+    let mut replica = task::find(tasks, &config.task)?.open(&config, data.info(), devices.devices[0].name)?;
     let tensors = model_file::read(&path.join("model.safetensors"), replica.manifest()).map_err(Failure::Usage)?;
     let sha256 = model_file::params_sha256(&tensors);
     replica.load(tensors);

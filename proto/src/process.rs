@@ -1,4 +1,5 @@
-//! What every role's process needs: logs, its run's configuration, and an end when its parent is gone.
+//! What every role's process needs: logs, its run's configuration, what it offers when it joins, and an end when its
+//! parent is gone.
 
 use std::{
     io::Read,
@@ -8,7 +9,12 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, ConfigError};
+use crate::{
+    BUILD, PROTOCOL,
+    config::{Config, ConfigError},
+    ids::Role,
+    messages::{JoinOffer, JoinPart},
+};
 
 /// What went wrong before a role could start, and the exit code that says so.
 #[derive(Debug, thiserror::Error)]
@@ -63,4 +69,23 @@ pub fn watch_parent(gone: CancellationToken) {
 pub fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     if name.trim().is_empty() { "localhost".into() } else { name.trim().into() }
+}
+
+/// What this process offers when it joins a run's cluster as one of a role.
+pub fn join_offer(config: &Config, rank: u32, part: JoinPart) -> JoinOffer {
+    let role = match part {
+        JoinPart::Server { .. } => Role::Server,
+        JoinPart::Worker(_) => Role::Worker,
+    };
+    JoinOffer {
+        protocol: PROTOCOL,
+        build: BUILD.into(),
+        run_id: config.run_id().into(),
+        role,
+        rank,
+        pid: std::process::id(),
+        host: host_name(),
+        config_fingerprint: config.fingerprint(),
+        part,
+    }
 }

@@ -4,11 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Du
 
 use clap::Args;
 use convoy_proto::{
-    BUILD, PROTOCOL,
     config::Config,
-    ids::{Role, ShardId},
+    ids::ShardId,
     limits,
-    messages::{JoinOffer, JoinPart, Phase},
+    messages::{JoinPart, Phase},
     process::{self, StartError},
     transport::{Coordinator, Membership, TransportError, bulk_server, incoming},
     wire::{DESCRIPTORS, parameters_service_server::ParametersServiceServer},
@@ -130,7 +129,13 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
         process::watch_parent(lost.clone());
     }
     let coordinator = Coordinator::connect(&args.coordinator).await?;
-    let membership = Membership::join(coordinator, offer(args, &config, address), &tasks, lost.clone()).await?;
+    let membership = Membership::join(
+        coordinator,
+        process::join_offer(&config, args.rank, JoinPart::Server { address }),
+        &tasks,
+        lost.clone(),
+    )
+    .await?;
     info!("server {} listens on {local}, process {}", args.rank, std::process::id());
 
     let server =
@@ -163,20 +168,6 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
     match (server.failure(), result) {
         (Some(problem), _) => Err(ServeError::Decision(problem)),
         (None, result) => result,
-    }
-}
-
-fn offer(args: &ServerArgs, config: &Config, address: String) -> JoinOffer {
-    JoinOffer {
-        protocol: PROTOCOL,
-        build: BUILD.into(),
-        run_id: config.run_id().into(),
-        role: Role::Server,
-        rank: args.rank,
-        pid: std::process::id(),
-        host: process::host_name(),
-        config_fingerprint: config.fingerprint(),
-        part: JoinPart::Server { address },
     }
 }
 

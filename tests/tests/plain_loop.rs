@@ -51,7 +51,7 @@ fn one_worker_is_a_plain_loop() {
     let settings = format!("task = 'mlp'\nbatch_size = 64\nsteps = {STEPS}\n[model]\nhidden = [32]");
     let config = Layers::new().toml("test", &settings).unwrap().raw().unwrap().resolve(1).unwrap();
     let data = data::open("digits", 0).unwrap();
-    let replica = task::find("mlp").unwrap().open(&config, data.info(), DeviceName::Cpu).unwrap();
+    let replica = task::find(task::TASKS, "mlp").unwrap().open(&config, data.info(), DeviceName::Cpu).unwrap();
     let mut initial = replica.initial(config.seed).into_iter();
     let mut next = || initial.next().unwrap();
 

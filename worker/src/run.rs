@@ -13,9 +13,8 @@ use std::{
 
 use clap::Args;
 use convoy_proto::{
-    BUILD, PROTOCOL,
-    config::{Config, Length},
-    ids::{Role, SliceId, Step, WorkerId},
+    config::{Config, ConfigError, Length},
+    ids::{SliceId, Step, WorkerId},
     messages::{ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, StepTimes, WorkerOffer},
     process::{self, StartError},
     transport::{Coordinator, Membership, TransportError},
@@ -30,7 +29,7 @@ use crate::{
     exchange::{Exchange, ExchangeError, Exchanged},
     learner::Replica,
     step::{Contribution, Feed, order_of},
-    task::{OpenError, TaskEntry},
+    task::{self, OpenError, TaskEntry},
 };
 
 /// Reports that wait to be sent: more than a coordinator can fall behind in a lease.
@@ -68,9 +67,9 @@ pub enum WorkError {
     /// The run's files.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The rank, task or data do not fit the run.
-    #[error("{0}")]
-    Setup(String),
+    /// The run's task is none of this program's.
+    #[error(transparent)]
+    Task(#[from] ConfigError),
     /// The data.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -102,7 +101,7 @@ pub enum WorkError {
 impl WorkError {
     fn exit_code(&self) -> u8 {
         match self {
-            WorkError::Start(_) | WorkError::Setup(_) | WorkError::Data(_) | WorkError::Open(OpenError::Task(_)) => 2,
+            WorkError::Start(_) | WorkError::Task(_) | WorkError::Data(_) | WorkError::Open(OpenError::Task(_)) => 2,
             WorkError::Open(OpenError::Device(_)) => 3,
             _ => 1,
         }
@@ -138,9 +137,7 @@ fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(),
     }
     let config = process::load_config(&args.run)?;
     let data = data::open(&config.data, config.seed)?;
-    let entry = tasks.iter().find(|task| task.name == config.task);
-    let entry = entry.ok_or_else(|| WorkError::Setup(format!("this program has no task `{}`", config.task)))?;
-    let replica = entry.open(&config, data.info(), args.device)?;
+    let replica = task::find(tasks, &config.task)?.open(&config, data.info(), args.device)?;
     let offer = offer(args, &config, &*data, &*replica);
     let membership = runtime.block_on(async {
         let coordinator = Coordinator::connect(&args.coordinator).await?;
@@ -153,23 +150,14 @@ fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(),
 }
 
 fn offer(args: &WorkerArgs, config: &Config, data: &dyn Dataset, replica: &dyn Replica) -> JoinOffer {
-    JoinOffer {
-        protocol: PROTOCOL,
-        build: BUILD.into(),
-        run_id: config.run_id().into(),
-        role: Role::Worker,
-        rank: args.rank,
-        pid: std::process::id(),
-        host: process::host_name(),
-        config_fingerprint: config.fingerprint(),
-        part: JoinPart::Worker(Box::new(WorkerOffer {
-            backend: args.device.backend().to_string(),
-            device: if args.device_name.is_empty() { args.device.to_string() } else { args.device_name.clone() },
-            numeric_class: device::numeric_class(args.device),
-            data_fingerprint: data.info().fingerprint.clone(),
-            manifest: replica.manifest().clone(),
-        })),
-    }
+    let worker = WorkerOffer {
+        backend: args.device.backend().to_string(),
+        device: if args.device_name.is_empty() { args.device.to_string() } else { args.device_name.clone() },
+        numeric_class: device::numeric_class(args.device),
+        data_fingerprint: data.info().fingerprint.clone(),
+        manifest: replica.manifest().clone(),
+    };
+    process::join_offer(config, args.rank, JoinPart::Worker(Box::new(worker)))
 }
 
 /// How many steps a run makes.

@@ -11,7 +11,7 @@ use convoy_worker::{
     data::{self, Dataset},
     device::DeviceName,
     run::total_steps,
-    task::TaskEntry,
+    task::{self, TaskEntry},
 };
 
 use crate::{
@@ -50,7 +50,7 @@ pub fn prepare(args: &TrainArgs, places: &Places, tasks: &[TaskEntry]) -> Result
     let wanted = raw.backend()?;
     // Checked before drivers are started, which takes a while.
     let mut config = raw.clone().resolve(1)?;
-    let entry = find_task(tasks, &config.task)?;
+    let entry = task::find(tasks, &config.task)?;
     let data = data::open(&config.data, config.seed)?;
     let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
     let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?;
@@ -63,12 +63,6 @@ pub fn prepare(args: &TrainArgs, places: &Places, tasks: &[TaskEntry]) -> Result
     let (manifest, steps) = (replica.manifest().clone(), total_steps(&config, data.info().train));
     let workers = devices.deal(&config, cores);
     Ok(Prepared { config, data, manifest, steps, devices, workers, cores, is_named })
-}
-
-fn find_task<'a>(tasks: &'a [TaskEntry], name: &str) -> Result<&'a TaskEntry, Failure> {
-    let names: Vec<_> = tasks.iter().map(|task| task.name).collect();
-    convoy_proto::config::raw::choice("task", name, &names)?;
-    tasks.iter().find(|task| task.name == name).ok_or_else(|| Failure::Usage(format!("there is no task {name}")))
 }
 
 /// A name from task, data and time that no run has.

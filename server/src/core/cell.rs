@@ -105,9 +105,13 @@ impl Cell {
         self.accumulator.insert(tree, node, payload, absent)
     }
 
-    /// Merges what can be merged, given that `absent` slices are empty. True once a step: when its sum is found complete.
-    pub fn settle(&mut self, tree: SliceTree, absent: &BTreeSet<SliceId>) -> bool {
+    /// Merges what can be merged, given that `absent` slices are empty.
+    pub fn settle(&mut self, tree: SliceTree, absent: &BTreeSet<SliceId>) {
         self.accumulator.settle(tree, absent);
+    }
+
+    /// True once a step: when its sum is found complete.
+    pub fn found_complete(&mut self, tree: SliceTree) -> bool {
         let found = !self.complete && self.accumulator.is_complete(tree);
         self.complete |= found;
         found

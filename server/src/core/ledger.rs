@@ -57,11 +57,6 @@ impl Ledger {
         self.verdict.as_ref()
     }
 
-    /// Whether a slice has been announced, and with a weight.
-    pub fn is_present(&self, slice: SliceId) -> bool {
-        self.headers.get(slice.index()).is_some_and(|h| h.is_some_and(|h| h.weight > 0.0))
-    }
-
     /// Notes headers; those that are there already must say the same weight.
     ///
     /// # Errors
@@ -109,11 +104,15 @@ mod tests {
         SliceHeader { slice: SliceId(slice), weight, loss_sum: 1.0, finite: true }
     }
 
+    fn is_present(ledger: &Ledger, slice: SliceId) -> bool {
+        ledger.headers[slice.index()].is_some_and(|header| header.weight > 0.0)
+    }
+
     #[test]
     fn proposes_when_all_slices_are_announced() {
         let mut ledger = Ledger::new(SliceTree::new(2), Step(3));
         ledger.record(&[header(1, 0.0)]).unwrap();
-        assert_eq!((ledger.proposal(0.1), ledger.is_present(SliceId(1))), (None, false));
+        assert_eq!((ledger.proposal(0.1), is_present(&ledger, SliceId(1))), (None, false));
         ledger.record(&[header(1, 0.0), header(0, 2.0)]).unwrap();
         let verdict = ledger.proposal(0.1).unwrap();
         assert_eq!((verdict.step, verdict.weight, verdict.slices), (Step(3), 2.0, vec![SliceId(0)]));
@@ -123,10 +122,10 @@ mod tests {
     fn an_error_notes_nothing() {
         let mut ledger = Ledger::new(SliceTree::new(2), Step(0));
         assert_eq!(ledger.record(&[header(0, 1.0), header(2, 1.0)]), Err(LedgerError::UnknownSlice(SliceId(2), 2)));
-        assert!(!ledger.is_present(SliceId(0)));
+        assert!(!is_present(&ledger, SliceId(0)));
         ledger.record(&[header(0, 1.0)]).unwrap();
         let contradiction = LedgerError::Contradiction { slice: SliceId(0), before: 1.0, now: 2.0 };
         assert_eq!(ledger.record(&[header(1, 1.0), header(0, 2.0)]), Err(contradiction));
-        assert!(!ledger.is_present(SliceId(1)));
+        assert!(!is_present(&ledger, SliceId(1)));
     }
 }

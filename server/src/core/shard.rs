@@ -241,7 +241,7 @@ impl Shard {
         let absent = lock(&self.state).ledger.absent().clone();
         let inserted = cell.accumulate(self.tree, part.node, &part.payload, &absent);
         let mut outcome = Outcome { fresh: inserted == Inserted::Fresh, ..Outcome::default() };
-        self.settle(&mut cell, &absent);
+        self.count(&mut cell);
         outcome.changed = self.apply(&mut cell);
         drop(cell);
         outcome.accumulated = self.report();
@@ -276,18 +276,6 @@ impl Shard {
         if cell.block().role == TensorRole::Frozen { Ok(cell.version(cell.step())) } else { Ok(cell.version(step)) }
     }
 
-    /// The newest parameters of a block.
-    ///
-    /// # Errors
-    /// A block of another shard, or one without parameters.
-    pub fn newest(&self, block: BlockId) -> Result<Version, Refusal> {
-        let cell = lock(self.cell(block)?);
-        match cell.version(cell.step()) {
-            Lookup::Ready(version) => Ok(version),
-            Lookup::Pending | Lookup::Gone => Err(Refusal::NotInitialised),
-        }
-    }
-
     fn cell(&self, block: BlockId) -> Result<&Mutex<Cell>, Refusal> {
         let at = block.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
         at.and_then(|at| self.cells.get(at)).ok_or(Refusal::UnknownBlock { block, shard: self.id })
@@ -304,7 +292,8 @@ impl Shard {
                 if cell.block().role == TensorRole::Frozen || cell.step() != step {
                     return false;
                 }
-                self.settle(&mut cell, absent);
+                cell.settle(self.tree, absent);
+                self.count(&mut cell);
                 self.apply(&mut cell)
             })
             .reduce(|| false, |a, b| a | b);
@@ -312,9 +301,9 @@ impl Shard {
         Outcome { changed: changed | advanced, accumulated: self.report(), fresh: false }
     }
 
-    /// Merges what can be merged, and counts the cell when that completes its sum.
-    fn settle(&self, cell: &mut Cell, absent: &BTreeSet<SliceId>) {
-        if cell.settle(self.tree, absent) {
+    /// Counts the cell when its sum is complete.
+    fn count(&self, cell: &mut Cell) {
+        if cell.found_complete(self.tree) {
             lock(&self.state).complete += 1;
         }
     }

@@ -110,8 +110,15 @@ fn step(fixture: &Fixture, shards: &[Shard], step: u64, order: &[u32], empty: Op
     shards.iter().map(|shard| shard.committed(Step(step)).expect("the step is committed")).collect()
 }
 
+fn newest(shard: &Shard, block: BlockId) -> Version {
+    match shard.version(block, shard.open_step()) {
+        Ok(Lookup::Ready(version)) => version,
+        other => panic!("block {block} has no parameters: {other:?}"),
+    }
+}
+
 fn parameters(shards: &[Shard]) -> Vec<u32> {
-    let blocks = shards.iter().flat_map(|shard| shard.all_blocks().map(move |block| shard.newest(block).unwrap()));
+    let blocks = shards.iter().flat_map(|shard| shard.all_blocks().map(move |block| newest(shard, block)));
     blocks.flat_map(|version| version.iter().map(|v| v.to_bits()).collect::<Vec<_>>()).collect()
 }
 
@@ -185,7 +192,7 @@ fn both_versions_can_be_read_and_the_third_is_gone() {
     let fixture = Fixture::new(2, 1, "");
     let shards = fixture.shards();
     let shard = &shards[0];
-    let first = shard.newest(BlockId(0)).unwrap();
+    let first = newest(shard, BlockId(0));
     assert_eq!(shard.version(BlockId(0), Step(1)), Ok(Lookup::Pending));
     step(&fixture, &shards, 0, &[0, 1], None);
     assert_eq!(shard.version(BlockId(0), Step(0)), Ok(Lookup::Ready(first.clone())));

@@ -5,7 +5,7 @@ use burn::{
     module::AutodiffModule,
     tensor::{Int, Tensor, activation::log_softmax},
 };
-use convoy_proto::config::{Config, keys};
+use convoy_proto::config::{Config, ConfigError, raw::choice};
 
 use crate::{
     data::DataInfo,
@@ -108,17 +108,14 @@ pub const TASKS: &[TaskEntry] = &[
     TaskEntry::new::<mlp::MlpTask>("mlp", "dense layers with ReLU"),
 ];
 
-/// The task with this name.
+/// The task of a table with this name.
 ///
 /// # Errors
 /// There is none; names the nearest.
-pub fn find(name: &str) -> Result<&'static TaskEntry, String> {
-    TASKS.iter().find(|task| task.name == name).ok_or_else(|| {
-        let hint = keys::nearest(name, TASKS.iter().map(|task| task.name));
-        let hint = hint.map(|task| format!("did you mean `{task}`? ")).unwrap_or_default();
-        let known: Vec<_> = TASKS.iter().map(|task| task.name).collect();
-        format!("`task` = \"{name}\": {hint}there is {}", known.join(", "))
-    })
+pub fn find<'a>(tasks: &'a [TaskEntry], name: &str) -> Result<&'a TaskEntry, ConfigError> {
+    let names: Vec<_> = tasks.iter().map(|task| task.name).collect();
+    let name = choice("task", name, &names)?;
+    Ok(tasks.iter().find(|task| task.name == name).expect("the name is one of the table's"))
 }
 
 /// The cross entropy of logits and labels, summed over the rows.
