@@ -1,13 +1,14 @@
 //! The command line.
 
-use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io::Write, process::ExitCode};
 
-use clap::{ArgAction, Args, Parser, Subcommand, error::ErrorKind};
+use clap::{Parser, Subcommand, error::ErrorKind};
 use convoy_server::ServerArgs;
 use convoy_worker::{WorkerArgs, task::TaskEntry};
 
 use crate::{
-    eval,
+    args::{EvalArgs, GenerateArgs, InspectArgs, Places, TrainArgs},
+    eval, generate, inspect,
     outcome::{Failure, exit},
     probe, train,
 };
@@ -17,9 +18,13 @@ const ABOUT: &str = "Trains a model on a cluster of workers around exact paramet
 const EXAMPLES: &str = "Examples:
   launcher --workers 4 --sync                          generated digits, a CNN, on whatever device is there
   launcher --workers 2 --data mnist:DIR --epochs 4     MNIST from a folder of IDX files
+  launcher --data csv:table.csv                        a table, the last column being what is predicted
+  launcher --data text:book.txt --steps 1000           a transformer that learns to write
   launcher --workers 4 --slices 8 --servers 2          the same bits for any number of workers and servers
   launcher --config run.toml --set optimizer.lr=0.01   a file, and one value changed
   launcher eval latest --predictions out.csv           score a finished run again
+  launcher generate latest --prompt Once               let a text model go on
+  launcher data inspect csv:table.csv                  what the data hold, and what deserves attention
 
 Values come from defaults < --config < CONVOY_* variables < --set < flags.
 Exit codes: 0 done, 1 failed, 2 usage, 3 environment, 4 processes lost, 5 diverged, 130/143 stopped by a signal.";
@@ -36,21 +41,15 @@ pub struct Cli {
     command: Option<Command>,
 }
 
-/// Where runs are; before or after any subcommand.
-#[derive(Args, Clone, Debug)]
-pub struct Places {
-    /// Root of runs [default: runs]
-    #[arg(long, value_name = "DIR", global = true)]
-    pub run_dir: Option<String>,
-    /// Name of the run: its folder below the root [default: from task, data and time]
-    #[arg(long, global = true)]
-    pub name: Option<String>,
-}
-
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Score a finished run's model on the held-out data again
     Eval(EvalArgs),
+    /// Let a finished run's model go on with a text
+    Generate(GenerateArgs),
+    /// Look at data
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Run one parameter server of a cluster
     Server(ServerArgs),
     /// Run one worker of a cluster
@@ -60,86 +59,10 @@ enum Command {
     Probe,
 }
 
-/// What to train, and how.
-#[derive(Args, Clone, Debug, Default)]
-pub struct TrainArgs {
-    /// Worker processes, or auto: one a GPU, one on the CPU [default: auto]
-    #[arg(long, value_name = "N|auto", help_heading = "Cluster")]
-    pub workers: Option<String>,
-    /// Parameter server processes [default: 1]
-    #[arg(long, value_name = "N", help_heading = "Cluster")]
-    pub servers: Option<String>,
-    /// Synchronous steps (the default): short for --mode sync
-    #[arg(long, action = ArgAction::SetTrue, conflicts_with = "mode", help_heading = "Cluster")]
-    pub sync: bool,
-    /// When gradients are aggregated: sync
-    #[arg(long, help_heading = "Cluster")]
-    pub mode: Option<String>,
-    /// Where workers compute: auto, cuda, wgpu or cpu [default: auto]
-    #[arg(long, help_heading = "Cluster")]
-    pub backend: Option<String>,
-    /// Address of the coordinator; port 0 takes a free one [default: 127.0.0.1:0]
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Cluster")]
-    pub listen: Option<String>,
-    /// What to train: cnn or mlp [default: cnn]
-    #[arg(long, help_heading = "Training")]
-    pub task: Option<String>,
-    /// What to train on: digits, digits:SEED or mnist:DIR [default: digits]
-    #[arg(long, value_name = "SPEC", help_heading = "Training")]
-    pub data: Option<String>,
-    /// Steps to train
-    #[arg(long, value_name = "N", conflicts_with = "epochs", help_heading = "Training")]
-    pub steps: Option<String>,
-    /// Passes over the training data [default: 4]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub epochs: Option<String>,
-    /// Samples per step, over all workers [default: 128]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub batch_size: Option<String>,
-    /// Parts of a step's batch; results depend on it, not on the number of workers [default: as many as workers]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub slices: Option<String>,
-    /// sgd, momentum, nesterov or adamw [default: adamw]
-    #[arg(long, value_name = "NAME", help_heading = "Training")]
-    pub optimizer: Option<String>,
-    /// Learning rate [default: 0.1 for sgd, 0.05 for momentum and nesterov, 0.001 for adamw]
-    #[arg(long, value_name = "RATE", help_heading = "Training")]
-    pub lr: Option<String>,
-    /// Largest L2 norm of the mean gradient; 0 is no limit [default: 0]
-    #[arg(long, value_name = "NORM", help_heading = "Training")]
-    pub clip_norm: Option<String>,
-    /// Seed of everything random [default: 0]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub seed: Option<String>,
-    /// Steps between evaluations; 0 evaluates at the end only [default: 100]
-    #[arg(long, value_name = "N", help_heading = "Training")]
-    pub eval_every: Option<String>,
-    /// Configuration file
-    #[arg(long, value_name = "FILE.toml", help_heading = "Configuration")]
-    pub config: Option<PathBuf>,
-    /// Set one key of the configuration, such as optimizer.lr=0.01
-    #[arg(long, value_name = "KEY=VALUE", help_heading = "Configuration")]
-    pub set: Vec<String>,
-    /// Print the resolved configuration and who would compute where, and end
-    #[arg(long, help_heading = "Configuration")]
-    pub dry_run: bool,
-}
-
-/// What to score again.
-#[derive(Args, Clone, Debug)]
-pub struct EvalArgs {
-    /// The run: its name below the root of runs, or its directory
-    #[arg(default_value = "latest")]
-    pub run: String,
-    /// Where to compute: auto, cuda, wgpu or cpu [default: as the run did]
-    #[arg(long)]
-    pub backend: Option<String>,
-    /// Write one line a sample: index, label, prediction, probability, correct
-    #[arg(long, value_name = "FILE.csv")]
-    pub predictions: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
+#[derive(Debug, Subcommand)]
+enum DataCommand {
+    /// Print what data hold and what deserves attention: balance, constants, duplicates
+    Inspect(InspectArgs),
 }
 
 /// The whole program: parses the command line and runs what it says, with `tasks` to train.
@@ -157,6 +80,8 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
         Some(Command::Worker(args)) => return convoy_worker::main(&args, tasks),
         Some(Command::Probe) => return probe::print(),
         Some(Command::Eval(args)) => eval::eval(&args, &cli.places, tasks),
+        Some(Command::Generate(args)) => generate::generate(&args, &cli.places, tasks),
+        Some(Command::Data(DataCommand::Inspect(args))) => inspect::inspect(&args, &cli.places, tasks),
         None => train::train(&cli.train, &cli.places, tasks),
     };
     match result {
@@ -180,31 +105,6 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let told: Vec<_> = lines.take_while(|line| !line.starts_with("Usage:")).collect();
     let _ = writeln!(std::io::stderr(), "{} (see launcher --help)", told.join("; "));
     ExitCode::from(exit::USAGE)
-}
-
-impl From<&TrainArgs> for Vec<(String, String)> {
-    fn from(args: &TrainArgs) -> Self {
-        let mode = if args.sync { Some("sync".to_string()) } else { args.mode.clone() };
-        let flags = [
-            ("workers", &args.workers),
-            ("servers", &args.servers),
-            ("mode", &mode),
-            ("backend", &args.backend),
-            ("listen", &args.listen),
-            ("task", &args.task),
-            ("data", &args.data),
-            ("steps", &args.steps),
-            ("epochs", &args.epochs),
-            ("batch_size", &args.batch_size),
-            ("slices", &args.slices),
-            ("optimizer.name", &args.optimizer),
-            ("optimizer.lr", &args.lr),
-            ("optimizer.clip_norm", &args.clip_norm),
-            ("seed", &args.seed),
-            ("eval_every", &args.eval_every),
-        ];
-        flags.into_iter().filter_map(|(key, value)| Some((key.to_string(), value.clone()?))).collect()
-    }
 }
 
 /// Writes to standard output; a reader that went away is no reason to fail.
@@ -235,7 +135,7 @@ mod tests {
     #[test]
     fn flags_become_keys() {
         let cli = Cli::try_parse_from("launcher --workers 4 --sync --lr 0.5".split(' ')).unwrap();
-        let pairs: Vec<_> = (&cli.train).into();
+        let pairs: crate::args::Pairs = (&cli.train).into();
         let pair = |key: &str, value: &str| (key.to_string(), value.to_string());
         assert_eq!(pairs, [pair("workers", "4"), pair("mode", "sync"), pair("optimizer.lr", "0.5")]);
     }

@@ -5,12 +5,17 @@
 //!
 //! [`settings`] resolves the configuration, [`plan`] decides who computes where, [`train`] runs the cluster: children
 //! ([`children`]), the coordinator ([`coordinator`]), the run's directory ([`run_dir`], [`summary`], [`model_file`]) and
-//! what a person sees ([`progress`]). [`eval`] scores a finished run again.
+//! what a person sees ([`progress`]). [`finished`] opens a finished run: [`eval`] scores it again, [`generate`] lets it
+//! write. [`inspect`] looks at data.
 
+pub mod args;
 pub mod children;
 pub mod cli;
 pub mod coordinator;
 pub mod eval;
+pub mod finished;
+pub mod generate;
+pub mod inspect;
 pub mod model_file;
 pub mod outcome;
 pub mod plan;

@@ -3,7 +3,7 @@
 use convoy_proto::config::{RawConfig, layers::Layers};
 
 use crate::{
-    cli::{Places, TrainArgs},
+    args::{Pairs, Places, TrainArgs},
     outcome::Failure,
 };
 
@@ -23,10 +23,21 @@ pub fn gather(args: &TrainArgs, places: &Places) -> Result<RawConfig, Failure> {
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     layers = layers.environment(variables)?;
     layers = layers.texts("--set", &assignments(&args.set)?)?;
-    let mut flags: Vec<(String, String)> = args.into();
+    Ok(layers.texts("command line", &with_places(args.into(), places))?.raw()?)
+}
+
+/// What a command says that is no training: neither file nor environment count.
+///
+/// # Errors
+/// Anything in it that does not fit.
+pub fn from_flags(flags: Pairs, places: &Places) -> Result<RawConfig, Failure> {
+    Ok(Layers::new().texts("command line", &with_places(flags, places))?.raw()?)
+}
+
+fn with_places(mut flags: Pairs, places: &Places) -> Pairs {
     flags.extend(places.run_dir.iter().map(|dir| ("run_dir".to_string(), dir.clone())));
     flags.extend(places.name.iter().map(|name| ("name".to_string(), name.clone())));
-    Ok(layers.texts("command line", &flags)?.raw()?)
+    flags
 }
 
 fn assignments(set: &[String]) -> Result<Vec<(String, String)>, Failure> {

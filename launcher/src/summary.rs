@@ -58,6 +58,9 @@ pub struct Summary {
     pub samples_per_second: f64,
     pub final_loss: Option<f64>,
     pub eval: Option<Score>,
+    pub ema: Option<EmaSummary>,
+    pub best: Option<BestSummary>,
+    pub stopped_early: bool,
     pub params_sha256: Option<String>,
     pub exact: Exact,
     pub restarts: u64,
@@ -65,6 +68,24 @@ pub struct Summary {
     pub lost_updates: u64,
     pub workers: Vec<WorkerSummary>,
     pub servers: Vec<ServerSummary>,
+}
+
+/// The average of the weights.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "see Summary")]
+pub struct EmaSummary {
+    pub decay: f64,
+    pub eval: Option<Score>,
+    pub params_sha256: String,
+}
+
+/// The parameters with the lowest held-out loss.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "see Summary")]
+pub struct BestSummary {
+    #[serde(flatten)]
+    pub score: Score,
+    pub params_sha256: String,
 }
 
 /// A worker's row.
@@ -116,6 +137,14 @@ pub struct Notes {
     pub final_loss: Option<f64>,
     /// The last score of the held-out data.
     pub eval: Option<Score>,
+    /// The last score by the average of the weights.
+    pub ema_eval: Option<Score>,
+    /// That average, once it is saved.
+    pub ema: Option<EmaSummary>,
+    /// The best parameters so far, where they are kept.
+    pub best: Option<BestSummary>,
+    /// Whether patience ran out.
+    pub stopped_early: bool,
     /// Steps that were skipped because something was not finite.
     pub skipped: u64,
     /// SHA-256 of the final parameters.
@@ -150,6 +179,9 @@ impl Summary {
             samples_per_second: per_second,
             final_loss: notes.final_loss,
             eval: notes.eval,
+            ema: notes.ema.clone(),
+            best: notes.best.clone(),
+            stopped_early: notes.stopped_early,
             params_sha256: notes.params_sha256.clone(),
             exact: exact(cluster),
             restarts: 0,

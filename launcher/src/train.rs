@@ -8,40 +8,38 @@ use std::{
 };
 
 use convoy_proto::{
+    config::raw::decimal,
     ids::Step,
-    manifest::Manifest,
-    messages::{Action, Phase, Verdict},
+    messages::{Action, Phase, Verdict, Weights},
     process,
 };
-use convoy_worker::{exchange::Exchange, parameters::Tensors, task::TaskEntry};
+use convoy_worker::task::TaskEntry;
 use serde_json::json;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    children::{ChildExit, Children},
-    cli::{Places, TrainArgs, say},
-    coordinator::{
-        core::Event,
-        service::{CoordinatorService, launcher},
-    },
-    model_file,
+    args::{Places, TrainArgs, Which},
+    children::Children,
+    cli::say,
+    coordinator::{core::Event, evaluation::Score, service::CoordinatorService},
     outcome::Failure,
     progress::Progress,
-    run_dir::{self, RunDir},
-    summary::{Notes, Status, Summary},
+    run_dir::RunDir,
+    summary::{BestSummary, EmaSummary, Notes, Summary},
 };
 
+mod ending;
 mod listen;
 mod prepare;
+mod review;
+mod signals;
 
+use ending::with_log;
 use prepare::{Prepared, prepare};
+use review::Review;
+use signals::Signals;
 
-/// Steps in a row that may be skipped before the run counts as diverged.
-const SKIPS_IN_A_ROW: u64 = 10;
 /// After the first child is lost: how long to see which others go, so that the first cause is named.
 const GATHER_EXITS: Duration = Duration::from_millis(300);
 /// How often leases and deadlines are looked at.
@@ -81,6 +79,9 @@ struct Session {
     last_change: Instant,
     skips_in_a_row: u64,
     stopping: Option<i32>,
+    review: Review,
+    /// Which score comes last in an evaluation.
+    reviewed: Weights,
 }
 
 impl Session {
@@ -95,7 +96,7 @@ impl Session {
         let (address, serving) = listen::serve(listener, service.clone(), stop.clone())?;
         let mut session = Session {
             children: Children::new((config.workers + config.servers) as usize),
-            progress: Progress::new(prepared.steps),
+            progress: Progress::new(prepared.horizon.steps),
             notes: Notes { epoch_samples: prepared.data.info().train.into(), ..Notes::default() },
             run_dir,
             service,
@@ -104,6 +105,8 @@ impl Session {
             last_change: Instant::now(),
             skips_in_a_row: 0,
             stopping: None,
+            review: Review::new(config.patience),
+            reviewed: if config.optimizer.ema.is_some() { Weights::Averaged } else { Weights::Trained },
             prepared,
         };
         let result = session.train(address, signals).await;
@@ -116,20 +119,27 @@ impl Session {
 
     /// Everything up to the final parameters.
     async fn train(&mut self, address: SocketAddr, mut signals: Signals) -> Result<(), Failure> {
-        let manifest = self.prepared.manifest.clone();
-        self.write_json("manifest.json", &manifest)?;
+        self.write_json("manifest.json", &self.prepared.manifest)?;
+        self.write_json("data.json", &self.prepared.report)?;
         self.progress.say(&self.prepared.headline());
         for line in &self.prepared.devices.passed_over {
             self.progress.say(&format!("passed over {line}"));
+        }
+        self.progress.say(&self.prepared.report.about);
+        for warning in &self.prepared.report.warnings {
+            self.progress.say(&format!("warning: {warning}"));
         }
         self.progress.say(&format!("run {}", self.run_dir.path().display()));
         self.save_summary();
         self.start_children(address)?;
         let step = self.watch(&mut signals).await?;
-        let tensors = self.pull_model(&manifest, step, &mut signals).await?;
-        let path = self.run_dir.path().join("model.safetensors");
-        model_file::write(&path, &manifest, &tensors).map_err(Failure::Environment)?;
-        self.notes.params_sha256 = Some(model_file::params_sha256(&tensors));
+        let hash = self.save_parameters((step, Weights::Trained), Which::Final, &mut signals).await?;
+        self.notes.params_sha256 = Some(hash);
+        if let Some(ema) = self.prepared.config.optimizer.ema {
+            let hash = self.save_parameters((step, Weights::Averaged), Which::Ema, &mut signals).await?;
+            let (decay, eval) = (decimal(ema), self.notes.ema_eval);
+            self.notes.ema = Some(EmaSummary { decay, eval, params_sha256: hash });
+        }
         Ok(())
     }
 
@@ -151,8 +161,15 @@ impl Session {
                 biased;
                 signal = signals.next() => self.stop(signal)?,
                 Some(event) = self.events.recv() => {
+                    let score = match event {
+                        Event::Evaluated(weights, score) if weights == self.reviewed => Some(score),
+                        _ => None,
+                    };
                     if let Some(step) = self.follow(event)? {
                         return Ok(step);
+                    }
+                    if let Some(score) = score {
+                        self.review(score, signals).await?;
                     }
                 }
                 Some(exit) = self.children.next_exit() => return Err(self.diagnose(exit).await),
@@ -186,19 +203,52 @@ impl Session {
                 }
             }
             Event::Step(verdict) => self.committed(&verdict)?,
-            Event::Evaluated(score) => {
-                self.notes.eval = Some(score);
-                let (loss, accuracy) = (score.loss, score.accuracy);
-                self.metric(
-                    &json!({ "event": "eval", "era": 0, "step": score.step, "loss": loss, "accuracy": accuracy }),
-                );
-                self.progress.say(&format!("step {}  held-out loss {loss:.4}  accuracy {accuracy:.4}", score.step));
-                self.save_summary();
-            }
+            Event::Evaluated(weights, score) => self.evaluated(weights, score),
             Event::Finished(step) => return Ok(Some(step)),
             Event::Diverging(problem) => return Err(Failure::Failed(problem)),
         }
         Ok(None)
+    }
+
+    fn evaluated(&mut self, weights: Weights, score: Score) {
+        let (place, of) = match weights {
+            Weights::Trained => (&mut self.notes.eval, "weights"),
+            Weights::Averaged => (&mut self.notes.ema_eval, "ema"),
+        };
+        *place = Some(score);
+        let mut event = json!({ "event": "eval", "era": 0, "of": of });
+        if let (Some(event), serde_json::Value::Object(score)) = (event.as_object_mut(), json!(score)) {
+            event.extend(score);
+        }
+        self.metric(&event);
+        let of = if weights == Weights::Averaged { "average of weights, " } else { "" };
+        self.progress.say(&format!("step {}  {of}held-out {score}", score.step));
+        self.save_summary();
+    }
+
+    /// Keeps the parameters if they are the best and are to be kept, and lets workers go on, or stop.
+    async fn review(&mut self, last: Score, signals: &mut Signals) -> Result<(), Failure> {
+        if !self.prepared.config.reviews_evaluations() {
+            return Ok(());
+        }
+        // The weights decide, not their average, whose score comes after theirs.
+        let score = self.notes.eval.unwrap_or(last);
+        let (step, judgement) = (Step(score.step), self.review.judge(score));
+        if judgement.is_best && self.prepared.config.keep_best {
+            let hash = self.save_parameters((step, Weights::Trained), Which::Best, signals).await?;
+            self.notes.best = Some(BestSummary { score, params_sha256: hash });
+            self.save_summary();
+        }
+        if judgement.is_enough && score.step < self.prepared.horizon.steps {
+            let best = self.review.best().map(|best| format!(", which was {:.4} at step {}", best.loss, best.step));
+            self.progress.say(&format!("stopping: no lower held-out loss{}", best.unwrap_or_default()));
+            self.metric(&json!({ "event": "patience", "era": 0, "step": score.step }));
+            self.notes.stopped_early = true;
+            self.service.advance(Phase::Stopping);
+        } else {
+            self.service.review(step);
+        }
+        Ok(())
     }
 
     fn committed(&mut self, verdict: &Verdict) -> Result<(), Failure> {
@@ -209,23 +259,25 @@ impl Session {
         self.metric(&json!({
             "event": "step", "era": 0, "step": step, "loss": verdict.loss(), "lr": verdict.learning_rate,
             "gradient_norm": verdict.gradient_norm, "clip": verdict.clip, "action": verdict.action,
-            "samples": verdict.weight, "seconds": seconds,
+            "samples": verdict.weight, "seconds": seconds, "loss_scale": verdict.loss_scale,
         }));
         let samples = self.service.cluster().workers().iter().flatten().map(|worker| worker.samples).sum();
         self.progress.step(step, verdict.loss(), samples);
         match verdict.action {
             Action::Apply => self.skips_in_a_row = 0,
             Action::SkipNonFinite => {
-                self.skips_in_a_row += 1;
+                // While the loss scale can still fall, a skipped step is how it finds its place.
+                self.skips_in_a_row += u64::from(verdict.loss_scale == 1.0);
                 self.notes.skipped += 1;
                 self.progress.say(&format!("step {step} skipped: the loss or a gradient is not finite"));
             }
         }
-        if self.skips_in_a_row >= SKIPS_IN_A_ROW {
+        let most = self.prepared.config.max_skipped;
+        if self.skips_in_a_row >= most {
             let lr = verdict.learning_rate;
             let advice = format!("the learning rate is {lr}; try a smaller one, or --clip-norm");
             return Err(Failure::Diverged(format!(
-                "diverged: {SKIPS_IN_A_ROW} steps up to {step} in a row were not finite; {advice}"
+                "diverged: {most} steps up to {step} in a row were not finite; {advice}"
             )));
         }
         Ok(())
@@ -250,89 +302,6 @@ impl Session {
         Ok(())
     }
 
-    /// Finds out what happened first when a child ends before its time.
-    async fn diagnose(&mut self, first: ChildExit) -> Failure {
-        let mut exits = vec![first];
-        let deadline = tokio::time::Instant::now() + GATHER_EXITS;
-        while let Ok(Some(exit)) = tokio::time::timeout_at(deadline, self.children.next_exit()).await {
-            exits.push(exit);
-        }
-        // Stable: of equal suspicion, the first to go.
-        exits.sort_by_key(ChildExit::suspicion);
-        let cause = &exits[0];
-        self.notes.faults += 1;
-        let description = cause.describe();
-        self.metric(&json!({ "event": "fault", "era": 0, "what": description }));
-        let message = with_log(&description, &cause.log);
-        match (cause.signal(), cause.status.code()) {
-            (None, Some(2)) => Failure::Usage(message),
-            (None, Some(3)) => Failure::Environment(message),
-            (None, Some(1)) => Failure::Failed(message),
-            _ => Failure::Lost(message),
-        }
-    }
-
-    /// Reads the final parameters, with an eye on signals and on children that end.
-    async fn pull_model(&mut self, manifest: &Manifest, step: Step, signals: &mut Signals) -> Result<Tensors, Failure> {
-        let view = self.service.cluster().view();
-        let limit = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());
-        let pull = async {
-            let exchange = Exchange::connect(launcher(), manifest, &view).await?;
-            exchange.pull(view.era, step).await
-        };
-        let exit = tokio::select! {
-            biased;
-            pulled = tokio::time::timeout(limit, pull) => {
-                let late = |_| Failure::Failed("the servers did not send the final parameters in time".into());
-                let cannot = |problem| Failure::Failed(format!("cannot read the final parameters: {problem}"));
-                return pulled.map_err(late)?.map_err(cannot);
-            }
-            signal = signals.next() => return Err(Failure::Signal(signal)),
-            Some(exit) = self.children.next_exit() => exit,
-        };
-        Err(self.diagnose(exit).await)
-    }
-
-    /// Ends all processes and says how it went.
-    async fn end(&mut self, result: Result<(), Failure>) -> Result<(), Failure> {
-        self.service.advance(Phase::Ended);
-        if result.is_err() || tokio::time::timeout(GOODBYE, self.children.all_ended()).await.is_err() {
-            // A child that even a kill does not end, stuck in a driver, does not hold up the end.
-            let _ = tokio::time::timeout(GOODBYE, self.children.kill()).await;
-        }
-        self.progress.end();
-        let result = match (result, self.stopping) {
-            (Ok(()), Some(signal)) => Err(Failure::Signal(signal)),
-            (result, _) => result,
-        };
-        let summary = Summary::new(&self.prepared.config, &self.service.cluster(), &self.notes);
-        let summary = match &result {
-            Ok(()) => summary.ended(Status::Done, 0, None),
-            Err(failure) => {
-                let status = match failure {
-                    Failure::Signal(_) => Status::Stopped,
-                    Failure::Diverged(_) => Status::Diverged,
-                    _ => Status::Failed,
-                };
-                summary.ended(status, failure.exit_code(), Some(failure.to_string()))
-            }
-        };
-        self.metric(&json!({ "event": "end", "era": 0, "status": summary.status, "exit_code": summary.exit_code }));
-        self.write_json("summary.json", &summary)?;
-        if result.is_ok() {
-            let accuracy = summary.eval.map(|eval| format!("accuracy {:.4}  loss {:.4}  ", eval.accuracy, eval.loss));
-            say(format_args!(
-                "done: {} steps  {}{:.0} samples/s  {:.1} s\nmodel: {}",
-                summary.steps,
-                accuracy.unwrap_or_default(),
-                summary.samples_per_second,
-                summary.wall_seconds,
-                self.run_dir.path().join("model.safetensors").display(),
-            ))?;
-        }
-        result
-    }
-
     fn save_summary(&self) {
         let summary = Summary::new(&self.prepared.config, &self.service.cluster(), &self.notes);
         if let Err(problem) = self.run_dir.replace_json("summary.json", &summary) {
@@ -350,37 +319,6 @@ impl Session {
     fn metric(&mut self, event: &serde_json::Value) {
         if let Err(problem) = self.run_dir.metric(event) {
             self.progress.say(&format!("cannot write metrics.jsonl, training goes on: {problem}"));
-        }
-    }
-}
-
-/// A message, followed by the last lines of a process's log.
-fn with_log(what: &str, log: &std::path::Path) -> String {
-    let lines = run_dir::last_lines(log, 5);
-    if lines.is_empty() {
-        return format!("{what}; its log {} is empty", log.display());
-    }
-    format!("{what}; the last lines of {}:\n  {}", log.display(), lines.join("\n  "))
-}
-
-/// Requests to stop.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Signals, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|problem| Failure::Environment(format!("cannot listen for signals: {problem}")))
-        };
-        Ok(Signals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) -> i32 {
-        tokio::select! {
-            _ = self.interrupt.recv() => SignalKind::interrupt().as_raw_value(),
-            _ = self.terminate.recv() => SignalKind::terminate().as_raw_value(),
         }
     }
 }

@@ -9,13 +9,16 @@ pub mod blocks;
 pub mod config;
 pub mod convert;
 pub mod ids;
+pub mod loss_scale;
 pub mod manifest;
 pub mod messages;
 pub mod order;
 pub mod process;
+pub mod schedule;
 pub mod sum;
 pub mod transport;
 pub mod tree;
+pub mod trust;
 
 /// Types and services generated from `proto/convoy/v1`.
 pub mod wire {

@@ -13,6 +13,15 @@ pub enum TensorRole {
     Trainable,
     /// It stays as it was initialised.
     Frozen,
+    /// Running statistics: each slice's are averaged by weight, and no optimizer touches them.
+    Buffer,
+}
+
+impl TensorRole {
+    /// Whether training changes it.
+    pub fn is_trained(self) -> bool {
+        self != TensorRole::Frozen
+    }
 }
 
 /// One tensor of the model.

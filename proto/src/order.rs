@@ -62,6 +62,69 @@ pub fn permutation(rng: &mut ChaCha8Rng, len: u32) -> Vec<u32> {
     order
 }
 
+/// Samples above which an epoch's order is computed and not stored.
+const STORED: u32 = 1 << 22;
+/// Rounds of the network; four make a random permutation of random functions (Luby and Rackoff, 1988).
+const ROUNDS: usize = 6;
+
+/// A permutation of an epoch's samples: a table if there are few, a Feistel network on their indices if there are many,
+/// so that no worker holds a number for each of a billion samples.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EpochOrder {
+    /// Sample by place.
+    Stored(Vec<u32>),
+    /// Keys of the rounds, bits of half an index, and how many samples there are.
+    Computed([u64; ROUNDS], u32, u32),
+}
+
+impl EpochOrder {
+    /// A permutation of `0..samples`.
+    fn new(rng: &mut ChaCha8Rng, samples: u32) -> EpochOrder {
+        if samples <= STORED {
+            return EpochOrder::Stored(permutation(rng, samples));
+        }
+        EpochOrder::network(rng, samples)
+    }
+
+    fn network(rng: &mut ChaCha8Rng, samples: u32) -> EpochOrder {
+        let bits = u32::BITS - samples.saturating_sub(1).leading_zeros();
+        EpochOrder::Computed(std::array::from_fn(|_| rng.next_u64()), bits.div_ceil(2).max(1), samples)
+    }
+
+    /// The sample at a place, which is below the number of samples.
+    pub fn sample(&self, place: usize) -> u32 {
+        match self {
+            EpochOrder::Stored(samples) => samples[place],
+            EpochOrder::Computed(keys, half, samples) => {
+                // The network permutes a power of four; what falls outside is sent through again.
+                let mut index = place as u64;
+                loop {
+                    index = feistel(keys, *half, index);
+                    if index < u64::from(*samples) {
+                        return index as u32;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn feistel(keys: &[u64; ROUNDS], half: u32, index: u64) -> u64 {
+    let mask = (1u64 << half) - 1;
+    let (mut left, mut right) = (index >> half, index & mask);
+    for key in keys {
+        (left, right) = (right, left ^ (mix(right ^ key) & mask));
+    }
+    left << half | right
+}
+
+/// A finaliser that spreads every bit over all (Steele et al., "Fast splittable pseudorandom number generators", 2014).
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
 /// Part `part` of `parts` of `0..len`: contiguous, sizes differing by at most one.
 pub fn share(len: u64, part: u32, parts: u32) -> Range<u64> {
     let cut = |k: u32| (u128::from(len) * u128::from(k) / u128::from(parts.max(1))) as u64;
@@ -93,8 +156,8 @@ impl DataOrder {
     }
 
     /// The order of the samples in an epoch.
-    pub fn epoch_order(&self, epoch: u64) -> Vec<u32> {
-        permutation(&mut stream(self.seed, Purpose::Order, epoch, 0), self.samples)
+    pub fn epoch_order(&self, epoch: u64) -> EpochOrder {
+        EpochOrder::new(&mut stream(self.seed, Purpose::Order, epoch, 0), self.samples)
     }
 
     /// Where in its epoch's order a slice of a step lies; empty for an empty slice.
@@ -121,7 +184,7 @@ mod tests {
     #[test]
     fn the_order_of_a_small_epoch() {
         let order = DataOrder { seed: 7, samples: 10, batch: 4, slices: 2 };
-        assert_eq!(order.epoch_order(0), GOLDEN);
+        assert_eq!(order.epoch_order(0), EpochOrder::Stored(GOLDEN.to_vec()));
         assert_ne!(order.epoch_order(1), order.epoch_order(0));
         assert_eq!(order.steps_per_epoch(), 3);
         assert_eq!(order.range(Step(2), SliceId(0)), 8..9);
@@ -138,10 +201,18 @@ mod tests {
             let mut used = Vec::new();
             for step in 0..order.steps_per_epoch() {
                 for slice in 0..slices {
-                    used.extend_from_slice(&samples_in_order[order.range(Step(step), SliceId(slice))]);
+                    let range = order.range(Step(step), SliceId(slice));
+                    used.extend(range.map(|place| samples_in_order.sample(place)));
                 }
             }
-            prop_assert_eq!(&used, &samples_in_order);
+            used.sort_unstable();
+            prop_assert_eq!(used, (0..samples).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn a_computed_order_is_a_permutation(seed: u64, samples in 1u32..5000) {
+            let order = EpochOrder::network(&mut stream(seed, Purpose::Order, 0, 0), samples);
+            let mut used: Vec<_> = (0..samples as usize).map(|place| order.sample(place)).collect();
             used.sort_unstable();
             prop_assert_eq!(used, (0..samples).collect::<Vec<_>>());
         }

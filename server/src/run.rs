@@ -180,8 +180,8 @@ async fn attend(
 ) -> Result<(), ServeError> {
     let view = membership.reached(Phase::Initialising).await.ok_or(ServeError::Lost)?;
     let limit = Duration::from_millis(config.timeouts.start_ms.into());
-    let manifest = membership.coordinator.manifest(membership.member, limit).await?;
-    let shard = Shard::new(ShardId(membership.member.rank), config, &manifest, view);
+    let (manifest, horizon) = membership.coordinator.manifest(membership.member, limit).await?;
+    let shard = Shard::new(ShardId(membership.member.rank), config, (&manifest, horizon), view);
     info!("shard {} holds {} blocks", shard.id(), shard.blocks());
     server.serve(Arc::new(shard));
     serving().await;

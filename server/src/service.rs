@@ -7,9 +7,9 @@ use std::{
 };
 
 use convoy_proto::{
-    ids::{BlockId, Era, Member, Role, Step},
+    ids::{BlockId, Member, Role, Step},
     limits,
-    messages::{ClusterView, ParameterBlock, PulledPart, PushPart},
+    messages::{ClusterView, ParameterBlock, Pull, PulledPart, PushPart, Weights},
     transport::Membership,
     wire::{self, parameters_service_server::ParametersService},
 };
@@ -20,9 +20,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, error};
 
 use crate::core::{
-    cell::Lookup,
     refusal::Refusal,
-    shard::{Outcome, Push, Shard, parameter_block},
+    shard::{Outcome, Push, Shard},
+    versions::{Lookup, parameter_block},
 };
 
 /// Frames on their way to one reader: enough to keep the connection busy, few enough to bound memory.
@@ -54,9 +54,11 @@ impl From<Refusal> for Status {
             Refusal::Stranger(_) | Refusal::NotOwner { .. } => Status::permission_denied(text),
             Refusal::Initialised(_) => Status::already_exists(text),
             Refusal::UnknownBlock { .. } => Status::not_found(text),
-            Refusal::Length { .. } | Refusal::Frozen(_) | Refusal::Node(..) | Refusal::Ledger(_) => {
-                Status::invalid_argument(text)
-            }
+            Refusal::Length { .. }
+            | Refusal::Frozen(_)
+            | Refusal::Node(..)
+            | Refusal::LossScale { .. }
+            | Refusal::Ledger(_) => Status::invalid_argument(text),
         }
     }
 }
@@ -161,7 +163,7 @@ impl Inner {
     async fn send_blocks<M>(
         &self,
         shard: &Shard,
-        step: Step,
+        (step, weights): (Step, Weights),
         blocks: impl Iterator<Item = BlockId>,
         outbound: &mpsc::Sender<Result<M, Status>>,
         wrap: impl Fn(Vec<ParameterBlock>) -> M,
@@ -169,13 +171,13 @@ impl Inner {
         let closed = |_| Status::cancelled("the reader is gone");
         let (mut frame, mut bytes) = (Vec::new(), 0);
         for block in blocks {
-            let mut version = look_up(shard, block, step)?;
+            let mut version = look_up(shard, block, step, weights)?;
             if version.is_none() && !frame.is_empty() {
                 outbound.send(Ok(wrap(std::mem::take(&mut frame)))).await.map_err(closed)?;
                 bytes = 0;
             }
             if version.is_none() {
-                version = Some(self.wait(|| look_up(shard, block, step)).await?);
+                version = Some(self.wait(|| look_up(shard, block, step, weights)).await?);
             }
             let Some(version) = version else { continue };
             let size = version.payload.len();
@@ -193,8 +195,8 @@ impl Inner {
     }
 }
 
-fn look_up(shard: &Shard, block: BlockId, step: Step) -> Result<Option<ParameterBlock>, Status> {
-    match shard.version(block, step)? {
+fn look_up(shard: &Shard, block: BlockId, step: Step, weights: Weights) -> Result<Option<ParameterBlock>, Status> {
+    match shard.version(block, step, weights)? {
         Lookup::Ready(version) => Ok(Some(parameter_block(block, version))),
         Lookup::Pending => Ok(None),
         Lookup::Gone => Err(Status::aborted(format!("the parameters of step {step} are gone"))),
@@ -253,11 +255,10 @@ impl ParametersService for ParameterServer {
 
     async fn pull(&self, request: Request<wire::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
         let shard = self.inner.shard().await?;
-        let request = request.into_inner();
-        let member = Member::try_from(request.member)?;
+        let Pull { member, era, step, weights } = Pull::try_from(request.into_inner())?;
         let view = self.inner.membership.view();
-        if Era(request.era) != view.era {
-            return Err(Refusal::Era { ours: view.era, theirs: Era(request.era) }.into());
+        if era != view.era {
+            return Err(Refusal::Era { ours: view.era, theirs: era }.into());
         }
         if member.role == Role::Server {
             return Err(Refusal::Stranger(member).into());
@@ -265,7 +266,7 @@ impl ParametersService for ParameterServer {
         let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
         let inner = self.inner.clone();
         self.inner.tasks.spawn(async move {
-            let send = inner.send_blocks(&shard, Step(request.step), shard.all_blocks(), &outbound, Into::into);
+            let send = inner.send_blocks(&shard, (step, weights), shard.all_blocks(), &outbound, Into::into);
             tokio::select! {
                 () = outbound.closed() => debug!("{member} left before its pull ended"),
                 sent = send => if let Err(status) = sent {
@@ -292,7 +293,8 @@ impl ParametersService for ParameterServer {
             let exchange = async {
                 let send = async {
                     let wrap = |blocks| PulledPart::Blocks(blocks).into();
-                    inner.send_blocks(&shard, step.next(), shard.trainable_blocks(), &outbound, wrap).await?;
+                    let wanted = (step.next(), Weights::Trained);
+                    inner.send_blocks(&shard, wanted, shard.trained_blocks(), &outbound, wrap).await?;
                     inner.wait(|| Ok(shard.committed(step))).await
                 };
                 tokio::try_join!(inner.receive(&shard, &push, inbound), send).map(|(_, verdict)| verdict)

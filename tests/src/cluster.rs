@@ -12,7 +12,7 @@ use burn::{
 use convoy_proto::config::Config;
 use convoy_worker::{
     data::DataInfo,
-    task::{Batch, Score, TASKS, Task, TaskEntry, cross_entropy},
+    task::{Labelled, Score, TASKS, Task, TaskEntry, cross_entropy},
 };
 
 #[global_allocator]
@@ -31,22 +31,32 @@ struct SoftmaxTask {
 
 impl Task for SoftmaxTask {
     type Model = Softmax<Dispatch>;
+    type Batch = Labelled;
 
     fn new(_config: &Config, data: &DataInfo) -> Result<Self, String> {
-        Ok(SoftmaxTask { features: data.features(), classes: data.classes })
+        let (shape, classes) = data.classes("softmax")?;
+        Ok(SoftmaxTask { features: shape.iter().product(), classes })
     }
 
     fn model(&self, device: &DispatchDevice) -> Softmax<Dispatch> {
         Softmax { layer: LinearConfig::new(self.features, self.classes).init(device) }
     }
 
-    fn score(&self, model: &Softmax<Dispatch>, batch: &Batch) -> Score {
+    fn score(&self, model: &Softmax<Dispatch>, batch: &Labelled) -> Score {
         cross_entropy(model.layer.forward(batch.features.clone()), batch.labels.clone())
     }
 }
 
-const ALL: &[TaskEntry] = &[TASKS[0], TASKS[1], TaskEntry::new::<SoftmaxTask>("softmax", "one dense layer")];
+const ALL: [TaskEntry; TASKS.len() + 1] = {
+    let mut all = [TaskEntry::new::<SoftmaxTask>("softmax", "one dense layer"); TASKS.len() + 1];
+    let mut at = 0;
+    while at < TASKS.len() {
+        all[at] = TASKS[at];
+        at += 1;
+    }
+    all
+};
 
 fn main() -> ExitCode {
-    convoy_launcher::main(ALL)
+    convoy_launcher::main(&ALL)
 }

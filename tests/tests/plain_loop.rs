@@ -50,8 +50,9 @@ fn values<const D: usize>(tensor: Tensor<Dispatch, D>) -> Vec<f32> {
 fn one_worker_is_a_plain_loop() {
     let settings = format!("task = 'mlp'\nbatch_size = 64\nsteps = {STEPS}\n[model]\nhidden = [32]");
     let config = Layers::new().toml("test", &settings).unwrap().raw().unwrap().resolve(1).unwrap();
-    let data = data::open("digits", 0).unwrap();
-    let replica = task::find(task::TASKS, "mlp").unwrap().open(&config, data.info(), DeviceName::Cpu).unwrap();
+    let entry = task::find(task::TASKS, "mlp").unwrap();
+    let data = data::open(&config, entry.wanted).unwrap();
+    let replica = entry.open(&config, data.info(), DeviceName::Cpu).unwrap();
     let mut initial = replica.initial(config.seed).into_iter();
     let mut next = || initial.next().unwrap();
 
@@ -62,8 +63,8 @@ fn one_worker_is_a_plain_loop() {
     let loss = CrossEntropyLossConfig::new().init(&device);
     let mut feed = Feed::new(data, &config);
     for step in 0..STEPS {
-        let batch = feed.slice(Step(step), SliceId(0));
-        let rows = batch.len();
+        let batch = feed.slice(Step(step), SliceId(0)).unwrap();
+        let rows = batch.rows;
         let x = Tensor::<Dispatch, 2>::from_data(TensorData::new(batch.features, [rows, 784]), &device);
         let y = Tensor::<Dispatch, 1, Int>::from_data(TensorData::new(batch.labels, [rows]), &device);
         let logits = model.second.forward(relu(model.first.forward(x)));

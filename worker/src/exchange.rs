@@ -9,8 +9,8 @@ use bytes::Bytes;
 use convoy_proto::{
     blocks::{Block, BlockMap},
     ids::{BlockId, Era, Generation, Member, ShardId, Step},
-    manifest::{Manifest, TensorRole},
-    messages::{ClusterView, GradientBlock, ParameterBlock, PushHeader, Verdict},
+    manifest::Manifest,
+    messages::{ClusterView, GradientBlock, ParameterBlock, Pull, PushHeader, Verdict, Weights},
     sum,
     transport::{ShardClient, TransportError},
     tree::Node,
@@ -69,7 +69,7 @@ pub struct Exchange {
 pub struct Exchanged {
     /// How it ended.
     pub verdict: Verdict,
-    /// The new values of trainable tensors.
+    /// The new values of the tensors that training changes.
     pub tensors: Tensors,
     /// Payload bytes up.
     pub pushed: u64,
@@ -128,14 +128,15 @@ impl Exchange {
         Ok(())
     }
 
-    /// All parameters that `step` starts from.
+    /// All parameters that `step` starts from, or their moving average.
     ///
     /// # Errors
     /// A server that refuses, is gone, or sends what does not fit.
-    pub async fn pull(&self, era: Era, step: Step) -> Result<Tensors, ExchangeError> {
+    pub async fn pull(&self, era: Era, step: Step, weights: Weights) -> Result<Tensors, ExchangeError> {
+        let pull = Pull { member: self.member, era, step, weights };
         let pulls = (0..).map(ShardId).zip(&self.shards).map(|(shard, client)| async move {
             let mut blocks = Vec::new();
-            client.pull(self.member, era, step, |block| blocks.push(block)).await?;
+            client.pull(pull, |block| blocks.push(block)).await?;
             Ok::<_, ExchangeError>((shard, blocks))
         });
         let pulled = try_join_all(pulls).await?;
@@ -151,9 +152,9 @@ impl Exchange {
         (generation, era, step): (Generation, Era, Step),
         contribution: Contribution,
     ) -> Result<Exchanged, ExchangeError> {
-        let Contribution { headers, nodes, .. } = contribution;
+        let Contribution { headers, nodes, loss_scale, .. } = contribution;
         let nodes = Arc::new(nodes);
-        let header = PushHeader { member: self.member, generation, era, step, slices: headers };
+        let header = PushHeader { member: self.member, generation, era, step, slices: headers, loss_scale };
         let exchanges = (0..).map(ShardId).zip(&self.shards).map(|(shard, client)| {
             let (header, nodes) = (header.clone(), nodes.clone());
             async move {
@@ -169,8 +170,8 @@ impl Exchange {
             return Err(ExchangeError::Verdict { shard: *shard, step });
         }
         let pulled: Vec<_> = done.into_iter().map(|(shard, _, blocks)| (shard, blocks)).collect();
-        let trained: u64 = self.map.blocks().iter().filter(|b| is_trainable(b)).map(|b| b.bytes() as u64).sum();
-        let tensors = self.gather(&pulled, is_trainable)?;
+        let trained: u64 = self.map.blocks().iter().filter(|b| b.role.is_trained()).map(|b| b.bytes() as u64).sum();
+        let tensors = self.gather(&pulled, |block| block.role.is_trained())?;
         Ok(Exchanged { verdict, tensors, pushed: trained * nodes.len() as u64, pulled: trained })
     }
 
@@ -181,7 +182,7 @@ impl Exchange {
         nodes: Arc<Vec<(Node, Arc<Tensors>)>>,
     ) -> impl Iterator<Item = GradientBlock> + Send + 'static {
         let this = self.clone();
-        let blocks: Vec<Block> = self.map.of_shard(shard).iter().filter(|b| is_trainable(b)).copied().collect();
+        let blocks: Vec<Block> = self.map.of_shard(shard).iter().filter(|b| b.role.is_trained()).copied().collect();
         blocks.into_iter().flat_map(move |block| {
             let (this, nodes) = (this.clone(), nodes.clone());
             (0..nodes.len()).map(move |at| {
@@ -221,8 +222,4 @@ impl Exchange {
         }
         Ok(tensors)
     }
-}
-
-fn is_trainable(block: &Block) -> bool {
-    block.role == TensorRole::Trainable
 }

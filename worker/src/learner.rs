@@ -2,10 +2,12 @@
 
 use burn::{
     Dispatch, DispatchDevice,
-    tensor::{Tensor, TensorData, Transaction, activation::softmax, backend::Backend},
+    module::AutodiffModule,
+    tensor::{DType, Transaction, backend::Backend},
 };
 use convoy_proto::{
-    manifest::Manifest,
+    config::{Config, Precision},
+    manifest::{Manifest, TensorRole},
     order::{Purpose, stream},
     sum,
 };
@@ -15,7 +17,7 @@ use crate::{
     data::HostBatch,
     device::{self, DeviceName},
     parameters::{Layout, Tensors},
-    task::{Batch, OpenError, Task},
+    task::{OpenError, Samples, Score, Task, samples::Place},
 };
 
 /// What a slice contributes, unnormalised.
@@ -27,7 +29,7 @@ pub struct SliceGradient {
     pub loss_sum: f64,
     /// Whether the loss and every gradient are finite.
     pub finite: bool,
-    /// Gradients of the loss sum.
+    /// By tensor: the gradient of the loss sum times the loss scale; of a buffer, its new value times the weight.
     pub tensors: Tensors,
 }
 
@@ -38,17 +40,17 @@ pub struct Evaluation {
     pub weight: f64,
     /// Sum of the loss.
     pub loss_sum: f64,
-    /// Samples whose most likely class is their label.
+    /// How often the most likely class, or token, was the right one.
     pub correct: u64,
 }
 
-/// What a model says of one sample.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Prediction {
-    /// The most likely class.
-    pub label: u32,
-    /// Its probability.
-    pub probability: f32,
+/// What a model says of samples.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Row by row: unnormalised log-probabilities of classes or tokens, or a prediction.
+    pub values: Vec<f32>,
+    /// How many a row has.
+    pub width: usize,
 }
 
 /// A task's model on a device, whatever the task.
@@ -62,51 +64,67 @@ pub trait Replica: Send {
     /// Takes over parameters; tensors that are empty stay as they are.
     fn load(&mut self, values: Tensors);
 
-    /// The gradient of one slice; `seed` is for burn's generator.
-    fn gradient(&mut self, batch: HostBatch, seed: u64) -> SliceGradient;
+    /// The gradient of one slice of the loss times `loss_scale`; `seed` is for burn's generator.
+    fn gradient(&mut self, batch: HostBatch, seed: u64, loss_scale: f64) -> SliceGradient;
 
     /// Scores held-out samples.
     fn evaluate(&self, batch: HostBatch) -> Evaluation;
 
-    /// Classifies samples.
-    fn predict(&self, batch: HostBatch) -> Vec<Prediction>;
+    /// What the model makes of samples.
+    fn output(&self, batch: HostBatch) -> Output;
 }
 
 /// The one implementation of [`Replica`].
 #[derive(Debug)]
 pub struct Learner<T: Task> {
     task: T,
-    features: usize,
-    device: DispatchDevice,
-    autodiff: DispatchDevice,
+    /// Without and with autodiff.
+    plain: Place,
+    autodiff: Place,
     layout: Layout,
     /// On the autodiff device; taken out while parameters are loaded.
     model: Option<T::Model>,
+    /// The buffers that every slice of a step starts from; other tensors are empty.
+    buffers: Tensors,
 }
 
 impl<T: Task> Learner<T> {
-    /// A learner on a device, for samples of so many features.
+    /// A learner on a device.
     ///
     /// # Errors
-    /// A device that cannot be opened, or a model without parameters.
-    pub fn new(task: T, features: usize, device: DeviceName) -> Result<Self, OpenError> {
-        let device = device::open(device).map_err(OpenError::Device)?;
-        let autodiff = DispatchDevice::autodiff(device.clone());
-        let model = task.model(&autodiff);
-        let layout = Layout::of(&model).map_err(OpenError::Task)?;
-        Ok(Learner { task, features, device, autodiff, layout, model: Some(model) })
+    /// A device that cannot be opened or has no such precision, or a model without parameters.
+    pub fn new(task: T, config: &Config, name: DeviceName) -> Result<Self, OpenError> {
+        let device = device::open(name).map_err(OpenError::Device)?;
+        let dtype = match config.precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+            Precision::F16 => DType::F16,
+        };
+        if dtype != DType::F32 && !Dispatch::supports_dtype(&device, dtype) {
+            let problem = format!("--precision {}: the device {name} does not compute with it", config.precision);
+            return Err(OpenError::Device(problem));
+        }
+        let plain = Place { device: device.clone(), dtype };
+        let autodiff = Place { device: DispatchDevice::autodiff(device), dtype };
+        let model = task.model(&autodiff.device);
+        let layout = Layout::of(&model, |name| config.optimizer.for_tensor(name).frozen).map_err(OpenError::Task)?;
+        let buffers = vec![Vec::new(); layout.manifest.tensors().len()];
+        Ok(Learner { task, plain, autodiff, layout, model: Some(model), buffers })
     }
 
     fn model(&self) -> &T::Model {
         self.model.as_ref().expect("the model is only out while it is loaded")
     }
 
-    fn batch(&self, batch: HostBatch, device: &DispatchDevice) -> Batch {
-        let rows = batch.len();
-        Batch {
-            features: Tensor::from_data(TensorData::new(batch.features, [rows, self.features]), device),
-            labels: Tensor::from_data(TensorData::new(batch.labels, [rows]), device),
+    fn set(&mut self, values: Tensors) {
+        if let Some(model) = self.model.take() {
+            self.model = Some(self.layout.load(model, values, &self.autodiff));
         }
+    }
+
+    /// Scores samples without autodiff: dropout and batch normalisation know by the device.
+    fn score(&self, batch: HostBatch) -> Score {
+        self.task.score(&self.model().valid(), &T::Batch::upload(batch, &self.plain))
     }
 }
 
@@ -120,48 +138,52 @@ impl<T: Task> Replica for Learner<T> {
         Dispatch::seed(&cpu, stream(seed, Purpose::Parameters, 0, 0).next_u64());
         // Ids differ between models, paths do not: the entries are the same.
         let model = self.task.model(&DispatchDevice::autodiff(cpu));
-        Layout::of(&model).expect("the model has parameters").values(&model)
+        Layout::of(&model, |_| false).expect("the model has parameters").values(&model)
     }
 
     fn load(&mut self, values: Tensors) {
-        if let Some(model) = self.model.take() {
-            self.model = Some(self.layout.load(model, values, &self.autodiff));
+        for ((kept, values), tensor) in self.buffers.iter_mut().zip(&values).zip(self.layout.manifest.tensors()) {
+            if tensor.role == TensorRole::Buffer && !values.is_empty() {
+                kept.clone_from(values);
+            }
         }
+        self.set(values);
     }
 
-    fn gradient(&mut self, batch: HostBatch, seed: u64) -> SliceGradient {
-        Dispatch::seed(&self.device, seed);
-        let score = self.task.score(self.model(), &self.batch(batch, &self.autodiff));
-        let gradients = score.loss_sum.backward();
-        let (tensors, loss_sum) = self.layout.gradients(self.model(), &gradients, score.loss_sum.inner());
+    fn gradient(&mut self, batch: HostBatch, seed: u64, loss_scale: f64) -> SliceGradient {
+        Dispatch::seed(&self.plain.device, seed);
+        let has_buffers = self.buffers.iter().any(|values| !values.is_empty());
+        if has_buffers {
+            self.set(self.buffers.clone());
+        }
+        let score = self.task.score(self.model(), &T::Batch::upload(batch, &self.autodiff));
+        let loss = if loss_scale == 1.0 { score.loss_sum.clone() } else { score.loss_sum.clone() * loss_scale };
+        let gradients = loss.backward();
+        // Taking the model off the autodiff device settles what the forward pass left pending in its buffers.
+        let settled = has_buffers.then(|| (self.model().valid(), score.weight));
+        let (tensors, loss_sum) = self.layout.gradients(self.model(), &gradients, settled, score.loss_sum.inner());
         let finite = loss_sum.is_finite() && tensors.iter().all(|values| sum::all_finite(values));
         SliceGradient { weight: score.weight, loss_sum: loss_sum.into(), finite, tensors }
     }
 
     fn evaluate(&self, batch: HostBatch) -> Evaluation {
-        use burn::module::AutodiffModule;
-        let labels = batch.labels.clone();
-        let score = self.task.score(&self.model().valid(), &self.batch(batch, &self.device));
-        let rows = labels.len();
-        let best = score.logits.argmax(1).reshape([rows]);
-        let both = Transaction::default().register(score.loss_sum).register(best).execute();
+        let truth = T::Batch::truth(&batch);
+        let score = self.score(batch);
+        let transaction = Transaction::default().register(score.loss_sum);
+        if truth.is_empty() {
+            let sums = transaction.execute();
+            return Evaluation { weight: score.weight, loss_sum: sums[0].iter::<f64>().sum(), correct: 0 };
+        }
+        let best = score.output.argmax(1).reshape([truth.len()]);
+        let both = transaction.register(best).execute();
         let [loss, best] = both.as_slice() else { unreachable!("two tensors were registered") };
-        let correct = best.iter::<i64>().zip(&labels).filter(|(best, label)| *best == i64::from(**label)).count();
+        let correct = best.iter::<i64>().zip(&truth).filter(|(best, truth)| *best == i64::from(**truth)).count();
         Evaluation { weight: score.weight, loss_sum: loss.iter::<f64>().sum(), correct: correct as u64 }
     }
 
-    fn predict(&self, batch: HostBatch) -> Vec<Prediction> {
-        use burn::module::AutodiffModule;
-        let score = self.task.score(&self.model().valid(), &self.batch(batch, &self.device));
-        let classes = score.logits.dims()[1];
-        let probabilities: Vec<f32> = softmax(score.logits, 1).into_data().iter().collect();
-        let best = |row: &[f32]| {
-            let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
-            best.map_or(Prediction { label: 0, probability: f32::NAN }, |(label, probability)| Prediction {
-                label: label as u32,
-                probability: *probability,
-            })
-        };
-        probabilities.chunks(classes).map(best).collect()
+    fn output(&self, batch: HostBatch) -> Output {
+        let output = self.score(batch).output;
+        let width = output.dims()[1];
+        Output { values: output.into_data().iter().collect(), width }
     }
 }

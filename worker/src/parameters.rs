@@ -3,10 +3,10 @@
 //! A tensor is known by its `ParamId` within a process and by its module path outside. Tied tensors share an id and are
 //! one entry, at the path where they are met first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::{
-    Dispatch, DispatchDevice,
+    Dispatch,
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     tensor::{Tensor, TensorData, Transaction, backend::AutodiffBackend},
 };
@@ -14,6 +14,10 @@ use convoy_proto::{
     manifest::{Manifest, TensorRole},
     sum,
 };
+
+use crate::task::samples::Place;
+
+mod buffers;
 
 /// The values of every tensor of a manifest, in its order; tensors that do not take part are empty.
 pub type Tensors = Vec<Vec<f32>>;
@@ -29,13 +33,20 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Reads off a model on an autodiff device, which initialises it.
+    /// Reads off a model on an autodiff device, which initialises it. Tensors whose name is `frozen` are not trained.
     ///
     /// # Errors
     /// A model without parameters, in words.
-    pub fn of<M: Module<Dispatch>>(model: &M) -> Result<Layout, String> {
-        let mut scribe = Scribe::default();
+    pub fn of<M: Module<Dispatch>>(model: &M, frozen: impl Fn(&str) -> bool) -> Result<Layout, String> {
+        let buffers = buffers::find(model);
+        let mut scribe =
+            Scribe { path: Vec::new(), tensors: Vec::new(), entries: HashMap::new(), uses: Vec::new(), buffers };
         model.visit(&mut scribe);
+        for (name, _, role) in &mut scribe.tensors {
+            if *role == TensorRole::Trainable && frozen(name) {
+                *role = TensorRole::Frozen;
+            }
+        }
         let manifest = Manifest::new(scribe.tensors).map_err(|error| error.to_string())?;
         Ok(Layout { manifest, entries: scribe.entries, uses: scribe.uses })
     }
@@ -47,20 +58,28 @@ impl Layout {
         reader.read(self.manifest.tensors().len()).0
     }
 
-    /// The gradients that a backward pass left, and `extra`'s value, read from the device at once. A trainable tensor
-    /// without a gradient has zeros.
+    /// What a pass left, read from the device at once with `extra`'s value: gradients of trainable tensors, zeros where
+    /// there is none; of buffers, if a `settled` model and a weight are given, its values times the weight.
     pub fn gradients<M: Module<Dispatch>>(
         &self,
         model: &M,
         gradients: &<Dispatch as AutodiffBackend>::Gradients,
+        settled: Option<(M, f64)>,
         extra: Tensor<Dispatch, 1>,
     ) -> (Tensors, f32) {
         let transaction = Transaction::default().register(extra);
         let reader = Reader { entries: &self.entries, order: Vec::new(), transaction };
-        let mut collector = Collector { reader, gradients };
+        let mut collector = Collector { reader, gradients, manifest: &self.manifest };
         model.visit(&mut collector);
-        let (mut tensors, extra) = collector.reader.read(self.manifest.tensors().len());
+        let mut reader = collector.reader;
+        if let Some((settled, _)) = &settled {
+            settled.visit(&mut BufferReader { reader: &mut reader, manifest: &self.manifest });
+        }
+        let (mut tensors, extra) = reader.read(self.manifest.tensors().len());
         for (values, tensor) in tensors.iter_mut().zip(self.manifest.tensors()) {
+            if let (TensorRole::Buffer, Some((_, weight))) = (tensor.role, &settled) {
+                values.iter_mut().for_each(|value| *value *= *weight as f32);
+            }
             if values.is_empty() && tensor.role == TensorRole::Trainable {
                 *values = vec![0.0; tensor.elements() as usize];
             }
@@ -68,19 +87,19 @@ impl Layout {
         (tensors, extra)
     }
 
-    /// The model with other values, on `device`. Tensors that are empty stay as they are.
-    pub fn load<M: Module<Dispatch>>(&self, model: M, values: Tensors, device: &DispatchDevice) -> M {
-        model.map(&mut Loader { entries: &self.entries, uses: self.uses.clone(), values, device })
+    /// The model with other values, in `place`. Tensors that are empty stay as they are.
+    pub fn load<M: Module<Dispatch>>(&self, model: M, values: Tensors, place: &Place) -> M {
+        model.map(&mut Loader { entries: &self.entries, uses: self.uses.clone(), values, place })
     }
 }
 
 /// Writes the manifest.
-#[derive(Default)]
 struct Scribe {
     path: Vec<String>,
     tensors: Vec<(String, Vec<u64>, TensorRole)>,
     entries: HashMap<ParamId, usize>,
     uses: Vec<usize>,
+    buffers: HashSet<ParamId>,
 }
 
 impl ModuleVisitor<Dispatch> for Scribe {
@@ -98,7 +117,11 @@ impl ModuleVisitor<Dispatch> for Scribe {
             return;
         }
         let shape = param.lazy_shape().iter().map(|dim| *dim as u64).collect();
-        let role = if param.val().is_require_grad() { TensorRole::Trainable } else { TensorRole::Frozen };
+        let role = match (param.val().is_require_grad(), self.buffers.contains(&param.id)) {
+            (true, _) => TensorRole::Trainable,
+            (false, true) => TensorRole::Buffer,
+            (false, false) => TensorRole::Frozen,
+        };
         self.entries.insert(param.id, self.tensors.len());
         self.uses.push(1);
         self.tensors.push((self.path.join("."), shape, role));
@@ -140,7 +163,7 @@ impl Reader<'_> {
 }
 
 fn floats(data: TensorData) -> Vec<f32> {
-    data.into_vec().expect("every float tensor of a model is f32")
+    data.convert::<f32>().into_vec().expect("floats were asked for")
 }
 
 impl ModuleVisitor<Dispatch> for Reader<'_> {
@@ -155,12 +178,32 @@ impl ModuleVisitor<Dispatch> for Reader<'_> {
 struct Collector<'a> {
     reader: Reader<'a>,
     gradients: &'a <Dispatch as AutodiffBackend>::Gradients,
+    manifest: &'a Manifest,
 }
 
 impl ModuleVisitor<Dispatch> for Collector<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Dispatch, D>>) {
+        let entry = self.reader.entries.get(&param.id);
+        if entry.is_none_or(|entry| self.manifest.tensors()[*entry].role != TensorRole::Trainable) {
+            return;
+        }
         if let Some(gradient) = param.val().grad(self.gradients) {
             self.reader.add(param.id, gradient);
+        }
+    }
+}
+
+/// Reads the buffers of a model that is off the autodiff device.
+struct BufferReader<'a, 'b> {
+    reader: &'a mut Reader<'b>,
+    manifest: &'a Manifest,
+}
+
+impl ModuleVisitor<Dispatch> for BufferReader<'_, '_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Dispatch, D>>) {
+        let entry = self.reader.entries.get(&param.id);
+        if entry.is_some_and(|entry| self.manifest.tensors()[*entry].role == TensorRole::Buffer) {
+            self.reader.add(param.id, param.val());
         }
     }
 }
@@ -169,7 +212,7 @@ struct Loader<'a> {
     entries: &'a HashMap<ParamId, usize>,
     uses: Vec<usize>,
     values: Tensors,
-    device: &'a DispatchDevice,
+    place: &'a Place,
 }
 
 impl ModuleMapper<Dispatch> for Loader<'_> {
@@ -181,8 +224,7 @@ impl ModuleMapper<Dispatch> for Loader<'_> {
         self.uses[entry] -= 1;
         let is_last = self.uses[entry] == 0;
         let values = if is_last { std::mem::take(&mut self.values[entry]) } else { self.values[entry].clone() };
-        let data = TensorData::new(values, param.lazy_shape());
-        let id = param.id;
-        param.transform_for_load(Tensor::from_data(data, self.device), id)
+        let (shape, id) = (param.lazy_shape().dims(), param.id);
+        param.transform_for_load(self.place.floats::<D>(values, shape), id)
     }
 }

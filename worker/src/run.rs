@@ -15,8 +15,10 @@ use clap::Args;
 use convoy_proto::{
     config::{Config, ConfigError, Length},
     ids::{SliceId, Step, WorkerId},
-    messages::{ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, StepTimes, WorkerOffer},
+    loss_scale::LossScale,
+    messages::{ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, StepTimes, Weights, WorkerOffer},
     process::{self, StartError},
+    schedule::Horizon,
     transport::{Coordinator, Membership, TransportError},
 };
 use tokio::{runtime::Runtime, sync::mpsc};
@@ -136,8 +138,9 @@ fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(),
         process::watch_parent(lost.clone());
     }
     let config = process::load_config(&args.run)?;
-    let data = data::open(&config.data, config.seed)?;
-    let replica = task::find(tasks, &config.task)?.open(&config, data.info(), args.device)?;
+    let entry = task::find(tasks, &config.task)?;
+    let data = data::open(&config, entry.wanted)?;
+    let replica = entry.open(&config, data.info(), args.device)?;
     let offer = offer(args, &config, &*data, &*replica);
     let membership = runtime.block_on(async {
         let coordinator = Coordinator::connect(&args.coordinator).await?;
@@ -160,12 +163,14 @@ fn offer(args: &WorkerArgs, config: &Config, data: &dyn Dataset, replica: &dyn R
     process::join_offer(config, args.rank, JoinPart::Worker(Box::new(worker)))
 }
 
-/// How many steps a run makes.
-pub fn total_steps(config: &Config, train: u32) -> u64 {
-    match config.length {
+/// How long a run is.
+pub fn horizon(config: &Config, train: u32) -> Horizon {
+    let steps_per_epoch = order_of(config, train).steps_per_epoch();
+    let steps = match config.length {
         Length::Steps(steps) => steps,
-        Length::Epochs(epochs) => epochs * order_of(config, train).steps_per_epoch(),
-    }
+        Length::Epochs(epochs) => epochs * steps_per_epoch,
+    };
+    Horizon { steps, steps_per_epoch }
 }
 
 struct Worker<'a> {
@@ -179,6 +184,7 @@ struct Worker<'a> {
     sender: tokio::task::JoinHandle<Result<(), TransportError>>,
     step: Step,
     steps: u64,
+    loss_scale: LossScale,
     evaluated: Option<Step>,
     /// Whether the coordinator knows what this worker has pushed before it stops.
     announced: bool,
@@ -193,7 +199,7 @@ impl<'a> Worker<'a> {
         mut replica: Box<dyn Replica>,
         membership: Membership,
     ) -> Result<Self, WorkError> {
-        let steps = total_steps(&config, data.info().train);
+        let steps = horizon(&config, data.info().train).steps;
         let (reports, queue) = mpsc::channel(REPORTS_AHEAD);
         let sender = runtime.spawn(send_reports(membership.clone(), queue));
         let lost = || WorkError::Lost;
@@ -206,10 +212,10 @@ impl<'a> Worker<'a> {
                 let _ = reports.send(Report::Initialised).await;
             }
             let view = membership.reached(Phase::Training).await.ok_or_else(lost)?;
-            replica.load(exchange.pull(view.era, Step(0)).await?);
+            replica.load(exchange.pull(view.era, Step(0), Weights::Trained).await?);
             Ok::<_, WorkError>(exchange)
         })?;
-        let feed = Feed::new(data, &config);
+        let (feed, loss_scale) = (Feed::new(data, &config), LossScale::new(config.loss_scale));
         Ok(Worker {
             runtime,
             config,
@@ -221,6 +227,7 @@ impl<'a> Worker<'a> {
             sender,
             step: Step(0),
             steps,
+            loss_scale,
             evaluated: None,
             announced: false,
         })
@@ -237,11 +244,12 @@ impl<'a> Worker<'a> {
                 return self.pause();
             }
             if self.make_step(&view)? && self.is_evaluation_due() {
-                self.evaluate();
+                self.evaluate()?;
+                self.await_review()?;
             }
         }
         if self.evaluated != Some(self.step) {
-            self.evaluate();
+            self.evaluate()?;
         }
         Ok(())
     }
@@ -253,15 +261,28 @@ impl<'a> Worker<'a> {
     /// Pushes nothing more and waits until it is known where everybody stops, which is here.
     fn pause(&mut self) -> Result<(), WorkError> {
         self.announce_pause(self.step);
+        self.await_view(|view| view.stop_at.is_some())?;
+        info!("stopped after {} steps", self.step);
+        Ok(())
+    }
+
+    /// Where evaluations are reviewed, waits for the word that training goes on, or that it stops.
+    fn await_review(&self) -> Result<(), WorkError> {
+        if !self.config.reviews_evaluations() || self.step.0 == self.steps {
+            return Ok(());
+        }
+        let step = self.step;
+        self.await_view(move |view| view.reviewed >= step || view.phase >= Phase::Stopping)
+    }
+
+    fn await_view(&self, wanted: impl FnMut(&ClusterView) -> bool) -> Result<(), WorkError> {
         let mut views = self.membership.views();
         self.runtime.block_on(async {
             tokio::select! {
-                known = views.wait_for(|view| view.stop_at.is_some()) => known.map(drop).map_err(|_| WorkError::Lost),
+                known = views.wait_for(wanted) => known.map(drop).map_err(|_| WorkError::Lost),
                 () = self.membership.lost.cancelled() => Err(WorkError::Lost),
             }
-        })?;
-        info!("stopped after {} steps", self.step);
-        Ok(())
+        })
     }
 
     fn announce_pause(&mut self, pushed: Step) {
@@ -273,13 +294,15 @@ impl<'a> Worker<'a> {
     /// Makes a step; false if the cluster stops, and somebody has not pushed this step.
     fn make_step(&mut self, view: &ClusterView) -> Result<bool, WorkError> {
         let owned = self.owned(view);
-        let contribution = self.feed.contribute(&mut *self.replica, self.step, &owned);
+        let asked = (&owned, self.loss_scale.get());
+        let contribution = self.feed.contribute(&mut *self.replica, self.step, asked)?;
         let (samples, times) = (contribution.samples, contribution.times);
         let start = Instant::now();
         let Some(exchanged) = self.exchange(view, contribution)? else { return Ok(false) };
         let exchange = start.elapsed().as_secs_f64();
         let start = Instant::now();
         self.replica.load(exchanged.tensors);
+        self.loss_scale.follow(exchanged.verdict.action);
         let times = StepTimes { exchange, load: start.elapsed().as_secs_f64(), ..times };
         self.report(Report::Step(StepReport {
             verdict: exchanged.verdict,
@@ -325,11 +348,36 @@ impl<'a> Worker<'a> {
         result
     }
 
-    fn evaluate(&mut self) {
-        let owned = self.owned(&self.membership.view());
-        let parts = self.feed.evaluate(&*self.replica, &owned);
+    /// Scores the parameters and, where one is kept, their average. Nobody can commit this step meanwhile, so both stay.
+    fn evaluate(&mut self) -> Result<(), WorkError> {
+        self.score(Weights::Trained)?;
+        if self.config.optimizer.ema.is_some() {
+            self.take(Weights::Averaged)?;
+            self.score(Weights::Averaged)?;
+            self.take(Weights::Trained)?;
+        }
         self.evaluated = Some(self.step);
-        self.report(Report::Evaluation { step: self.step, parts });
+        Ok(())
+    }
+
+    fn score(&mut self, weights: Weights) -> Result<(), WorkError> {
+        let owned = self.owned(&self.membership.view());
+        let parts = self.feed.evaluate(&*self.replica, &owned)?;
+        self.report(Report::Evaluation { step: self.step, weights, parts });
+        Ok(())
+    }
+
+    /// Pulls this step's parameters, or their average.
+    fn take(&mut self, weights: Weights) -> Result<(), WorkError> {
+        let (era, step) = (self.membership.view().era, self.step);
+        let tensors = self.runtime.block_on(async {
+            tokio::select! {
+                pulled = self.exchange.pull(era, step, weights) => pulled.map_err(WorkError::from),
+                () = self.membership.lost.cancelled() => Err(WorkError::Lost),
+            }
+        })?;
+        self.replica.load(tensors);
+        Ok(())
     }
 
     fn report(&self, report: Report) {

@@ -8,19 +8,28 @@ use convoy_proto::{
     config::Config,
     ids::{SliceId, Step},
     messages::{EvaluationPart, SliceHeader, StepTimes},
-    order::{self, DataOrder},
+    order::{self, DataOrder, EpochOrder},
     sum,
     tree::{self, Node, SliceTree},
 };
 
 use crate::{
-    data::{Dataset, HostBatch, Part},
+    data::{DataError, DataInfo, Dataset, Form, HostBatch, Part},
     learner::{Evaluation, Replica},
     parameters::Tensors,
 };
 
-/// Samples that are scored at once.
+/// Samples, or tokens, that are scored at once.
 const EVALUATION_BATCH: u64 = 250;
+const EVALUATION_TOKENS: u64 = 4096;
+
+/// Held-out samples that are scored at once: the bits of a score depend on it, so it depends on the data alone.
+pub fn evaluation_batch(data: &DataInfo) -> u64 {
+    match data.form {
+        Form::Tokens { context, .. } => (EVALUATION_TOKENS / context as u64).max(1),
+        _ => EVALUATION_BATCH,
+    }
+}
 
 /// What a worker contributes to a step.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +42,8 @@ pub struct Contribution {
     pub samples: u64,
     /// Time for data and compute; the rest is zero.
     pub times: StepTimes,
+    /// What the loss was multiplied by.
+    pub loss_scale: f64,
 }
 
 /// The data of a run, in the run's order.
@@ -40,7 +51,9 @@ pub struct Feed {
     data: Arc<dyn Dataset>,
     order: DataOrder,
     tree: SliceTree,
-    epoch: Option<(u64, Vec<u32>)>,
+    epoch: Option<(u64, EpochOrder)>,
+    /// Held-out samples that are scored.
+    scored: u32,
 }
 
 impl std::fmt::Debug for Feed {
@@ -53,29 +66,51 @@ impl Feed {
     /// The data in the order that the configuration asks for.
     pub fn new(data: Arc<dyn Dataset>, config: &Config) -> Feed {
         let order = order_of(config, data.info().train);
-        Feed { data, order, tree: SliceTree::new(config.slices), epoch: None }
+        let held_out = data.info().test;
+        let scored = if config.eval_samples == 0 { held_out } else { config.eval_samples.min(held_out) };
+        Feed { data, order, tree: SliceTree::new(config.slices), epoch: None, scored }
     }
 
     /// The samples of a slice.
-    pub fn slice(&mut self, step: Step, slice: SliceId) -> HostBatch {
+    ///
+    /// # Errors
+    /// Data that can no longer be read.
+    pub fn slice(&mut self, step: Step, slice: SliceId) -> Result<HostBatch, DataError> {
         let epoch = self.order.epoch(step);
-        if self.epoch.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
-            self.epoch = Some((epoch, self.order.epoch_order(epoch)));
-        }
-        let samples = self.epoch.as_ref().map_or(&[][..], |(_, order)| &order[self.order.range(step, slice)]);
-        HostBatch::read(&*self.data, Part::Train, samples.iter().copied())
+        let (data, order) = (&*self.data, self.order);
+        let samples = match &mut self.epoch {
+            Some((cached, samples)) if *cached == epoch => samples,
+            stale => &mut stale.insert((epoch, order.epoch_order(epoch))).1,
+        };
+        HostBatch::read(data, Part::Train, order.range(step, slice).map(|place| samples.sample(place)))
     }
 
-    /// Computes the slices in `owned` and adds them up as far as the tree allows.
-    pub fn contribute(&mut self, replica: &mut dyn Replica, step: Step, owned: &BTreeSet<SliceId>) -> Contribution {
-        let mut done = Contribution::default();
+    /// Computes the slices in `owned`, the loss times `loss_scale`, and adds them up as far as the tree allows.
+    ///
+    /// # Errors
+    /// Data that can no longer be read.
+    pub fn contribute(
+        &mut self,
+        replica: &mut dyn Replica,
+        step: Step,
+        (owned, loss_scale): (&BTreeSet<SliceId>, f64),
+    ) -> Result<Contribution, DataError> {
+        let mut done = Contribution { loss_scale, ..Contribution::default() };
+        let mut problem = None;
         for node in self.tree.cover(owned) {
-            let mut leaf = |slice| self.leaf(replica, step, slice, &mut done);
+            let mut leaf = |slice| match (&problem, self.leaf(replica, step, slice, &mut done)) {
+                (None, Ok(tensors)) => tensors,
+                (None, Err(error)) => {
+                    problem = Some(error);
+                    None
+                }
+                (Some(_), _) => None,
+            };
             if let Some(tensors) = tree::fold(node, &mut leaf, &mut add) {
                 done.nodes.push((node, Arc::new(tensors)));
             }
         }
-        done
+        problem.map_or(Ok(done), Err)
     }
 
     fn leaf(
@@ -84,39 +119,49 @@ impl Feed {
         step: Step,
         slice: SliceId,
         done: &mut Contribution,
-    ) -> Option<Tensors> {
+    ) -> Result<Option<Tensors>, DataError> {
         let start = Instant::now();
-        let batch = self.slice(step, slice);
+        let batch = self.slice(step, slice)?;
         done.times.data += start.elapsed().as_secs_f64();
-        if batch.is_empty() {
+        if batch.rows == 0 {
             done.headers.push(SliceHeader { slice, weight: 0.0, loss_sum: 0.0, finite: true });
-            return None;
+            return Ok(None);
         }
-        done.samples += batch.len() as u64;
+        done.samples += batch.rows as u64;
         let start = Instant::now();
-        let gradient = replica.gradient(batch, self.order.slice_seed(step, slice));
+        let gradient = replica.gradient(batch, self.order.slice_seed(step, slice), done.loss_scale);
         done.times.compute += start.elapsed().as_secs_f64();
         let (weight, loss_sum, finite) = (gradient.weight, gradient.loss_sum, gradient.finite);
         done.headers.push(SliceHeader { slice, weight, loss_sum, finite });
         // A slice in which everything is masked is as absent as an empty one.
-        (weight > 0.0).then_some(gradient.tensors)
+        Ok((weight > 0.0).then_some(gradient.tensors))
+    }
+
+    /// The held-out sample that is scored as number `number`: they are evenly spaced.
+    fn scored_sample(&self, number: u64) -> u32 {
+        (number * u64::from(self.data.info().test) / u64::from(self.scored.max(1))) as u32
     }
 
     /// Scores this worker's slices of the held-out data.
-    pub fn evaluate(&self, replica: &dyn Replica, owned: &BTreeSet<SliceId>) -> Vec<EvaluationPart> {
+    ///
+    /// # Errors
+    /// Data that can no longer be read.
+    pub fn evaluate(&self, replica: &dyn Replica, owned: &BTreeSet<SliceId>) -> Result<Vec<EvaluationPart>, DataError> {
+        let at_once = evaluation_batch(self.data.info());
         let score = |slice: &SliceId| {
-            let share = order::share(self.data.info().test.into(), slice.0, self.order.slices);
+            let share = order::share(self.scored.into(), slice.0, self.order.slices);
             let mut sums = Evaluation::default();
-            for start in share.clone().step_by(EVALUATION_BATCH as usize) {
-                let end = (start + EVALUATION_BATCH).min(share.end);
-                let batch = HostBatch::read(&*self.data, Part::Test, start as u32..end as u32);
+            for start in share.clone().step_by(at_once as usize) {
+                let end = (start + at_once).min(share.end);
+                let samples = (start..end).map(|number| self.scored_sample(number));
+                let batch = HostBatch::read(&*self.data, Part::Test, samples)?;
                 let part = replica.evaluate(batch);
                 sums.weight += part.weight;
                 sums.loss_sum += part.loss_sum;
                 sums.correct += part.correct;
             }
             let Evaluation { weight, loss_sum, correct } = sums;
-            EvaluationPart { slice: *slice, weight, loss_sum, correct }
+            Ok(EvaluationPart { slice: *slice, weight, loss_sum, correct })
         };
         owned.iter().map(score).collect()
     }

@@ -6,64 +6,20 @@
 use std::collections::BTreeMap;
 
 use convoy_proto::{
-    BUILD, PROTOCOL,
     config::Config,
     ids::{Era, Generation, Incarnation, Member, Role, Step, WorkerId},
-    manifest::Manifest,
-    messages::{Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, Verdict},
+    messages::{Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, Verdict, Weights},
     order,
     tree::SliceTree,
 };
 
 use super::{
-    decision::{DecisionError, Decisions},
+    decision::Decisions,
     evaluation::{Evaluations, Score},
+    handshake::{Reference, compare},
     records::{ServerRecord, WorkerRecord},
+    refusal::Refusal,
 };
-
-/// Why a member is not admitted or not listened to.
-#[derive(Debug, thiserror::Error, PartialEq)]
-pub enum Refusal {
-    /// Something that must be the same on both sides is not.
-    #[error("{member}: its {what} is {theirs}, the cluster's is {ours}")]
-    Different {
-        /// Who.
-        member: String,
-        /// What differs.
-        what: &'static str,
-        /// The member's.
-        theirs: String,
-        /// The cluster's.
-        ours: String,
-    },
-    /// A rank that the run does not have.
-    #[error("there is no place for {role} {rank}: the run has {places}, counted from 0")]
-    NoPlace {
-        /// The role.
-        role: Role,
-        /// The rank.
-        rank: u32,
-        /// How many places the role has.
-        places: u32,
-    },
-    /// A rank that somebody has.
-    #[error("{0} is there already")]
-    Taken(String),
-    /// A caller that is not a current member.
-    #[error("{0} is not a current member")]
-    Stranger(Member),
-    /// A report that does not fit where the cluster stands.
-    #[error("{member} reports {what}, which is not its to report now")]
-    OutOfPlace {
-        /// Who.
-        member: Member,
-        /// What.
-        what: &'static str,
-    },
-    /// A part of a decision that does not belong.
-    #[error(transparent)]
-    Decision(#[from] DecisionError),
-}
 
 /// Something that happened, for whoever watches.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,23 +30,12 @@ pub enum Event {
     Phase(Phase),
     /// A step was committed.
     Step(Verdict),
-    /// The held-out data were scored.
-    Evaluated(Score),
+    /// The held-out data were scored, by the weights or their average.
+    Evaluated(Weights, Score),
     /// All workers made their last step.
     Finished(Step),
     /// Workers ended at different steps, which must not happen.
     Diverging(String),
-}
-
-/// What the launcher itself found the run to be: members are compared with it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Reference {
-    /// The model's tensors.
-    pub manifest: Manifest,
-    /// SHA-256 over the data.
-    pub data_fingerprint: Vec<u8>,
-    /// Steps in all.
-    pub steps: u64,
 }
 
 /// The state of the cluster.
@@ -98,34 +43,30 @@ pub struct Reference {
 pub struct Cluster {
     config: Config,
     reference: Reference,
-    fingerprint: Vec<u8>,
     phase: Phase,
     incarnations: u64,
     workers: Vec<Option<WorkerRecord>>,
     servers: Vec<Option<ServerRecord>>,
     steps: u64,
     stop_at: Option<Step>,
+    reviewed: Step,
     decisions: Decisions,
     evaluations: Evaluations,
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<String>() + "…"
 }
 
 impl Cluster {
     /// An empty cluster for a run.
     pub fn new(config: Config, reference: Reference) -> Cluster {
         Cluster {
-            fingerprint: config.fingerprint(),
             phase: Phase::Gathering,
             incarnations: 0,
             workers: vec![None; config.workers as usize],
             servers: vec![None; config.servers as usize],
             steps: 0,
             stop_at: None,
-            decisions: Decisions::new(config.servers, config.optimizer.clip_norm),
-            evaluations: Evaluations::new(SliceTree::new(config.slices)),
+            reviewed: Step(0),
+            decisions: Decisions::new(&config, &reference.manifest),
+            evaluations: Evaluations::new(SliceTree::new(config.slices), reference.kind),
             reference,
             config,
         }
@@ -177,7 +118,13 @@ impl Cluster {
             initialiser: WorkerId(0),
             incarnations: self.workers.iter().map(incarnation).collect(),
             stop_at: self.stop_at,
+            reviewed: self.reviewed,
         }
+    }
+
+    /// Lets workers that wait for the review of an evaluation go on.
+    pub fn review(&mut self, step: Step) {
+        self.reviewed = self.reviewed.max(step);
     }
 
     /// Admits a process, or names what differs.
@@ -185,7 +132,7 @@ impl Cluster {
     /// # Errors
     /// A difference, or no place.
     pub fn join(&mut self, offer: JoinOffer, now_ms: u64) -> Result<(Admission, Vec<Event>), Refusal> {
-        self.compare(&offer)?;
+        compare(&offer, &self.config, &self.reference)?;
         let (role, rank) = (offer.role, offer.rank);
         let member = Member { role, rank, incarnation: Incarnation(self.incarnations + 1) };
         let (pid, host) = (offer.pid, offer.host);
@@ -207,28 +154,6 @@ impl Cluster {
         }
         let (heartbeat_ms, lease_ms) = (self.config.timeouts.heartbeat_ms, self.config.timeouts.lease_ms);
         Ok((Admission { incarnation: member.incarnation, heartbeat_ms, lease_ms }, events))
-    }
-
-    fn compare(&self, offer: &JoinOffer) -> Result<(), Refusal> {
-        let member = format!("{} {} (process {} on {})", offer.role, offer.rank, offer.pid, offer.host);
-        let same = |what, theirs: String, ours: String| {
-            let member = member.clone();
-            if theirs == ours { Ok(()) } else { Err(Refusal::Different { member, what, theirs, ours }) }
-        };
-        same("protocol version", offer.protocol.to_string(), PROTOCOL.to_string())?;
-        same("build", offer.build.clone(), BUILD.into())?;
-        same("run", offer.run_id.clone(), self.config.run_id().into())?;
-        same("configuration fingerprint", hex(&offer.config_fingerprint), hex(&self.fingerprint))?;
-        let JoinPart::Worker(theirs) = &offer.part else { return Ok(()) };
-        let ours = &self.reference;
-        same("data fingerprint", hex(&theirs.data_fingerprint), hex(&ours.data_fingerprint))?;
-        match theirs.manifest.difference(&ours.manifest) {
-            None => Ok(()),
-            Some(theirs) => {
-                let ours = "that of the launcher".into();
-                Err(Refusal::Different { member, what: "model", theirs, ours })
-            }
-        }
     }
 
     /// Notes that a member is alive.
@@ -299,7 +224,7 @@ impl Cluster {
     /// # Errors
     /// A caller that is not a current member, or a report out of place.
     pub fn report(&mut self, member: Member, report: Report) -> Result<Vec<Event>, Refusal> {
-        let (phase, steps, slices) = (self.phase, self.reference.steps, self.config.slices);
+        let (phase, steps, slices) = (self.phase, self.reference.horizon.steps, self.config.slices);
         let worker = self.worker(member)?;
         let out_of_place = |what| Err(Refusal::OutOfPlace { member, what });
         match report {
@@ -310,11 +235,14 @@ impl Cluster {
             _ if phase < Phase::Training => out_of_place("training"),
             Report::Step(report) if report.verdict.step.0 == worker.steps => Ok(self.step(member, report)),
             Report::Step(_) => out_of_place("a step out of order"),
-            Report::Evaluation { step, parts } if step.0 > steps || parts.iter().any(|part| part.slice.0 >= slices) => {
+            Report::Evaluation { step, parts, .. }
+                if step.0 > steps || parts.iter().any(|part| part.slice.0 >= slices) =>
+            {
                 out_of_place("an evaluation that the run does not have")
             }
-            Report::Evaluation { step, parts } => {
-                Ok(self.evaluations.add(step, parts).map(Event::Evaluated).into_iter().collect())
+            Report::Evaluation { step, weights, parts } => {
+                let score = self.evaluations.add(step, weights, parts);
+                Ok(score.map(|score| Event::Evaluated(weights, score)).into_iter().collect())
             }
             Report::Pausing { pushed } => {
                 worker.pushed = Some(pushed);

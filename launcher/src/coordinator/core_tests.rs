@@ -1,13 +1,15 @@
 //! The coordinator without a socket.
 
 use convoy_proto::{
+    BUILD, PROTOCOL,
     config::layers::Layers,
     ids::SliceId,
-    manifest::TensorRole,
-    messages::{EvaluationPart, SliceHeader, StepTimes, WorkerOffer},
+    manifest::{Manifest, TensorRole},
+    messages::{EvaluationPart, SliceHeader, StepTimes, Terms, WorkerOffer},
+    schedule::Horizon,
 };
 
-use super::*;
+use super::{super::evaluation::Kind, *};
 
 fn config() -> Config {
     Layers::new().toml("test", "workers = 2\nslices = 3\nname = 'r'").unwrap().raw().unwrap().resolve(1).unwrap()
@@ -15,7 +17,8 @@ fn config() -> Config {
 
 fn reference() -> Reference {
     let manifest = Manifest::new([("w".into(), vec![2], TensorRole::Trainable)]).unwrap();
-    Reference { manifest, data_fingerprint: vec![1, 2], steps: 10 }
+    let horizon = Horizon { steps: 10, steps_per_epoch: 5 };
+    Reference { manifest, data_fingerprint: vec![1, 2], horizon, kind: Kind::Classes }
 }
 
 fn offer(role: Role, rank: u32) -> JoinOffer {
@@ -53,8 +56,9 @@ fn full() -> (Cluster, [Member; 2], Member) {
 }
 
 fn step(number: u64) -> Report {
+    let terms = Terms { learning_rate: 0.1, loss_scale: 1.0 };
     let header = |slice| SliceHeader { slice: SliceId(slice), weight: 1.0, loss_sum: 1.0, finite: true };
-    let verdict = Verdict::from_headers(Step(number), SliceTree::new(3), &[header(0), header(1), header(2)], 0.1);
+    let verdict = Verdict::from_headers(Step(number), SliceTree::new(3), &[header(0), header(1), header(2)], terms);
     Report::Step(StepReport { verdict, samples: 2, bytes_pushed: 8, bytes_pulled: 8, times: StepTimes::default() })
 }
 
@@ -69,10 +73,10 @@ fn a_run_from_the_first_join_to_the_end() {
     assert_eq!(cluster.awaited(), "worker 0 at step 0");
     assert_eq!(cluster.report(first, step(0)), Ok(vec![]), "a step is one event");
     let part = |slice| EvaluationPart { slice: SliceId(slice), weight: 2.0, loss_sum: 1.0, correct: 1 };
-    let evaluation = |parts| Report::Evaluation { step: Step(1), parts };
+    let evaluation = |parts| Report::Evaluation { step: Step(1), weights: Weights::Trained, parts };
     assert_eq!(cluster.report(second, evaluation(vec![part(1), part(2)])), Ok(vec![]));
     let events = cluster.report(first, evaluation(vec![part(0)])).unwrap();
-    assert!(matches!(events[..], [Event::Evaluated(Score { step: 1, accuracy: 0.5, .. })]));
+    assert!(matches!(events[..], [Event::Evaluated(Weights::Trained, Score { step: 1, accuracy: Some(0.5), .. })]));
     assert_eq!(cluster.report(first, Report::Finished { step: Step(1) }), Ok(vec![]));
     assert_eq!(cluster.report(second, Report::Finished { step: Step(1) }), Ok(vec![Event::Finished(Step(1))]));
     assert_eq!(cluster.workers()[1].as_ref().map(|w| (w.samples, w.bytes_pushed)), Some((2, 8)));
@@ -134,7 +138,7 @@ fn reports_out_of_place_are_refused() {
     assert!(matches!(cluster.report(first, step(1)), Err(Refusal::OutOfPlace { .. })));
     for (step, slice) in [(11, 0), (1, 3)] {
         let part = EvaluationPart { slice: SliceId(slice), weight: 1.0, loss_sum: 1.0, correct: 1 };
-        let evaluation = Report::Evaluation { step: Step(step), parts: vec![part] };
+        let evaluation = Report::Evaluation { step: Step(step), weights: Weights::Trained, parts: vec![part] };
         assert!(matches!(cluster.report(first, evaluation), Err(Refusal::OutOfPlace { .. })));
     }
     assert_eq!(cluster.steps(), 0);

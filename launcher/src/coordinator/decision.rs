@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 
 use convoy_proto::{
-    ids::{BlockId, ShardId, Step},
-    messages::{Accumulated, Verdict},
+    blocks::BlockMap,
+    config::Config,
+    ids::{ShardId, Step},
+    manifest::Manifest,
+    messages::{Accumulated, Norms, Verdict},
+    trust,
 };
 
 /// A part that cannot belong to the same step's decision as the others.
@@ -21,19 +25,37 @@ pub enum DecisionError {
     Needless,
 }
 
+/// What a decision is about. A step under a layerwise rule that clips has both, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Matter {
+    /// The factor that clips the gradient.
+    Clip,
+    /// The factors of tensors.
+    Trust,
+}
+
 /// The parts of the open decision.
 #[derive(Clone, Debug)]
 pub struct Decisions {
     shards: u32,
     max_norm: Option<f64>,
+    is_layerwise: bool,
+    map: BlockMap,
     parts: BTreeMap<ShardId, Accumulated>,
-    last: Option<Verdict>,
+    last: BTreeMap<Matter, Verdict>,
 }
 
 impl Decisions {
-    /// No part yet, of so many shards; `max_norm` is what gradients are clipped to.
-    pub fn new(shards: u32, max_norm: Option<f64>) -> Decisions {
-        Decisions { shards, max_norm, parts: BTreeMap::new(), last: None }
+    /// No part yet, of a run's shards.
+    pub fn new(config: &Config, manifest: &Manifest) -> Decisions {
+        Decisions {
+            shards: config.servers,
+            max_norm: config.optimizer.clip_norm(),
+            is_layerwise: config.optimizer.rule.is_layerwise(),
+            map: BlockMap::new(manifest, config.servers),
+            parts: BTreeMap::new(),
+            last: BTreeMap::new(),
+        }
     }
 
     /// Adds a shard's part; gives the verdict once all are there, and again to a shard that asks again.
@@ -42,27 +64,51 @@ impl Decisions {
     /// A part that does not belong; the decision stays as it was.
     pub fn add(&mut self, part: Accumulated) -> Result<Option<Verdict>, DecisionError> {
         let (shard, step) = (part.shard, part.proposal.step);
-        let max_norm = self.max_norm.ok_or(DecisionError::Needless)?;
+        let (matter, is_needed) = match part.norms {
+            Norms::Gradient(_) => (Matter::Clip, self.max_norm.is_some()),
+            Norms::Direction(_) => (Matter::Trust, self.is_layerwise),
+        };
+        if !is_needed {
+            return Err(DecisionError::Needless);
+        }
         if shard.0 >= self.shards {
             return Err(DecisionError::UnknownShard(shard));
         }
-        if let Some(last) = self.last.as_ref().filter(|last| last.step == step) {
+        if let Some(last) = self.last.get(&matter).filter(|last| last.step == step) {
             return Ok(Some(last.clone()));
         }
-        if self.parts.values().any(|other| other.proposal != part.proposal) {
+        let differs = |other: &Accumulated| {
+            let same_matter = matches!(other.norms, Norms::Gradient(_)) == (matter == Matter::Clip);
+            !same_matter || other.proposal != part.proposal
+        };
+        if self.parts.values().any(differs) {
             return Err(DecisionError::Disagreement(shard, step));
         }
-        let proposal = part.proposal.clone();
         self.parts.insert(shard, part);
         if self.parts.len() < self.shards as usize {
             return Ok(None);
         }
+        let verdict = self.decide();
+        self.last.extend(verdict.clone().map(|verdict| (matter, verdict)));
+        Ok(verdict)
+    }
+
+    /// The verdict that all parts together make.
+    fn decide(&mut self) -> Option<Verdict> {
+        let parts: Vec<_> = std::mem::take(&mut self.parts).into_values().collect();
+        let proposal = parts.first()?.proposal.clone();
         // In the order of the manifest, which is that of the blocks, so that the sum does not depend on the shards.
-        let squares: BTreeMap<BlockId, f64> =
-            std::mem::take(&mut self.parts).into_values().flat_map(|part| part.norms).collect();
-        let verdict = proposal.clipped(squares.into_values(), max_norm);
-        self.last = Some(verdict.clone());
-        Ok(Some(verdict))
+        let (mut gradient, mut direction) = (BTreeMap::new(), BTreeMap::new());
+        for part in parts {
+            match part.norms {
+                Norms::Gradient(norms) => gradient.extend(norms),
+                Norms::Direction(norms) => direction.extend(norms),
+            }
+        }
+        Some(match self.max_norm {
+            Some(max_norm) if direction.is_empty() => proposal.clipped(gradient.into_values(), max_norm),
+            _ => proposal.trusting(trust::ratios(&self.map, &direction)),
+        })
     }
 
     /// Shards whose part is missing while others wait.
@@ -75,37 +121,70 @@ impl Decisions {
 #[cfg(test)]
 mod tests {
     use convoy_proto::{
-        ids::{Era, SliceId},
-        messages::SliceHeader,
+        config::layers::Layers,
+        ids::{BlockId, Era, SliceId},
+        manifest::TensorRole,
+        messages::{SliceHeader, Squares, Terms},
         tree::SliceTree,
     };
 
     use super::*;
 
-    fn part(shard: u32, loss_sum: f64, norms: &[(u64, f64)]) -> Accumulated {
+    fn decisions(optimizer: &str) -> Decisions {
+        let text = format!("servers = 2\n[optimizer]\n{optimizer}");
+        let config = Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap();
+        let tensor = |name: &str| (name.to_string(), vec![4], TensorRole::Trainable);
+        Decisions::new(&config, &Manifest::new([tensor("a"), tensor("b")]).unwrap())
+    }
+
+    fn part(shard: u32, loss_sum: f64, norms: Norms) -> Accumulated {
         let header = SliceHeader { slice: SliceId(0), weight: 2.0, loss_sum, finite: true };
-        let proposal = Verdict::from_headers(Step(3), SliceTree::new(1), &[header], 0.1);
-        let norms = norms.iter().map(|(block, square)| (BlockId(*block), *square)).collect();
+        let terms = Terms { learning_rate: 0.1, loss_scale: 1.0 };
+        let proposal = Verdict::from_headers(Step(3), SliceTree::new(1), &[header], terms);
         Accumulated { shard: ShardId(shard), era: Era(0), proposal, norms }
+    }
+
+    fn gradient(shard: u32, loss_sum: f64, norms: &[(u64, f64)]) -> Accumulated {
+        let norms = norms.iter().map(|(block, square)| (BlockId(*block), *square)).collect();
+        part(shard, loss_sum, Norms::Gradient(norms))
+    }
+
+    fn direction(shard: u32, direction: f64, parameters: f64) -> Accumulated {
+        let squares = Squares { direction, parameters };
+        part(shard, 1.0, Norms::Direction(vec![(BlockId(shard.into()), squares)]))
     }
 
     #[test]
     fn the_last_part_makes_the_verdict() {
-        let mut decisions = Decisions::new(2, Some(1.0));
-        assert_eq!(decisions.add(part(1, 1.0, &[(1, 64.0)])), Ok(None));
+        let mut decisions = decisions("clip_norm = 1.0");
+        assert_eq!(decisions.add(gradient(1, 1.0, &[(1, 64.0)])), Ok(None));
         assert_eq!(decisions.awaited(), [ShardId(0)]);
-        let verdict = decisions.add(part(0, 1.0, &[(0, 36.0)])).unwrap().unwrap();
+        let verdict = decisions.add(gradient(0, 1.0, &[(0, 36.0)])).unwrap().unwrap();
         assert_eq!((verdict.gradient_norm, verdict.clip), (Some(5.0), 0.2));
-        assert_eq!(decisions.add(part(1, 1.0, &[])), Ok(Some(verdict)), "who asks again gets the same");
+        assert_eq!(decisions.add(gradient(1, 1.0, &[])), Ok(Some(verdict)), "who asks again gets the same");
         assert_eq!(decisions.awaited(), []);
     }
 
     #[test]
+    fn a_layerwise_rule_has_a_factor_for_each_tensor() {
+        let mut decisions = decisions("name = 'lamb'");
+        assert_eq!(decisions.add(direction(0, 1.0, 4.0)), Ok(None));
+        let verdict = decisions.add(direction(1, 4.0, 1.0)).unwrap().unwrap();
+        assert_eq!(verdict.trust, [2.0, 0.5]);
+        assert_eq!(decisions.add(gradient(0, 1.0, &[])), Err(DecisionError::Needless));
+    }
+
+    #[test]
     fn what_does_not_belong_is_refused() {
-        let mut decisions = Decisions::new(2, Some(1.0));
-        decisions.add(part(1, 1.0, &[])).unwrap();
-        assert_eq!(decisions.add(part(0, 2.0, &[])), Err(DecisionError::Disagreement(ShardId(0), Step(3))));
-        assert_eq!(decisions.add(part(7, 1.0, &[])), Err(DecisionError::UnknownShard(ShardId(7))));
-        assert_eq!(Decisions::new(1, None).add(part(0, 1.0, &[])), Err(DecisionError::Needless));
+        let mut decisions = decisions("clip_norm = 1.0\nname = 'lamb'");
+        decisions.add(gradient(1, 1.0, &[])).unwrap();
+        assert_eq!(decisions.add(gradient(0, 2.0, &[])), Err(DecisionError::Disagreement(ShardId(0), Step(3))));
+        assert_eq!(decisions.add(direction(0, 1.0, 1.0)), Err(DecisionError::Disagreement(ShardId(0), Step(3))));
+        assert_eq!(decisions.add(gradient(7, 1.0, &[])), Err(DecisionError::UnknownShard(ShardId(7))));
+    }
+
+    #[test]
+    fn without_clipping_nothing_is_asked() {
+        assert_eq!(decisions("").add(gradient(0, 1.0, &[])), Err(DecisionError::Needless));
     }
 }

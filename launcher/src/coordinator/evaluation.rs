@@ -4,26 +4,61 @@ use std::collections::BTreeMap;
 
 use convoy_proto::{
     ids::{SliceId, Step},
-    messages::EvaluationPart,
+    messages::{EvaluationPart, Weights},
     tree::{self, SliceTree},
 };
 use serde::Serialize;
+
+/// How held-out data are scored, beside the loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// By the share of right classes.
+    Classes,
+    /// By the share of right tokens, and by perplexity.
+    Tokens,
+    /// By the root of the mean square error, where one unit of the target is this in the source's own.
+    Numbers {
+        /// The unit.
+        unit: f64,
+    },
+}
 
 /// A score of all held-out data.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Score {
     /// How many steps the parameters had seen.
     pub step: u64,
-    /// Mean loss.
+    /// Mean loss; of text in nats per token, of numbers the mean square error of the standardised target.
     pub loss: f64,
-    /// Share of correctly classified samples, 0 to 1.
-    pub accuracy: f64,
-    /// Samples, or whatever the mean is over.
+    /// Share of right classes or tokens, 0 to 1.
+    pub accuracy: Option<f64>,
+    /// `e` to the loss.
+    pub perplexity: Option<f64>,
+    /// Root of the mean square error, in the source's unit.
+    pub rmse: Option<f64>,
+    /// Samples, tokens, or whatever the mean is over.
     pub samples: f64,
 }
 
+impl std::fmt::Display for Score {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "loss {:.4}", self.loss)?;
+        for (name, value) in [("accuracy", self.accuracy), ("perplexity", self.perplexity), ("rmse", self.rmse)] {
+            if let Some(value) = value {
+                write!(f, "  {name} {value:.4}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Puts a complete set of parts together; the bits do not depend on who computed which.
-pub fn score(step: Step, tree: SliceTree, part: impl Fn(SliceId) -> Option<EvaluationPart>) -> Option<Score> {
+pub fn score(
+    step: Step,
+    tree: SliceTree,
+    kind: Kind,
+    part: impl Fn(SliceId) -> Option<EvaluationPart>,
+) -> Option<Score> {
     let mut complete = true;
     let mut leaf = |slice| {
         let found = part(slice);
@@ -31,29 +66,41 @@ pub fn score(step: Step, tree: SliceTree, part: impl Fn(SliceId) -> Option<Evalu
         found.map(|part| (part.weight, part.loss_sum, part.correct))
     };
     let sums = tree::fold(tree.root(), &mut leaf, &mut |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2));
-    let (weight, loss_sum, correct) = sums.filter(|_| complete)?;
-    Some(Score { step: step.0, loss: loss_sum / weight, accuracy: correct as f64 / weight, samples: weight })
+    let (samples, loss_sum, correct) = sums.filter(|_| complete)?;
+    let (loss, accuracy) = (loss_sum / samples, correct as f64 / samples);
+    Some(Score {
+        step: step.0,
+        loss,
+        accuracy: matches!(kind, Kind::Classes | Kind::Tokens).then_some(accuracy),
+        perplexity: (kind == Kind::Tokens).then(|| loss.exp()),
+        rmse: match kind {
+            Kind::Numbers { unit } => Some(loss.sqrt() * unit),
+            _ => None,
+        },
+        samples,
+    })
 }
 
 /// Parts of evaluations that are not complete yet.
 #[derive(Clone, Debug)]
 pub struct Evaluations {
     tree: SliceTree,
-    open: BTreeMap<Step, BTreeMap<SliceId, EvaluationPart>>,
+    kind: Kind,
+    open: BTreeMap<(Step, Weights), BTreeMap<SliceId, EvaluationPart>>,
 }
 
 impl Evaluations {
     /// No part yet.
-    pub fn new(tree: SliceTree) -> Evaluations {
-        Evaluations { tree, open: BTreeMap::new() }
+    pub fn new(tree: SliceTree, kind: Kind) -> Evaluations {
+        Evaluations { tree, kind, open: BTreeMap::new() }
     }
 
     /// Adds parts; gives the score once all slices are there.
-    pub fn add(&mut self, step: Step, parts: Vec<EvaluationPart>) -> Option<Score> {
-        let open = self.open.entry(step).or_default();
+    pub fn add(&mut self, step: Step, weights: Weights, parts: Vec<EvaluationPart>) -> Option<Score> {
+        let open = self.open.entry((step, weights)).or_default();
         open.extend(parts.into_iter().map(|part| (part.slice, part)));
-        let score = score(step, self.tree, |slice| open.get(&slice).copied())?;
-        self.open.remove(&step);
+        let score = score(step, self.tree, self.kind, |slice| open.get(&slice).copied())?;
+        self.open.remove(&(step, weights));
         Some(score)
     }
 }
@@ -66,10 +113,21 @@ mod tests {
     fn a_score_needs_every_slice() {
         let part =
             |slice, weight, loss_sum, correct| EvaluationPart { slice: SliceId(slice), weight, loss_sum, correct };
-        let mut evaluations = Evaluations::new(SliceTree::new(3));
-        assert_eq!(evaluations.add(Step(5), vec![part(2, 4.0, 2.0, 4), part(0, 4.0, 1.0, 2)]), None);
-        assert_eq!(evaluations.add(Step(6), vec![part(1, 4.0, 1.0, 2)]), None);
-        let score = evaluations.add(Step(5), vec![part(1, 0.0, 0.0, 0)]);
-        assert_eq!(score, Some(Score { step: 5, loss: 0.375, accuracy: 0.75, samples: 8.0 }));
+        let mut evaluations = Evaluations::new(SliceTree::new(3), Kind::Classes);
+        let mut add = |step, parts| evaluations.add(Step(step), Weights::Trained, parts);
+        assert_eq!(add(5, vec![part(2, 4.0, 2.0, 4), part(0, 4.0, 1.0, 2)]), None);
+        assert_eq!(add(6, vec![part(1, 4.0, 1.0, 2)]), None);
+        let score = add(5, vec![part(1, 0.0, 0.0, 0)]).unwrap();
+        assert_eq!((score.step, score.loss, score.accuracy, score.samples), (5, 0.375, Some(0.75), 8.0));
+        assert_eq!((score.perplexity, score.rmse), (None, None));
+    }
+
+    #[test]
+    fn text_and_numbers_have_scores_of_their_own() {
+        let part = |_| Some(EvaluationPart { slice: SliceId(0), weight: 2.0, loss_sum: 8.0, correct: 1 });
+        let text = score(Step(0), SliceTree::new(1), Kind::Tokens, part).unwrap();
+        assert_eq!((text.perplexity, text.accuracy), (Some(4f64.exp()), Some(0.5)));
+        let number = score(Step(0), SliceTree::new(1), Kind::Numbers { unit: 3.0 }, part).unwrap();
+        assert_eq!((number.rmse, number.accuracy), (Some(6.0), None));
     }
 }

@@ -8,15 +8,19 @@ use std::{
 
 use convoy_proto::{
     config::Config,
-    ids::{Member, Role},
-    messages::{Accumulated, ClusterView, JoinOffer, Phase, Report, Verdict},
+    ids::{Member, Role, Step},
+    messages::{Accumulated, Action, ClusterView, JoinOffer, Norms, Phase, Report, Verdict},
     wire::{self, coordination_service_server::CoordinationService},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
-use super::core::{Cluster, Event, Reference, Refusal};
+use super::{
+    core::{Cluster, Event},
+    handshake::Reference,
+    refusal::Refusal,
+};
 
 /// The gRPC face of the cluster. Clones share it.
 #[derive(Clone, Debug)]
@@ -53,7 +57,7 @@ impl CoordinatorService {
     /// A coordinator for a run; what happens is sent to `events`.
     pub fn new(config: Config, reference: Reference, events: mpsc::Sender<Event>) -> CoordinatorService {
         let patience = Duration::from_millis(config.timeouts.start_ms.max(config.timeouts.step_ms).into());
-        let total_steps = reference.steps;
+        let total_steps = reference.horizon.steps;
         let cluster = Cluster::new(config, reference);
         let inner = Inner {
             view: watch::Sender::new(cluster.view()),
@@ -82,6 +86,12 @@ impl CoordinatorService {
         if self.cluster().advance(phase).is_some() {
             self.publish();
         }
+    }
+
+    /// Lets workers that wait for the review of an evaluation go on.
+    pub fn review(&self, step: Step) {
+        self.cluster().review(step);
+        self.publish();
     }
 
     fn publish(&self) {
@@ -149,20 +159,27 @@ impl CoordinationService for CoordinatorService {
         if !matches!(waited, Ok(Ok(_))) {
             return Err(Status::deadline_exceeded("no worker has brought a manifest"));
         }
-        let manifest = self.cluster().reference().manifest.clone();
-        Ok(Response::new(wire::GetManifestResponse { manifest: Some((&manifest).into()) }))
+        let cluster = self.cluster();
+        let Reference { manifest, horizon, .. } = cluster.reference();
+        Ok(Response::new(wire::GetManifestResponse {
+            manifest: Some(manifest.into()),
+            steps: horizon.steps,
+            steps_per_epoch: horizon.steps_per_epoch,
+        }))
     }
 
     async fn decide(&self, request: Request<wire::DecideRequest>) -> Result<Response<wire::DecideResponse>, Status> {
         let request = request.into_inner();
         let member = member(request.member)?;
         let part = Accumulated::try_from(request)?;
-        let step = part.proposal.step;
+        let (step, is_trust) = (part.proposal.step, matches!(part.norms, Norms::Direction(_)));
         let mut decided = self.inner.verdict.subscribe();
         if let Some(verdict) = self.cluster().decide(member, part)? {
             self.inner.verdict.send_replace(Some(verdict));
         }
-        let ours = |verdict: &Option<Verdict>| verdict.as_ref().is_some_and(|verdict| verdict.step == step);
+        // A verdict with factors comes after one without, and one that skips the step answers everybody.
+        let says_enough = |verdict: &Verdict| !is_trust || verdict.action != Action::Apply || !verdict.trust.is_empty();
+        let ours = |verdict: &Option<Verdict>| verdict.as_ref().is_some_and(|v| v.step == step && says_enough(v));
         match tokio::time::timeout(self.inner.patience, decided.wait_for(ours)).await {
             Ok(Ok(verdict)) => Ok(Response::new(wire::DecideResponse { verdict: verdict.clone().map(Into::into) })),
             _ => Err(Status::deadline_exceeded(format!("step {step} waits for {}", self.cluster().awaited()))),

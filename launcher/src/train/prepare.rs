@@ -3,21 +3,24 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use convoy_proto::{
-    config::{Backend, Config},
+    config::{Backend, Config, Length},
     ids::Role,
     manifest::Manifest,
+    schedule::Horizon,
 };
 use convoy_worker::{
-    data::{self, Dataset},
+    data::{self, DataInfo, Dataset, Report, Source},
     device::DeviceName,
-    run::total_steps,
+    run::horizon,
+    step::order_of,
     task::{self, TaskEntry},
 };
 
 use crate::{
+    args::{Places, TrainArgs},
     children::ChildSpec,
-    cli::{Places, TrainArgs},
-    coordinator::core::Reference,
+    coordinator::handshake::Reference,
+    eval,
     outcome::Failure,
     plan::{self, Devices, WorkerPlan},
     probe,
@@ -33,8 +36,10 @@ pub struct Prepared {
     pub data: Arc<dyn Dataset>,
     /// The model's tensors.
     pub manifest: Manifest,
-    /// Steps in all.
-    pub steps: u64,
+    /// What is noteworthy in the data.
+    pub report: Report,
+    /// The run's length.
+    pub horizon: Horizon,
     /// Where workers compute.
     pub devices: Devices,
     workers: Vec<WorkerPlan>,
@@ -43,26 +48,44 @@ pub struct Prepared {
     is_named: bool,
 }
 
+/// Samples of each part that are looked at before training.
+const INSPECTED: u32 = 10_000;
+
 /// Resolves and checks everything that can be without starting a process of the cluster.
 pub fn prepare(args: &TrainArgs, places: &Places, tasks: &[TaskEntry]) -> Result<Prepared, Failure> {
-    let raw = settings::gather(args, places)?;
+    let mut raw = settings::gather(args, places)?;
     let cores = std::thread::available_parallelism().map_or(1, Into::into);
     let wanted = raw.backend()?;
     // Checked before drivers are started, which takes a while.
+    raw.clone().resolve(1)?;
+    let (source, _) = data::source(raw.data.as_deref().unwrap_or("digits"))?;
+    raw.task.get_or_insert_with(|| source.task.into());
     let mut config = raw.clone().resolve(1)?;
     let entry = task::find(tasks, &config.task)?;
-    let data = data::open(&config.data, config.seed)?;
+    let data = data::open(&config, entry.wanted)?;
+    let report = data.inspect(INSPECTED)?;
     let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
     let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?;
-    config = Config { name: config.name, backend: devices.backend, ..raw.resolve(devices.auto_workers())? };
+    config = Config { name: config.name, backend: devices.backend, ..raw.clone().resolve(devices.auto_workers())? };
+    if raw.steps.is_none() && raw.epochs.is_none() {
+        config.length = usual_length(source, &config, data.info().train);
+    }
     let is_named = !config.name.is_empty();
     if !is_named {
         config.name = free_name(&config);
     }
     let replica = entry.open(&config, data.info(), DeviceName::Cpu)?;
-    let (manifest, steps) = (replica.manifest().clone(), total_steps(&config, data.info().train));
+    let manifest = replica.manifest().clone();
+    config.optimizer.check_patterns(manifest.tensors().iter().map(|tensor| tensor.name.as_str()))?;
+    let horizon = horizon(&config, data.info().train);
     let workers = devices.deal(&config, cores);
-    Ok(Prepared { config, data, manifest, steps, devices, workers, cores, is_named })
+    Ok(Prepared { config, data, report, manifest, horizon, devices, workers, cores, is_named })
+}
+
+/// Small data need many passes: as many as make the source's least number of steps, within reason.
+fn usual_length(source: &Source, config: &Config, train: u32) -> Length {
+    let steps_per_epoch = order_of(config, train).steps_per_epoch();
+    Length::Epochs(source.least_steps.div_ceil(steps_per_epoch).clamp(4, 200))
 }
 
 /// A name from task, data and time that no run has.
@@ -88,8 +111,9 @@ impl Prepared {
 
     /// What members are compared with.
     pub fn reference(&self) -> Reference {
-        let data_fingerprint = self.data.info().fingerprint.clone();
-        Reference { manifest: self.manifest.clone(), data_fingerprint, steps: self.steps }
+        let DataInfo { fingerprint, form, .. } = self.data.info().clone();
+        let (manifest, kind) = (self.manifest.clone(), eval::kind(&form));
+        Reference { manifest, data_fingerprint: fingerprint, horizon: self.horizon, kind }
     }
 
     /// One line for people.
@@ -105,7 +129,7 @@ impl Prepared {
             config.backend,
             device.about,
             plural(config.servers, "server"),
-            self.steps,
+            self.horizon.steps,
             config.batch_size,
         )
     }
@@ -113,6 +137,9 @@ impl Prepared {
     /// What `--dry-run` prints.
     pub fn describe(&self) -> String {
         let mut text = format!("# {}\n# {}\n", self.headline(), self.data.info().about);
+        for warning in &self.report.warnings {
+            text += &format!("# warning: {warning}\n");
+        }
         for line in &self.devices.passed_over {
             text += &format!("# passed over {line}\n");
         }

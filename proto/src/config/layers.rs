@@ -52,6 +52,7 @@ impl Layers {
             let value = match key.kind {
                 Kind::Text => Value::String(text.clone()),
                 Kind::CountOrAuto if text == "auto" => Value::String(text.clone()),
+                Kind::Texts if !text.trim_start().starts_with('[') => words(text),
                 _ => parse(text).unwrap_or_else(|| Value::String(text.clone())),
             };
             Ok((check(origin, path, value)?, path.clone()))
@@ -124,6 +125,11 @@ fn parse(text: &str) -> Option<Value> {
     format!("value = {text}").parse::<Table>().ok()?.remove("value")
 }
 
+/// A list as it is written on a command line: commas between the parts.
+fn words(text: &str) -> Value {
+    Value::Array(text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(Value::from).collect())
+}
+
 fn unknown(origin: &str, path: &str) -> ConfigError {
     let suggestion = keys::nearest(path, keys::KEYS.iter().map(|key| key.path)).map(Into::into);
     ConfigError::UnknownKey { origin: origin.into(), key: path.into(), suggestion }
@@ -138,6 +144,9 @@ fn check(origin: &str, path: &str, value: Value) -> Result<Value, ConfigError> {
         Kind::CountOrAuto => count(&value) || value.as_str() == Some("auto"),
         Kind::Number => value.is_integer() || value.is_float(),
         Kind::Counts => value.as_array().is_some_and(|list| list.iter().all(count)),
+        Kind::Flag => value.is_bool(),
+        Kind::Texts => value.as_array().is_some_and(|list| list.iter().all(Value::is_str)),
+        Kind::Tables => value.as_array().is_some_and(|list| list.iter().all(Value::is_table)),
     };
     match (fits, key.kind) {
         (false, kind) => Err(ConfigError::Kind {

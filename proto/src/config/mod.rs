@@ -9,11 +9,19 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub mod input;
 pub mod keys;
 pub mod layers;
+pub mod model;
+pub mod optimizer;
 pub mod raw;
+pub mod schedule;
 
+pub use input::Input;
+pub use model::Model;
+pub use optimizer::{Clip, Group, Moments, Optimizer, Rule, TensorSettings};
 pub use raw::RawConfig;
+pub use schedule::Schedule;
 
 /// A configuration that cannot be used, and where it came from.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -112,64 +120,25 @@ pub enum Length {
     Epochs(u64),
 }
 
-/// The rule that turns a mean gradient into an update.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
-    /// `p ← p − lr·g`.
-    Sgd,
-    /// `v ← μ·v + g; p ← p − lr·v`.
-    Momentum {
-        /// μ.
-        momentum: f32,
-    },
-    /// `v ← μ·v + g; p ← p − lr·(g + μ·v)`.
-    Nesterov {
-        /// μ.
-        momentum: f32,
-    },
-    /// Adam with decoupled weight decay.
-    AdamW {
-        /// Decay of the mean.
-        beta1: f32,
-        /// Decay of the square.
-        beta2: f32,
-        /// Keeps the quotient finite.
-        epsilon: f32,
-    },
+/// What workers compute with; servers keep 32 bits whatever it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// 16 bits with the range of 32.
+    Bf16,
+    /// 16 bits with a small range: the loss is scaled.
+    F16,
 }
 
-impl Rule {
-    /// The name in configurations.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Rule::Sgd => "sgd",
-            Rule::Momentum { .. } => "momentum",
-            Rule::Nesterov { .. } => "nesterov",
-            Rule::AdamW { .. } => "adamw",
-        }
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::F16 => "f16",
+        })
     }
-}
-
-/// The optimizer and its settings.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Optimizer {
-    /// The rule.
-    pub rule: Rule,
-    /// The learning rate.
-    pub lr: f64,
-    /// Added to the gradient as `decay·p`; decoupled for AdamW.
-    pub weight_decay: f32,
-    /// The largest L2 norm that the mean gradient may have.
-    pub clip_norm: Option<f64>,
-}
-
-/// The model's size.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Model {
-    /// Widths of the hidden dense layers; empty means the task's own.
-    pub hidden: Vec<u32>,
-    /// Channels of the convolutions; empty means the task's own.
-    pub channels: Vec<u32>,
 }
 
 /// How long to wait for what.
@@ -214,10 +183,26 @@ pub struct Config {
     pub seed: u64,
     /// Steps between evaluations; 0 evaluates at the end only.
     pub eval_every: u64,
+    /// Held-out samples that an evaluation scores at most, evenly spaced; 0 is no limit.
+    pub eval_samples: u32,
+    /// Evaluations in a row without a lower loss after which training ends; 0 is no limit.
+    pub patience: u64,
+    /// Whether the parameters with the lowest held-out loss are kept, too.
+    pub keep_best: bool,
+    /// What workers compute with.
+    pub precision: Precision,
+    /// What the loss is multiplied by at first; a power of two.
+    pub loss_scale: f64,
+    /// Skipped steps in a row after which the run counts as diverged.
+    pub max_skipped: u64,
     /// Where the coordinator listens.
     pub listen: SocketAddr,
+    /// How data are read.
+    pub input: Input,
     /// The optimizer.
     pub optimizer: Optimizer,
+    /// How the learning rate changes.
+    pub schedule: Schedule,
     /// The model's size.
     pub model: Model,
     /// How long to wait for what.
@@ -241,6 +226,11 @@ impl Config {
     /// SHA-256 of the configuration, the same for all members of a run.
     pub fn fingerprint(&self) -> Vec<u8> {
         Sha256::digest(self.to_toml()).to_vec()
+    }
+
+    /// Whether workers wait after an evaluation until the launcher has looked at it.
+    pub fn reviews_evaluations(&self) -> bool {
+        self.keep_best || self.patience > 0
     }
 
     /// What identifies the run among others: its name. Members of different runs refuse each other.

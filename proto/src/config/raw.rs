@@ -5,7 +5,11 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::{Backend, Config, ConfigError, Length, Mode, Model, Optimizer, Rule, Timeouts};
+use super::{
+    Backend, Config, ConfigError, Length, Mode, Precision, Timeouts, input::RawInput, model::RawModel,
+    optimizer::RawOptimizer, schedule::RawSchedule,
+};
+use crate::loss_scale::LossScale;
 
 /// A whole number or `auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,36 +46,21 @@ pub struct RawConfig {
     pub epochs: Option<u64>,
     pub batch_size: Option<u64>,
     pub slices: Option<u64>,
+    pub grad_accum: Option<u64>,
     pub seed: Option<u64>,
     pub eval_every: Option<u64>,
+    pub eval_samples: Option<u64>,
+    pub patience: Option<u64>,
+    pub keep_best: Option<bool>,
+    pub precision: Option<String>,
+    pub loss_scale: Option<f64>,
+    pub max_skipped: Option<u64>,
     pub listen: Option<String>,
+    pub input: RawInput,
     pub optimizer: RawOptimizer,
+    pub schedule: RawSchedule,
     pub model: RawModel,
     pub timeouts: RawTimeouts,
-}
-
-/// The `[optimizer]` section.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[allow(missing_docs, reason = "see RawConfig")]
-pub struct RawOptimizer {
-    pub name: Option<String>,
-    pub lr: Option<f64>,
-    pub momentum: Option<f64>,
-    pub beta1: Option<f64>,
-    pub beta2: Option<f64>,
-    pub epsilon: Option<f64>,
-    pub weight_decay: Option<f64>,
-    pub clip_norm: Option<f64>,
-}
-
-/// The `[model]` section.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[allow(missing_docs, reason = "see RawConfig")]
-pub struct RawModel {
-    pub hidden: Option<Vec<u64>>,
-    pub channels: Option<Vec<u64>>,
 }
 
 /// The `[timeouts]` section.
@@ -85,18 +74,23 @@ pub struct RawTimeouts {
     pub step_ms: Option<u64>,
 }
 
-fn value_error(key: &'static str, value: impl ToString, problem: impl Into<String>) -> ConfigError {
+pub(super) fn value_error(key: &'static str, value: impl ToString, problem: impl Into<String>) -> ConfigError {
     ConfigError::Value { key, value: value.to_string(), problem: problem.into() }
 }
 
-fn count(key: &'static str, value: u64, least: u32, most: u32) -> Result<u32, ConfigError> {
+pub(super) fn count(key: &'static str, value: u64, least: u32, most: u32) -> Result<u32, ConfigError> {
     u32::try_from(value)
         .ok()
         .filter(|n| (least..=most).contains(n))
         .ok_or_else(|| value_error(key, value, format!("must be between {least} and {most}")))
 }
 
-fn number(key: &'static str, value: f64, wanted: &str, fits: impl Fn(f64) -> bool) -> Result<f64, ConfigError> {
+pub(super) fn number(
+    key: &'static str,
+    value: f64,
+    wanted: &str,
+    fits: impl Fn(f64) -> bool,
+) -> Result<f64, ConfigError> {
     // As an f32 too, which is what servers compute with.
     let narrow = f64::from(value as f32);
     match (value.is_finite() && fits(value), narrow.is_finite() && fits(narrow)) {
@@ -157,8 +151,10 @@ impl RawConfig {
             (None, epochs) => Length::Epochs(u64::from(count("epochs", epochs.unwrap_or(4), 1, u32::MAX)?)),
             (Some(steps), Some(_)) => return Err(value_error("steps", steps, "excludes `epochs`; give one of them")),
         };
-        let slices = count("slices", self.slices.unwrap_or(workers.into()), 1, 4096)?;
-        let batch_size = count("batch_size", self.batch_size.unwrap_or(128), 1, 1 << 24)?;
+        let accumulated = u64::from(count("grad_accum", self.grad_accum.unwrap_or(1), 1, 4096)?);
+        let slices = count("slices", self.slices.unwrap_or(workers.into()).saturating_mul(accumulated), 1, 4096)?;
+        let batch_size = self.batch_size.unwrap_or(128).saturating_mul(accumulated);
+        let batch_size = count("batch_size", batch_size, 1, 1 << 24)?;
         if batch_size < slices {
             return Err(value_error(
                 "batch_size",
@@ -169,6 +165,12 @@ impl RawConfig {
         if slices < workers {
             let problem = format!("is less than the {workers} workers, so some would have nothing to do");
             return Err(value_error("slices", slices, problem));
+        }
+        let (precision, loss_scale) = precision(self.precision.as_deref(), self.loss_scale)?;
+        let eval_every = self.eval_every.unwrap_or(100);
+        let patience = self.patience.unwrap_or(0);
+        if patience > 0 && eval_every == 0 {
+            return Err(value_error("patience", patience, "needs evaluations on the way; set `eval_every` above 0"));
         }
         Ok(Config {
             name: run_name(self.name.unwrap_or_default())?,
@@ -183,12 +185,40 @@ impl RawConfig {
             batch_size,
             slices,
             seed: self.seed.unwrap_or(0),
-            eval_every: self.eval_every.unwrap_or(100),
+            eval_every,
+            eval_samples: count("eval_samples", self.eval_samples.unwrap_or(10_000), 0, u32::MAX)?,
+            patience,
+            keep_best: self.keep_best.unwrap_or(false),
+            precision,
+            loss_scale,
+            max_skipped: u64::from(count("max_skipped", self.max_skipped.unwrap_or(10), 1, u32::MAX)?),
             listen: listen(self.listen.as_deref().unwrap_or("127.0.0.1:0"))?,
+            input: self.input.resolve()?,
             optimizer: self.optimizer.resolve()?,
+            schedule: self.schedule.resolve()?,
             model: self.model.resolve()?,
             timeouts: self.timeouts.resolve()?,
         })
+    }
+}
+
+/// The precision, and the loss scale that it begins with.
+fn precision(word: Option<&str>, loss_scale: Option<f64>) -> Result<(Precision, f64), ConfigError> {
+    let precision = match choice("precision", word.unwrap_or("f32"), &["f32", "bf16", "f16"])? {
+        "bf16" => Precision::Bf16,
+        "f16" => Precision::F16,
+        _ => Precision::F32,
+    };
+    match (loss_scale, precision) {
+        (None, Precision::F16) => Ok((precision, LossScale::USUAL)),
+        (None, _) => Ok((precision, 1.0)),
+        (Some(scale), _) if !LossScale::fits(scale) => {
+            Err(value_error("loss_scale", scale, "must be a power of two between 1 and 2^24, such as 65536"))
+        }
+        (Some(scale), Precision::F32 | Precision::Bf16) if scale > 1.0 => {
+            Err(value_error("loss_scale", scale, "has no meaning but with `precision` = \"f16\""))
+        }
+        (Some(scale), _) => Ok((precision, scale)),
     }
 }
 
@@ -216,62 +246,6 @@ fn listen(text: &str) -> Result<SocketAddr, ConfigError> {
     Ok(address)
 }
 
-impl RawOptimizer {
-    fn resolve(self) -> Result<Optimizer, ConfigError> {
-        let name = self.name.as_deref().unwrap_or("adamw");
-        let name = choice("optimizer.name", name, &["sgd", "momentum", "nesterov", "adamw"])?;
-        let (has_momentum, is_adam) = (matches!(name, "momentum" | "nesterov"), name == "adamw");
-        for (key, given, belongs) in [
-            ("optimizer.momentum", self.momentum, has_momentum),
-            ("optimizer.beta1", self.beta1, is_adam),
-            ("optimizer.beta2", self.beta2, is_adam),
-            ("optimizer.epsilon", self.epsilon, is_adam),
-        ] {
-            if let (Some(value), false) = (given, belongs) {
-                return Err(value_error(key, value, format!("has no meaning for the optimizer `{name}`")));
-            }
-        }
-        let share = |key, given: Option<f64>, default| {
-            number(key, given.unwrap_or(default), "at least 0 and below 1", |x| (0.0..1.0).contains(&x))
-                .map(|x| x as f32)
-        };
-        let momentum = share("optimizer.momentum", self.momentum, 0.9)?;
-        let (rule, lr) = match name {
-            "sgd" => (Rule::Sgd, 0.1),
-            "momentum" => (Rule::Momentum { momentum }, 0.05),
-            "nesterov" => (Rule::Nesterov { momentum }, 0.05),
-            _ => {
-                let beta1 = share("optimizer.beta1", self.beta1, 0.9)?;
-                let beta2 = share("optimizer.beta2", self.beta2, 0.999)?;
-                let epsilon = number("optimizer.epsilon", self.epsilon.unwrap_or(1e-8), "above 0", |x| x > 0.0)? as f32;
-                (Rule::AdamW { beta1, beta2, epsilon }, 1e-3)
-            }
-        };
-        let weight_decay = self.weight_decay.unwrap_or(if is_adam { 0.01 } else { 0.0 });
-        let clip = number("optimizer.clip_norm", self.clip_norm.unwrap_or(0.0), "at least 0", |x| x >= 0.0)?;
-        Ok(Optimizer {
-            rule,
-            lr: number("optimizer.lr", self.lr.unwrap_or(lr), "above 0", |x| x > 0.0)?,
-            weight_decay: number("optimizer.weight_decay", weight_decay, "at least 0", |x| x >= 0.0)? as f32,
-            clip_norm: (clip > 0.0).then_some(clip),
-        })
-    }
-}
-
-impl RawModel {
-    fn resolve(self) -> Result<Model, ConfigError> {
-        let widths = |key, list: Option<Vec<u64>>| {
-            list.unwrap_or_default().into_iter().map(|n| count(key, n, 1, 65_536)).collect::<Result<Vec<_>, _>>()
-        };
-        let hidden = widths("model.hidden", self.hidden)?;
-        let channels = widths("model.channels", self.channels)?;
-        if !matches!(channels.len(), 0 | 2) {
-            return Err(value_error("model.channels", format!("{channels:?}"), "must have two entries, or none"));
-        }
-        Ok(Model { hidden, channels })
-    }
-}
-
 impl RawTimeouts {
     fn resolve(self) -> Result<Timeouts, ConfigError> {
         const DAY: u32 = 86_400_000;
@@ -297,7 +271,6 @@ impl From<&Config> for RawConfig {
             Length::Epochs(n) => (None, Some(n)),
         };
         let Timeouts { heartbeat_ms, lease_ms, start_ms, step_ms } = config.timeouts;
-        let wide = |list: &[u32]| Some(list.iter().map(|n| u64::from(*n)).collect());
         RawConfig {
             name: Some(config.name.clone()),
             run_dir: Some(config.run_dir.clone()),
@@ -311,11 +284,20 @@ impl From<&Config> for RawConfig {
             epochs,
             batch_size: Some(config.batch_size.into()),
             slices: Some(config.slices.into()),
+            grad_accum: Some(1),
             seed: Some(config.seed),
             eval_every: Some(config.eval_every),
+            eval_samples: Some(config.eval_samples.into()),
+            patience: Some(config.patience),
+            keep_best: Some(config.keep_best),
+            precision: Some(config.precision.to_string()),
+            loss_scale: Some(config.loss_scale),
+            max_skipped: Some(config.max_skipped),
             listen: Some(config.listen.to_string()),
+            input: (&config.input).into(),
             optimizer: (&config.optimizer).into(),
-            model: RawModel { hidden: wide(&config.model.hidden), channels: wide(&config.model.channels) },
+            schedule: (&config.schedule).into(),
+            model: (&config.model).into(),
             timeouts: RawTimeouts {
                 heartbeat_ms: Some(heartbeat_ms.into()),
                 lease_ms: Some(lease_ms.into()),
@@ -326,29 +308,7 @@ impl From<&Config> for RawConfig {
     }
 }
 
-impl From<&Optimizer> for RawOptimizer {
-    fn from(optimizer: &Optimizer) -> Self {
-        let mut raw = RawOptimizer {
-            name: Some(optimizer.rule.name().into()),
-            lr: Some(optimizer.lr),
-            weight_decay: Some(decimal(optimizer.weight_decay)),
-            clip_norm: Some(optimizer.clip_norm.unwrap_or(0.0)),
-            ..Default::default()
-        };
-        match optimizer.rule {
-            Rule::Sgd => {}
-            Rule::Momentum { momentum } | Rule::Nesterov { momentum } => raw.momentum = Some(decimal(momentum)),
-            Rule::AdamW { beta1, beta2, epsilon } => {
-                raw.beta1 = Some(decimal(beta1));
-                raw.beta2 = Some(decimal(beta2));
-                raw.epsilon = Some(decimal(epsilon));
-            }
-        }
-        raw
-    }
-}
-
 /// The f64 that prints like the f32: 0.9 and not 0.8999999761581421.
-fn decimal(value: f32) -> f64 {
+pub fn decimal(value: f32) -> f64 {
     value.to_string().parse().unwrap_or_else(|_| f64::from(value))
 }

@@ -28,9 +28,16 @@ fn higher_layers_win_key_by_key() {
 
 #[test]
 fn a_resolved_configuration_reads_back_the_same() {
-    for text in ["", "steps = 7\nworkers = 3\n[optimizer]\nname = \"nesterov\"\nclip_norm = 0.5\n[model]\nhidden = [8]"]
-    {
-        let config = resolve(text).unwrap();
+    let mut texts = vec![
+        String::new(),
+        "steps = 7\nworkers = 3\n[optimizer]\nname = \"nesterov\"\nclip_norm = 0.5\n[model]\nhidden = [8]".into(),
+        "grad_accum = 4\nprecision = \"f16\"\nkeep_best = true\npatience = 3\n[input]\ndelimiter = \"tab\"\ndrop = [\"a\"]".into(),
+        "[optimizer]\nno_decay = [\"*.bias\"]\ngroups = [{ pattern = \"head*\", lr_factor = 0.1, frozen = true }]".into(),
+    ];
+    texts.extend(optimizer::rule_names().map(|name| format!("[optimizer]\nname = \"{name}\"")));
+    texts.extend(schedule::NAMES.map(|name| format!("[schedule]\nname = \"{name}\"")));
+    for text in &texts {
+        let config = resolve(text).unwrap_or_else(|error| panic!("{text}: {error}"));
         assert_eq!(Config::from_toml("written", &config.to_toml()), Ok(config));
     }
 }
@@ -38,7 +45,15 @@ fn a_resolved_configuration_reads_back_the_same() {
 #[test]
 fn keys_and_fields_are_one_set() {
     let mut written = BTreeSet::new();
-    for text in ["steps = 1\n[optimizer]\nname = \"momentum\"", ""] {
+    let input = "[input]\nlabel = \"y\"\ndelimiter = \";\"\ntokenizer = \"t\"\nimage_size = 32";
+    let model = "[model]\nstem = \"small\"\nlayers = 1\nwidth = 8\nheads = 2\ncontext = 4\ndropout = 0.1\npositions = \"rotary\"";
+    let schedule = "[schedule]\nname = \"step\"\nwarmup = 2";
+    let texts = [
+        format!("steps = 1\n[optimizer]\nname = \"momentum\"\n{input}\n{model}\n{schedule}"),
+        "[optimizer]\nname = \"rmsprop\"\n[schedule]\nname = \"linear\"".into(),
+        String::new(),
+    ];
+    for text in &texts {
         let table: toml::Table = resolve(text).unwrap().to_toml().parse().unwrap();
         for (key, value) in table {
             match value {
@@ -74,6 +89,20 @@ fn every_refusal_says_what_and_where() {
         ),
         ("[optimizer]\nname = 'sgd'\nbeta1 = 0.5", "`optimizer.beta1` = 0.5: has no meaning for the optimizer `sgd`"),
         ("[optimizer]\nlr = 0", "`optimizer.lr` = 0: must be above 0"),
+        ("[optimizer]\nname = 'lamp'", "`optimizer.name` = \"lamp\": did you mean `lamb`? there is sgd, momentum"),
+        ("[optimizer]\nclip_norm = 1\nclip_value = 1", "`optimizer.clip_value` = 1: excludes `optimizer.clip_norm`"),
+        ("[optimizer]\nno_decay = ['a[']", "`optimizer.no_decay` = \"a[\": "),
+        ("[optimizer]\ngroups = [{ pattern = 'a', lr = 1 }]", "configuration: unknown field `lr`"),
+        ("[schedule]\nname = 'cosin'", "`schedule.name` = \"cosin\": did you mean `cosine`?"),
+        ("[schedule]\nevery = 3", "`schedule.every` = 3: has no meaning for `constant`"),
+        ("precision = 'f8'", "`precision` = \"f8\": "),
+        ("precision = 'f16'\nloss_scale = 3", "`loss_scale` = 3: must be a power of two"),
+        ("loss_scale = 4", "`loss_scale` = 4: has no meaning but with `precision` = \"f16\""),
+        ("patience = 2\neval_every = 0", "`patience` = 2: needs evaluations on the way"),
+        ("keep_best = 1", "test.toml: `keep_best` is 1, but must be true or false"),
+        ("[input]\ntest_size = 1", "`input.test_size` = 1: must be above 0 and below 1"),
+        ("[input]\ndelimiter = 'ab'", "`input.delimiter` = \"ab\": must be one character"),
+        ("[model]\nblocks = [1, 1]\nchannels = [8]", "`model.blocks` = [1, 1]: must have as many entries"),
         (
             "[optimizer]\nbeta2 = 0.99999999",
             "`optimizer.beta2` = 0.99999999: is 1 as a 32-bit number, but must be at least 0 and below 1",
@@ -99,4 +128,35 @@ fn every_refusal_says_what_and_where() {
 #[test]
 fn the_fingerprint_follows_the_configuration() {
     assert_ne!(resolve("seed = 1").unwrap().fingerprint(), resolve("seed = 2").unwrap().fingerprint());
+}
+
+#[test]
+fn a_tensor_has_the_settings_of_the_first_group_that_fits() {
+    let text = "[optimizer]\nweight_decay = 0.1\nno_decay = ['*.bias']\ngroups = [{ pattern = 'head.*', lr_factor = 0.5 }, \
+                { pattern = 'head.weight', frozen = true }, { pattern = 'first.*', weight_decay = 0.2 }]";
+    let optimizer = resolve(text).unwrap().optimizer;
+    let settings = |name: &str| {
+        let settings = optimizer.for_tensor(name);
+        (settings.lr_factor, settings.weight_decay, settings.frozen)
+    };
+    assert_eq!(settings("head.weight"), (0.5, 0.1, false));
+    assert_eq!(settings("head.bias"), (0.5, 0.0, false));
+    assert_eq!(settings("first.bias"), (1.0, 0.2, false));
+    assert_eq!(settings("second.weight"), (1.0, 0.1, false));
+    assert_eq!(optimizer.check_patterns(["head.bias", "first.x", "head.weight"].into_iter()), Ok(()));
+    let error = optimizer.check_patterns(["head.bias"].into_iter()).unwrap_err().to_string();
+    assert!(error.starts_with("`optimizer.groups` = \"head.weight\": fits no tensor; there are head.bias"), "{error}");
+}
+
+#[test]
+fn accumulation_is_more_slices_of_more_samples() {
+    let config = resolve("workers = 2\nbatch_size = 64\ngrad_accum = 4").unwrap();
+    assert_eq!((config.slices, config.batch_size), (8, 256));
+}
+
+#[test]
+fn lists_are_written_with_commas_on_a_command_line() {
+    let layers = Layers::new().texts("flags", &pairs(&[("input.drop", "id, name"), ("model.hidden", "[4]")])).unwrap();
+    let config = layers.raw().unwrap().resolve(1).unwrap();
+    assert_eq!((config.input.drop, config.model.hidden), (vec!["id".to_string(), "name".into()], vec![4]));
 }

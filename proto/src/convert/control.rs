@@ -4,8 +4,8 @@ use super::{Result, WireError, present, role, weight, wrong};
 use crate::{
     ids::{BlockId, Era, Generation, Incarnation, Member, Role, ShardId, SliceId, Step, WorkerId},
     messages::{
-        Accumulated, Admission, ClusterView, EvaluationPart, JoinOffer, JoinPart, Phase, Report, StepReport, StepTimes,
-        Verdict, WorkerOffer,
+        Accumulated, Admission, ClusterView, EvaluationPart, JoinOffer, JoinPart, Norms, Phase, Report, Squares,
+        StepReport, StepTimes, Verdict, Weights, WorkerOffer,
     },
     wire,
 };
@@ -116,6 +116,7 @@ impl From<ClusterView> for wire::WatchResponse {
             initialiser: view.initialiser.0,
             incarnations: view.incarnations.iter().map(|incarnation| incarnation.0).collect(),
             stop_at: view.stop_at.map(|step| step.0),
+            reviewed: view.reviewed.0,
         }
     }
 }
@@ -144,6 +145,7 @@ impl TryFrom<wire::WatchResponse> for ClusterView {
             initialiser: WorkerId(view.initialiser),
             incarnations: view.incarnations.into_iter().map(Incarnation).collect(),
             stop_at: view.stop_at.map(Step),
+            reviewed: Step(view.reviewed),
         })
     }
 }
@@ -151,12 +153,23 @@ impl TryFrom<wire::WatchResponse> for ClusterView {
 impl Accumulated {
     /// The request that a server sends for it.
     pub fn into_request(self, member: Member) -> wire::DecideRequest {
-        let norms = self.norms.iter().map(|(block, sum)| wire::BlockNorm { block: block.0, sum_of_squares: *sum });
+        let norm = |block: BlockId, sum_of_squares, parameters_sum_of_squares| wire::BlockNorm {
+            block: block.0,
+            sum_of_squares,
+            parameters_sum_of_squares,
+        };
+        let (stage, norms) = match self.norms {
+            Norms::Gradient(norms) => (wire::Stage::Clip, norms.iter().map(|(b, sum)| norm(*b, *sum, 0.0)).collect()),
+            Norms::Direction(norms) => {
+                (wire::Stage::Trust, norms.iter().map(|(b, s)| norm(*b, s.direction, s.parameters)).collect())
+            }
+        };
         wire::DecideRequest {
             member: Some(member.into()),
             era: self.era.0,
             step: self.proposal.step.0,
-            norms: norms.collect(),
+            stage: stage.into(),
+            norms,
             proposal: Some(self.proposal.into()),
         }
     }
@@ -174,7 +187,22 @@ impl TryFrom<wire::DecideRequest> for Accumulated {
         if proposal.step.0 != request.step {
             return Err(wrong("step", format!("{} is not the proposal's {}", request.step, proposal.step)));
         }
-        let norms = request.norms.iter().map(|norm| (BlockId(norm.block), norm.sum_of_squares)).collect();
+        let norms = request.norms.iter();
+        let norms = match wire::Stage::try_from(request.stage) {
+            Ok(wire::Stage::Clip) => {
+                Norms::Gradient(norms.map(|norm| (BlockId(norm.block), norm.sum_of_squares)).collect())
+            }
+            Ok(wire::Stage::Trust) => {
+                let squares = |norm: &wire::BlockNorm| Squares {
+                    direction: norm.sum_of_squares,
+                    parameters: norm.parameters_sum_of_squares,
+                };
+                Norms::Direction(norms.map(|norm| (BlockId(norm.block), squares(norm))).collect())
+            }
+            Ok(wire::Stage::Unspecified) | Err(_) => {
+                return Err(wrong("stage", format!("{} is unknown", request.stage)));
+            }
+        };
         Ok(Accumulated { shard: ShardId(member.rank), era: Era(request.era), proposal, norms })
     }
 }
@@ -185,14 +213,15 @@ impl From<Report> for wire::Report {
         let kind = match report {
             Report::Initialised => Kind::Initialised(wire::Initialised {}),
             Report::Step(step) => Kind::Step(step.into()),
-            Report::Evaluation { step, parts } => {
+            Report::Evaluation { step, weights, parts } => {
                 let parts = parts.iter().map(|part| wire::EvaluationPart {
                     slice: part.slice.0,
                     weight: part.weight,
                     loss_sum: part.loss_sum,
                     correct: part.correct,
                 });
-                Kind::Evaluation(wire::EvaluationReport { step: step.0, parts: parts.collect() })
+                let averaged = weights == Weights::Averaged;
+                Kind::Evaluation(wire::EvaluationReport { step: step.0, parts: parts.collect(), averaged })
             }
             Report::Pausing { pushed } => Kind::Pausing(wire::Pausing { pushed: pushed.0 }),
             Report::Finished { step } => Kind::Finished(wire::Finished { steps: step.0 }),
@@ -218,7 +247,8 @@ impl TryFrom<wire::Report> for Report {
                         correct: part.correct,
                     })
                 });
-                Report::Evaluation { step: Step(report.step), parts: parts.collect::<Result<_>>()? }
+                let weights = if report.averaged { Weights::Averaged } else { Weights::Trained };
+                Report::Evaluation { step: Step(report.step), weights, parts: parts.collect::<Result<_>>()? }
             }
             Kind::Pausing(pausing) => Report::Pausing { pushed: Step(pausing.pushed) },
             Kind::Finished(finished) => Report::Finished { step: Step(finished.steps) },

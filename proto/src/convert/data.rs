@@ -3,7 +3,7 @@
 use super::{Result, WireError, finite, present, weight, wrong};
 use crate::{
     ids::{BlockId, Era, Generation, SliceId, Step},
-    messages::{GradientBlock, ParameterBlock, PulledPart, PushHeader, PushPart, SliceHeader},
+    messages::{GradientBlock, ParameterBlock, Pull, PulledPart, PushHeader, PushPart, SliceHeader, Weights},
     tree::Node,
     wire,
 };
@@ -22,6 +22,7 @@ impl From<PushHeader> for wire::PushHeader {
             era: header.era.0,
             step: header.step.0,
             slices: slices.collect(),
+            loss_scale: header.loss_scale,
         }
     }
 }
@@ -41,6 +42,7 @@ impl TryFrom<wire::PushHeader> for PushHeader {
             generation: Generation(header.generation),
             era: Era(header.era),
             step: Step(header.step),
+            loss_scale: finite("loss_scale", header.loss_scale)?,
         })
     }
 }
@@ -88,6 +90,26 @@ impl TryFrom<wire::ParameterBlock> for ParameterBlock {
     fn try_from(block: wire::ParameterBlock) -> Result<Self> {
         dense(block.encoding)?;
         Ok(ParameterBlock { block: BlockId(block.block), payload: block.payload })
+    }
+}
+
+impl From<Pull> for wire::PullRequest {
+    fn from(pull: Pull) -> Self {
+        wire::PullRequest {
+            member: Some(pull.member.into()),
+            era: pull.era.0,
+            step: pull.step.0,
+            averaged: pull.weights == Weights::Averaged,
+        }
+    }
+}
+
+impl TryFrom<wire::PullRequest> for Pull {
+    type Error = WireError;
+
+    fn try_from(request: wire::PullRequest) -> Result<Self> {
+        let weights = if request.averaged { Weights::Averaged } else { Weights::Trained };
+        Ok(Pull { member: request.member.try_into()?, era: Era(request.era), step: Step(request.step), weights })
     }
 }
 

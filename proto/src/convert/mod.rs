@@ -6,6 +6,7 @@
 
 use crate::{
     ids::{Incarnation, Member, Role, SliceId, Step},
+    loss_scale::LossScale,
     manifest::{Manifest, TensorRole},
     messages::{Action, Verdict},
     wire,
@@ -94,6 +95,7 @@ impl From<&Manifest> for wire::Manifest {
             role: match tensor.role {
                 TensorRole::Trainable => wire::TensorRole::Trainable,
                 TensorRole::Frozen => wire::TensorRole::Frozen,
+                TensorRole::Buffer => wire::TensorRole::Buffer,
             }
             .into(),
         });
@@ -111,6 +113,7 @@ impl TryFrom<wire::Manifest> for Manifest {
             .map(|tensor| match wire::TensorRole::try_from(tensor.role) {
                 Ok(wire::TensorRole::Trainable) => Ok((tensor.name, tensor.shape, TensorRole::Trainable)),
                 Ok(wire::TensorRole::Frozen) => Ok((tensor.name, tensor.shape, TensorRole::Frozen)),
+                Ok(wire::TensorRole::Buffer) => Ok((tensor.name, tensor.shape, TensorRole::Buffer)),
                 _ => Err(wrong("manifest.role", format!("{} of `{}` is unknown", tensor.role, tensor.name))),
             })
             .collect();
@@ -133,6 +136,8 @@ impl From<Verdict> for wire::Verdict {
             learning_rate: verdict.learning_rate,
             gradient_norm: verdict.gradient_norm,
             slices: verdict.slices.iter().map(|slice| slice.0).collect(),
+            loss_scale: verdict.loss_scale,
+            trust: verdict.trust,
         }
     }
 }
@@ -149,6 +154,9 @@ impl TryFrom<Option<wire::Verdict>> for Verdict {
                 return Err(wrong("verdict.action", format!("{} is unknown", verdict.action)));
             }
         };
+        if !LossScale::fits(verdict.loss_scale) {
+            return Err(wrong("verdict.loss_scale", format!("is {}", verdict.loss_scale)));
+        }
         Ok(Verdict {
             step: Step(verdict.step),
             action,
@@ -158,6 +166,8 @@ impl TryFrom<Option<wire::Verdict>> for Verdict {
             learning_rate: finite("verdict.learning_rate", verdict.learning_rate)?,
             gradient_norm: verdict.gradient_norm,
             slices: verdict.slices.into_iter().map(SliceId).collect(),
+            loss_scale: verdict.loss_scale,
+            trust: verdict.trust.into_iter().map(|ratio| finite("verdict.trust", ratio)).collect::<Result<_>>()?,
         })
     }
 }

@@ -20,8 +20,14 @@ fn member() -> Member {
 #[test]
 fn a_push_survives_the_wire() {
     let slice = SliceHeader { slice: SliceId(1), weight: 16.0, loss_sum: 2.5, finite: true };
-    let header =
-        PushHeader { member: member(), generation: Generation(1), era: Era(2), step: Step(3), slices: vec![slice] };
+    let header = PushHeader {
+        member: member(),
+        generation: Generation(1),
+        era: Era(2),
+        step: Step(3),
+        slices: vec![slice],
+        loss_scale: 2.0,
+    };
     let block = GradientBlock { block: BlockId(7), node: Node { first: 2, len: 2 }, payload: vec![1, 2, 3, 4].into() };
     for part in [PushPart::Header(header), PushPart::Blocks(vec![block])] {
         let bytes = wire::PushPullRequest::from(part.clone()).encode_to_vec();
@@ -41,6 +47,8 @@ fn a_verdict_survives_the_wire() {
         learning_rate: 0.1,
         gradient_norm: Some(3.0),
         slices: vec![SliceId(0), SliceId(2)],
+        loss_scale: 8.0,
+        trust: vec![1.0, 0.25],
     };
     assert_eq!(Verdict::try_from(Some(wire::Verdict::from(verdict.clone()))), Ok(verdict));
 }

@@ -11,6 +11,7 @@ use crate::{
     limits,
     manifest::Manifest,
     messages::{Accumulated, Admission, ClusterView, JoinOffer, Report, Verdict},
+    schedule::Horizon,
     wire::{self, coordination_service_client::CoordinationServiceClient},
 };
 
@@ -88,15 +89,16 @@ impl Coordinator {
         self.client.clone().heartbeat(request).await.map_err(self.failed()).map(drop)
     }
 
-    /// The manifest; waits up to `limit` for the first worker to bring it.
+    /// The manifest and the run's length; waits up to `limit` for the first worker to bring it.
     ///
     /// # Errors
     /// The wait was too long, or the coordinator is gone.
-    pub async fn manifest(&self, member: Member, limit: Duration) -> Result<Manifest, TransportError> {
+    pub async fn manifest(&self, member: Member, limit: Duration) -> Result<(Manifest, Horizon), TransportError> {
         let request = within(wire::GetManifestRequest { member: Some(member.into()) }, limit);
         let response = self.client.clone().get_manifest(request).await.map_err(self.failed())?.into_inner();
         let manifest = response.manifest.unwrap_or_default();
-        manifest.try_into().map_err(TransportError::malformed(&self.peer))
+        let manifest = manifest.try_into().map_err(TransportError::malformed(&self.peer))?;
+        Ok((manifest, Horizon { steps: response.steps, steps_per_epoch: response.steps_per_epoch }))
     }
 
     /// Hands in a shard's part of a decision and waits up to `limit` for the verdict.

@@ -5,9 +5,9 @@ use tonic::transport::Channel;
 
 use super::{Peer, TransportError, bulk_channel};
 use crate::{
-    ids::{Era, Member, ShardId, Step},
+    ids::{Member, ShardId},
     limits,
-    messages::{GradientBlock, ParameterBlock, PulledPart, PushHeader, PushPart, Verdict},
+    messages::{GradientBlock, ParameterBlock, Pull, PulledPart, PushHeader, PushPart, Verdict},
     wire::{self, parameters_service_client::ParametersServiceClient},
 };
 
@@ -93,18 +93,12 @@ impl ShardClient {
         self.client.clone().initialise(tokio_stream::iter(frames)).await.map_err(self.failed()).map(drop)
     }
 
-    /// The shard's parameters that `step` starts from; waits until they are formed.
+    /// The shard's parameters that a step starts from; waits until they are formed.
     ///
     /// # Errors
     /// A refusal, no server, or a malformed answer.
-    pub async fn pull(
-        &self,
-        member: Member,
-        era: Era,
-        step: Step,
-        mut on_block: impl FnMut(ParameterBlock),
-    ) -> Result<(), TransportError> {
-        let request = wire::PullRequest { member: Some(member.into()), era: era.0, step: step.0 };
+    pub async fn pull(&self, pull: Pull, mut on_block: impl FnMut(ParameterBlock)) -> Result<(), TransportError> {
+        let request = wire::PullRequest::from(pull);
         let mut frames = self.client.clone().pull(request).await.map_err(self.failed())?.into_inner();
         while let Some(frame) = frames.message().await.map_err(self.failed())? {
             let blocks: Vec<ParameterBlock> = frame.try_into().map_err(TransportError::malformed(&self.peer))?;

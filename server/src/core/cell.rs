@@ -1,15 +1,16 @@
 //! A block's cell: its parameters in two versions, its sum in progress and its optimizer's state.
 //!
-//! Versions are immutable and shared with whoever reads them. Applying step `s` makes version `s + 1` and keeps
-//! version `s`, so that step `s` can be recomputed until a later step is applied, which needs every worker to have
-//! read version `s + 1` from every shard.
+//! In a step, a cell first completes its sum. Then it carries out the verdict: at once, or, under a layerwise rule, in
+//! two halves, the direction first and the step when the tensor's factor is known.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use convoy_proto::{
     blocks::Block,
+    config::TensorSettings,
     ids::{SliceId, Step},
-    messages::{Action, Verdict},
+    manifest::TensorRole,
+    messages::{Action, Squares, Verdict, Weights},
     sum,
     tree::{Node, SliceTree},
 };
@@ -17,47 +18,48 @@ use convoy_proto::{
 use super::{
     accumulator::{Accumulator, Inserted},
     optimizer::{Optimizer, Update},
+    versions::{Lookup, Versions},
 };
 
-/// The parameters of one block at one step.
-pub type Version = Arc<Vec<f32>>;
-
-/// What a cell says of a version.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Lookup {
-    /// Here it is.
-    Ready(Version),
-    /// Not formed yet.
-    Pending,
-    /// Formed once, and gone.
-    Gone,
+/// How far a cell has come with a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Its sum is not complete, or the verdict says too little.
+    Waiting,
+    /// It has just found its direction, and waits for its tensor's factor.
+    Directed,
+    /// It has a new version.
+    Applied,
 }
 
 /// One block of the shard.
 #[derive(Debug)]
 pub struct Cell {
     block: Block,
-    /// The version that `newest` is; meaningless before it is set.
-    step: Step,
-    newest: Option<Version>,
-    previous: Option<Version>,
+    settings: TensorSettings,
+    parameters: Option<Versions>,
+    /// A moving average of the parameters, where one is kept.
+    average: Option<Versions>,
     accumulator: Accumulator,
     /// Whether the open step's sum has been found complete.
     complete: bool,
+    /// Where a layerwise rule wants to go in the open step.
+    direction: Option<Vec<f32>>,
     state: Vec<Vec<f32>>,
     updates: u64,
 }
 
 impl Cell {
     /// An empty cell: no parameters yet.
-    pub fn new(block: Block) -> Cell {
+    pub fn new(block: Block, settings: TensorSettings) -> Cell {
         Cell {
             block,
-            step: Step(0),
-            newest: None,
-            previous: None,
+            settings,
+            parameters: None,
+            average: None,
             accumulator: Accumulator::default(),
             complete: false,
+            direction: None,
             state: Vec::new(),
             updates: 0,
         }
@@ -70,38 +72,39 @@ impl Cell {
 
     /// The step that its newest parameters are the input of.
     pub fn step(&self) -> Step {
-        self.step
+        self.parameters.as_ref().map_or(Step(0), Versions::step)
     }
 
     /// Whether it has parameters.
     pub fn is_initialised(&self) -> bool {
-        self.newest.is_some()
+        self.parameters.is_some()
     }
 
     /// Sets the parameters of step 0 from a payload of the block's size.
-    pub fn initialise(&mut self, payload: &[u8], slots: usize) {
+    pub fn initialise(&mut self, payload: &[u8], optimizer: &Optimizer) {
         let mut values = vec![0.0; self.block.len as usize];
         sum::read_payload(&mut values, payload);
-        self.newest = Some(Arc::new(values));
-        self.state = vec![vec![0.0; self.block.len as usize]; slots];
+        if self.block.role == TensorRole::Trainable {
+            self.state = vec![vec![0.0; values.len()]; optimizer.rule.slots()];
+            self.average = optimizer.ema.map(|_| Versions::new(values.clone()));
+        }
+        self.parameters = Some(Versions::new(values));
     }
 
-    /// The parameters that `step` starts from.
-    pub fn version(&self, step: Step) -> Lookup {
-        let found = if step == self.step {
-            &self.newest
-        } else if step.next() == self.step {
-            &self.previous
-        } else if step < self.step {
-            return Lookup::Gone;
-        } else {
-            &None
+    /// The parameters that `step` starts from, or their average; what is not averaged stands for itself.
+    pub fn version(&self, step: Step, weights: Weights) -> Lookup {
+        let versions = match weights {
+            Weights::Averaged => self.average.as_ref().or(self.parameters.as_ref()),
+            Weights::Trained => self.parameters.as_ref(),
         };
-        found.clone().map_or(Lookup::Pending, Lookup::Ready)
+        versions.map_or(Lookup::Pending, |versions| versions.at(step))
     }
 
     /// Adds a contribution to the open step.
     pub fn accumulate(&mut self, tree: SliceTree, node: Node, payload: &[u8], absent: &BTreeSet<SliceId>) -> Inserted {
+        if self.direction.is_some() {
+            return Inserted::Present;
+        }
         self.accumulator.insert(tree, node, payload, absent)
     }
 
@@ -122,43 +125,125 @@ impl Cell {
         self.accumulator.sum(tree).map_or(0.0, sum::sum_of_squares)
     }
 
-    /// Carries out the verdict on the open step, if the sum it needs is complete. Returns whether it did.
-    pub fn apply(&mut self, tree: SliceTree, verdict: &Verdict, optimizer: &dyn Optimizer) -> bool {
-        let Some(newest) = self.newest.clone() else { return false };
-        let updated = match verdict.action {
-            Action::SkipNonFinite => newest.clone(),
-            Action::Apply => match self.accumulator.take(tree) {
-                None => return false,
-                Some(gradient) => self.update(&newest, gradient, verdict, optimizer),
+    /// The sums of squares of the direction and of the parameters; 0 without a direction.
+    pub fn squares(&self) -> Squares {
+        match (&self.direction, &self.parameters) {
+            (Some(direction), Some(parameters)) => Squares {
+                direction: sum::sum_of_squares(direction),
+                parameters: sum::sum_of_squares(parameters.newest()),
             },
-        };
-        self.accumulator.clear();
-        self.complete = false;
-        self.previous = Some(newest);
-        self.newest = Some(updated);
-        self.step = self.step.next();
-        true
+            _ => Squares::default(),
+        }
     }
 
-    fn update(&mut self, newest: &Version, mut gradient: Vec<f32>, verdict: &Verdict, rule: &dyn Optimizer) -> Version {
+    /// Carries out the verdict on the open step, as far as it and the sum allow.
+    pub fn apply(&mut self, tree: SliceTree, verdict: &Verdict, optimizer: &Optimizer) -> Progress {
+        let is_final = optimizer.is_final(verdict);
+        if !self.is_initialised() {
+            return Progress::Waiting;
+        }
+        if verdict.action == Action::SkipNonFinite {
+            self.skip();
+            return Progress::Applied;
+        }
+        if self.direction.is_none() {
+            if self.block.role == TensorRole::Buffer && !is_final {
+                return Progress::Waiting;
+            }
+            let Some(sum) = self.accumulator.take(tree) else { return Progress::Waiting };
+            if self.block.role == TensorRole::Buffer {
+                self.take_mean(sum, verdict);
+                return Progress::Applied;
+            }
+            let updated = self.update(sum, verdict, optimizer);
+            if optimizer.rule.is_layerwise() {
+                self.direction = Some(updated);
+                return Progress::Directed;
+            }
+            self.commit(updated, optimizer);
+            return Progress::Applied;
+        }
+        match self.direction.take() {
+            Some(direction) if is_final => {
+                self.follow(direction, verdict, optimizer);
+                Progress::Applied
+            }
+            waiting => {
+                self.direction = waiting;
+                Progress::Waiting
+            }
+        }
+    }
+
+    fn skip(&mut self) {
+        self.parameters.iter_mut().chain(&mut self.average).for_each(Versions::repeat);
+        self.close();
+    }
+
+    fn close(&mut self) {
+        self.accumulator.clear();
+        self.complete = false;
+        self.direction = None;
+    }
+
+    /// A buffer's new value is the mean of the slices'.
+    fn take_mean(&mut self, mut sum: Vec<f32>, verdict: &Verdict) {
         let weight = verdict.weight as f32;
+        sum.iter_mut().for_each(|value| *value /= weight);
+        self.parameters.iter_mut().for_each(|versions| versions.push(std::mem::take(&mut sum)));
+        self.close();
+    }
+
+    /// Applies the rule to the mean gradient: new parameters, or a direction.
+    fn update(&mut self, mut gradient: Vec<f32>, verdict: &Verdict, optimizer: &Optimizer) -> Vec<f32> {
+        let Some(parameters) = &mut self.parameters else { return gradient };
+        let weight = (verdict.weight * verdict.loss_scale) as f32;
         gradient.iter_mut().for_each(|g| *g /= weight);
         if verdict.clip != 1.0 {
             let clip = verdict.clip as f32;
             gradient.iter_mut().for_each(|g| *g *= clip);
         }
-        // The version before the last is nobody's input any more: its memory serves again unless somebody reads it.
-        let recycled = self.previous.take().and_then(Arc::into_inner);
-        let mut updated = recycled.unwrap_or_else(|| vec![0.0; newest.len()]);
-        rule.apply(Update {
+        if let Some(most) = optimizer.clip_value {
+            gradient.iter_mut().for_each(|g| *g = g.clamp(-most, most));
+        }
+        let mut updated = parameters.room();
+        optimizer.rule.apply(Update {
             updates: self.updates,
-            learning_rate: verdict.learning_rate as f32,
+            learning_rate: verdict.learning_rate as f32 * self.settings.lr_factor,
+            weight_decay: self.settings.weight_decay,
             gradient: &gradient,
-            parameters: newest,
+            parameters: parameters.newest(),
             updated: &mut updated,
             state: &mut self.state,
         });
         self.updates += 1;
-        Arc::new(updated)
+        updated
+    }
+
+    /// Makes the step along a direction: `p − lr·φ·r` with the tensor's factor φ.
+    fn follow(&mut self, mut direction: Vec<f32>, verdict: &Verdict, optimizer: &Optimizer) {
+        let trust = verdict.trust.get(self.block.tensor).copied().unwrap_or(1.0);
+        let rate = verdict.learning_rate as f32 * self.settings.lr_factor * trust as f32;
+        if let Some(parameters) = &self.parameters {
+            for (r, p) in direction.iter_mut().zip(parameters.newest().iter()) {
+                *r = p - rate * *r;
+            }
+        }
+        self.commit(direction, optimizer);
+    }
+
+    /// Takes over new parameters, and moves their average towards them.
+    fn commit(&mut self, updated: Vec<f32>, optimizer: &Optimizer) {
+        if let (Some(average), Some(decay)) = (&mut self.average, optimizer.ema) {
+            let mut moved = average.room();
+            let rest = 1.0 - decay;
+            for (out, (a, p)) in moved.iter_mut().zip(average.newest().iter().zip(&updated)) {
+                *out = decay * a + rest * p;
+            }
+            average.push(moved);
+        }
+        let mut updated = Some(updated);
+        self.parameters.iter_mut().for_each(|versions| versions.push(updated.take().unwrap_or_default()));
+        self.close();
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use convoy_proto::{
     ids::{SliceId, Step},
-    messages::{SliceHeader, Verdict},
+    messages::{Action, SliceHeader, Terms, Verdict},
     tree::SliceTree,
 };
 
@@ -85,20 +85,25 @@ impl Ledger {
     }
 
     /// What the headers decide, once all are there.
-    pub fn proposal(&self, learning_rate: f64) -> Option<Verdict> {
+    pub fn proposal(&self, terms: Terms) -> Option<Verdict> {
         let headers: Option<Vec<_>> = self.headers.iter().copied().collect();
-        Some(Verdict::from_headers(self.step, self.tree, &headers?, learning_rate))
+        Some(Verdict::from_headers(self.step, self.tree, &headers?, terms))
     }
 
-    /// Sets the verdict, which is final.
+    /// Sets the verdict. It stays, but for one that says more: the factors of tensors, or that the step is skipped.
     pub fn close(&mut self, verdict: Verdict) {
-        self.verdict.get_or_insert(verdict);
+        let says_more = |old: &Verdict| old.trust.is_empty() && old.action == Action::Apply;
+        if self.verdict.as_ref().is_none_or(says_more) {
+            self.verdict = Some(verdict);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const TERMS: Terms = Terms { learning_rate: 0.1, loss_scale: 1.0 };
 
     fn header(slice: u32, weight: f64) -> SliceHeader {
         SliceHeader { slice: SliceId(slice), weight, loss_sum: 1.0, finite: true }
@@ -112,9 +117,9 @@ mod tests {
     fn proposes_when_all_slices_are_announced() {
         let mut ledger = Ledger::new(SliceTree::new(2), Step(3));
         ledger.record(&[header(1, 0.0)]).unwrap();
-        assert_eq!((ledger.proposal(0.1), is_present(&ledger, SliceId(1))), (None, false));
+        assert_eq!((ledger.proposal(TERMS), is_present(&ledger, SliceId(1))), (None, false));
         ledger.record(&[header(1, 0.0), header(0, 2.0)]).unwrap();
-        let verdict = ledger.proposal(0.1).unwrap();
+        let verdict = ledger.proposal(TERMS).unwrap();
         assert_eq!((verdict.step, verdict.weight, verdict.slices), (Step(3), 2.0, vec![SliceId(0)]));
     }
 

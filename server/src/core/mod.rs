@@ -6,7 +6,10 @@
 
 pub mod accumulator;
 pub mod cell;
+pub mod fences;
 pub mod ledger;
+pub mod open;
 pub mod optimizer;
 pub mod refusal;
 pub mod shard;
+pub mod versions;

@@ -77,6 +77,14 @@ pub enum Refusal {
     /// A range of slices that the tree does not have, or that the header did not announce.
     #[error("slices {0} are no node of the tree over {1}, or were not announced by this push's header")]
     Node(Node, u32),
+    /// Gradients of another multiple of the loss.
+    #[error("the loss is multiplied by {theirs}, this step's scale is {ours}")]
+    LossScale {
+        /// The shard's.
+        ours: f64,
+        /// The caller's.
+        theirs: f64,
+    },
     /// A header that contradicts an earlier one.
     #[error(transparent)]
     Ledger(#[from] LedgerError),

@@ -12,21 +12,27 @@ use std::{
 };
 
 use convoy_proto::{
-    blocks::BlockMap,
+    blocks::{Block, BlockMap},
     config::Config,
-    ids::{BlockId, Member, Role, ShardId, SliceId, Step, WorkerId},
+    ids::{BlockId, Member, ShardId, SliceId, Step, WorkerId},
+    loss_scale::LossScale,
     manifest::{Manifest, TensorRole},
-    messages::{Accumulated, Action, ClusterView, GradientBlock, ParameterBlock, PushHeader, Verdict},
+    messages::{
+        Accumulated, Action, ClusterView, GradientBlock, Norms, ParameterBlock, PushHeader, Terms, Verdict, Weights,
+    },
+    schedule::{Horizon, LearningRate},
     tree::{Node, SliceTree},
 };
 use rayon::prelude::*;
 
 use super::{
     accumulator::Inserted,
-    cell::{Cell, Lookup, Version},
-    ledger::{Ledger, LedgerError},
-    optimizer::{self, Optimizer},
+    cell::{Cell, Progress},
+    fences::{check_length, fence, own},
+    open::{OpenStep, Question, Sizes},
+    optimizer::Optimizer,
     refusal::Refusal,
+    versions::Lookup,
 };
 
 /// Permission to push blocks to a step, from [`Shard::open`].
@@ -50,7 +56,7 @@ impl Push {
 pub struct Outcome {
     /// Whether a version was formed or the step committed: whoever waits for one looks again.
     pub changed: bool,
-    /// The shard's sums are complete and the verdict needs all shards: ask the coordinator for it.
+    /// The shard is ready for a decision that needs all shards: ask the coordinator for it.
     pub accumulated: Option<Accumulated>,
     /// Whether a block's contribution was new.
     pub fresh: bool,
@@ -59,13 +65,9 @@ pub struct Outcome {
 #[derive(Debug)]
 struct State {
     view: ClusterView,
-    ledger: Ledger,
+    open: OpenStep,
     last: Option<Verdict>,
-    /// Trainable cells whose sum is complete, and that have carried out the verdict, in the open step.
-    complete: usize,
-    applied: usize,
-    /// Whether the open step's norms went to the coordinator.
-    reported: bool,
+    loss_scale: LossScale,
     uninitialised: usize,
 }
 
@@ -75,10 +77,9 @@ pub struct Shard {
     tree: SliceTree,
     cells: Vec<Mutex<Cell>>,
     first: u64,
-    trainable: usize,
-    optimizer: Box<dyn Optimizer>,
-    learning_rate: f64,
-    clip_norm: Option<f64>,
+    sizes: Sizes,
+    optimizer: Optimizer,
+    learning_rate: LearningRate,
     state: Mutex<State>,
 }
 
@@ -95,27 +96,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shard {
-    /// An empty shard of a run, as `view` describes its cluster.
-    pub fn new(id: ShardId, config: &Config, manifest: &Manifest, view: ClusterView) -> Shard {
+    /// An empty shard of a run of so many steps, as `view` describes its cluster.
+    pub fn new(id: ShardId, config: &Config, (manifest, horizon): (&Manifest, Horizon), view: ClusterView) -> Shard {
         let map = BlockMap::new(manifest, config.servers);
         let blocks = map.of_shard(id);
         let tree = SliceTree::new(config.slices);
+        let settings = |block: &Block| config.optimizer.for_tensor(&manifest.tensors()[block.tensor].name);
         Shard {
             id,
             tree,
-            cells: blocks.iter().map(|block| Mutex::new(Cell::new(*block))).collect(),
+            cells: blocks.iter().map(|block| Mutex::new(Cell::new(*block, settings(block)))).collect(),
             first: blocks.first().map_or(0, |block| block.id.0),
-            trainable: blocks.iter().filter(|block| block.role == TensorRole::Trainable).count(),
-            optimizer: optimizer::from_settings(&config.optimizer),
-            learning_rate: config.optimizer.lr,
-            clip_norm: config.optimizer.clip_norm,
+            sizes: Sizes {
+                trained: blocks.iter().filter(|block| block.role.is_trained()).count(),
+                trainable: blocks.iter().filter(|block| block.role == TensorRole::Trainable).count(),
+            },
+            optimizer: Optimizer::new(&config.optimizer),
+            learning_rate: LearningRate { base: config.optimizer.lr, schedule: config.schedule, horizon },
             state: Mutex::new(State {
                 view,
-                ledger: Ledger::new(tree, Step(0)),
+                open: OpenStep::new(tree, Step(0)),
                 last: None,
-                complete: 0,
-                applied: 0,
-                reported: false,
+                loss_scale: LossScale::new(config.loss_scale),
                 uninitialised: blocks.len(),
             }),
         }
@@ -132,8 +134,8 @@ impl Shard {
     }
 
     /// The ids of the blocks that training changes, ascending.
-    pub fn trainable_blocks(&self) -> impl Iterator<Item = BlockId> + '_ {
-        self.cells.iter().map(|cell| *lock(cell).block()).filter(|b| b.role == TensorRole::Trainable).map(|b| b.id)
+    pub fn trained_blocks(&self) -> impl Iterator<Item = BlockId> + '_ {
+        self.cells.iter().map(|cell| *lock(cell).block()).filter(|block| block.role.is_trained()).map(|block| block.id)
     }
 
     /// The ids of all blocks, ascending.
@@ -148,7 +150,7 @@ impl Shard {
 
     /// The step that is open: all before it are committed on this shard.
     pub fn open_step(&self) -> Step {
-        lock(&self.state).ledger.step()
+        lock(&self.state).open.ledger.step()
     }
 
     /// Whether every block has parameters.
@@ -175,7 +177,7 @@ impl Shard {
             if cell.is_initialised() {
                 return Err(Refusal::Initialised(member));
             }
-            cell.initialise(&block.payload, self.optimizer.slots());
+            cell.initialise(&block.payload, &self.optimizer);
             let mut state = lock(&self.state);
             state.uninitialised -= 1;
             changed |= state.uninitialised == 0;
@@ -201,7 +203,7 @@ impl Shard {
                 return Err(Refusal::NotInitialised);
             }
             fence(&state.view, header.member)?;
-            let open = state.ledger.step();
+            let open = state.open.ledger.step();
             if header.step.next() == open {
                 return Ok((push, Outcome::default()));
             }
@@ -209,17 +211,26 @@ impl Shard {
                 return Err(Refusal::Step { asked: header.step, open });
             }
             own(&state.view, header)?;
-            state.ledger.record(&header.slices)?;
-            let Some(proposal) = state.ledger.proposal(self.learning_rate) else {
+            let terms = self.terms(&state);
+            if terms.loss_scale != header.loss_scale {
+                return Err(Refusal::LossScale { ours: terms.loss_scale, theirs: header.loss_scale });
+            }
+            state.open.ledger.record(&header.slices)?;
+            let Some(proposal) = state.open.ledger.proposal(terms) else {
                 return Ok((push, Outcome::default()));
             };
-            if self.clip_norm.is_none() || proposal.action == Action::SkipNonFinite {
-                state.ledger.close(proposal);
+            if self.optimizer.clip_norm.is_none() || proposal.action == Action::SkipNonFinite {
+                state.open.ledger.close(proposal);
             }
-            state.ledger.absent().clone()
+            state.open.ledger.absent().clone()
         };
         let step = push.step;
         Ok((push, self.sweep(step, &absent)))
+    }
+
+    /// What the open step's headers do not say.
+    fn terms(&self, state: &State) -> Terms {
+        Terms { learning_rate: self.learning_rate.of(state.open.ledger.step()), loss_scale: state.loss_scale.get() }
     }
 
     /// Adds one block's part of a node's sum.
@@ -238,7 +249,7 @@ impl Shard {
         if cell.step() != push.step {
             return Ok(Outcome::default());
         }
-        let absent = lock(&self.state).ledger.absent().clone();
+        let absent = lock(&self.state).open.ledger.absent().clone();
         let inserted = cell.accumulate(self.tree, part.node, &part.payload, &absent);
         let mut outcome = Outcome { fresh: inserted == Inserted::Fresh, ..Outcome::default() };
         self.count(&mut cell);
@@ -253,11 +264,11 @@ impl Shard {
         let step = verdict.step;
         let absent = {
             let mut state = lock(&self.state);
-            if step != state.ledger.step() {
+            if step != state.open.ledger.step() {
                 return Outcome::default();
             }
-            state.ledger.close(verdict);
-            state.ledger.absent().clone()
+            state.open.ledger.close(verdict);
+            state.open.ledger.absent().clone()
         };
         self.sweep(step, &absent)
     }
@@ -271,9 +282,10 @@ impl Shard {
     ///
     /// # Errors
     /// A block of another shard.
-    pub fn version(&self, block: BlockId, step: Step) -> Result<Lookup, Refusal> {
+    pub fn version(&self, block: BlockId, step: Step, weights: Weights) -> Result<Lookup, Refusal> {
         let cell = lock(self.cell(block)?);
-        if cell.block().role == TensorRole::Frozen { Ok(cell.version(cell.step())) } else { Ok(cell.version(step)) }
+        let step = if cell.block().role.is_trained() { step } else { cell.step() };
+        Ok(cell.version(step, weights))
     }
 
     fn cell(&self, block: BlockId) -> Result<&Mutex<Cell>, Refusal> {
@@ -289,7 +301,7 @@ impl Shard {
             .par_iter()
             .map(|cell| {
                 let mut cell = lock(cell);
-                if cell.block().role == TensorRole::Frozen || cell.step() != step {
+                if !cell.block().role.is_trained() || cell.step() != step {
                     return false;
                 }
                 cell.settle(self.tree, absent);
@@ -304,94 +316,53 @@ impl Shard {
     /// Counts the cell when its sum is complete.
     fn count(&self, cell: &mut Cell) {
         if cell.found_complete(self.tree) {
-            lock(&self.state).complete += 1;
+            lock(&self.state).open.completed();
         }
     }
 
     /// Applies the verdict to a cell if both are ready; the last cell to do so commits the step.
     fn apply(&self, cell: &mut Cell) -> bool {
-        let Some(verdict) = lock(&self.state).ledger.verdict().cloned() else { return false };
-        if verdict.step != cell.step() || !cell.apply(self.tree, &verdict, &*self.optimizer) {
+        let Some(verdict) = lock(&self.state).open.ledger.verdict().cloned() else { return false };
+        if verdict.step != cell.step() {
             return false;
         }
+        let progress = cell.apply(self.tree, &verdict, &self.optimizer);
         let mut state = lock(&self.state);
-        state.applied += 1;
+        state.open.progressed(progress);
         self.advance(&mut state);
-        true
+        progress == Progress::Applied
     }
 
     fn advance(&self, state: &mut State) -> bool {
-        if state.applied < self.trainable {
-            return false;
-        }
-        let Some(verdict) = state.ledger.verdict().cloned() else { return false };
-        state.ledger = Ledger::new(self.tree, verdict.step.next());
+        let Some(verdict) = state.open.ended(self.sizes, &self.optimizer).cloned() else { return false };
+        state.open = OpenStep::new(self.tree, verdict.step.next());
+        state.loss_scale.follow(verdict.action);
         state.last = Some(verdict);
-        (state.complete, state.applied, state.reported) = (0, 0, false);
         true
     }
 
-    /// The shard's part in the decision, once, when it has accumulated and the verdict is not its own to give.
+    /// The shard's part in a decision that is not its own to give, once, when it has all that the decision needs.
     fn report(&self) -> Option<Accumulated> {
-        self.clip_norm?;
-        let (proposal, era) = {
+        let (question, era) = {
             let mut state = lock(&self.state);
-            if state.reported || state.ledger.verdict().is_some() || state.complete < self.trainable {
-                return None;
-            }
-            let proposal = state.ledger.proposal(self.learning_rate)?;
-            state.reported = true;
-            (proposal, state.view.era)
+            let terms = self.terms(&state);
+            (state.open.question(self.sizes, &self.optimizer, terms)?, state.view.era)
         };
-        let norm = |cell: &Mutex<Cell>| {
-            let cell = lock(cell);
-            let trainable = cell.block().role == TensorRole::Trainable;
-            trainable.then(|| (cell.block().id, cell.sum_of_squares(self.tree)))
+        let (proposal, norms) = match question {
+            Question::Clip(proposal) => (proposal, Norms::Gradient(self.measure(|c| c.sum_of_squares(self.tree)))),
+            Question::Trust(verdict) => (verdict, Norms::Direction(self.measure(Cell::squares))),
         };
-        let norms = self.cells.par_iter().filter_map(norm).collect();
         Some(Accumulated { shard: self.id, era, proposal, norms })
     }
-}
 
-fn check_length(cell: &Cell, got: usize) -> Result<(), Refusal> {
-    let want = cell.block().bytes();
-    if want == got { Ok(()) } else { Err(Refusal::Length { block: cell.block().id, want, got }) }
-}
-
-/// Lets in a worker's current incarnation only.
-fn fence(view: &ClusterView, member: Member) -> Result<(), Refusal> {
-    match view.incarnations.get(member.rank as usize) {
-        Some(current) if member.role == Role::Worker && *current == member.incarnation => Ok(()),
-        Some(current) if member.role == Role::Worker => Err(Refusal::Fenced { member, current: *current }),
-        _ => Err(Refusal::Stranger(member)),
+    /// Measures every trainable cell, in order.
+    fn measure<T: Send>(&self, measure: impl Fn(&Cell) -> T + Sync) -> Vec<(BlockId, T)> {
+        let measure = |cell: &Mutex<Cell>| {
+            let cell = lock(cell);
+            (cell.block().role == TensorRole::Trainable).then(|| (cell.block().id, measure(&cell)))
+        };
+        self.cells.par_iter().filter_map(measure).collect()
     }
-}
-
-fn own(view: &ClusterView, header: &PushHeader) -> Result<(), Refusal> {
-    for slice in header.slices.iter().map(|header| header.slice) {
-        match view.owners.get(slice.index()) {
-            Some(owner) if owner.0 == header.member.rank => {}
-            Some(owner) => return Err(Refusal::NotOwner { slice, owner: *owner, member: header.member }),
-            None => return Err(LedgerError::UnknownSlice(slice, view.owners.len() as u32).into()),
-        }
-    }
-    Ok(())
-}
-
-/// A shared version, as the payload of a block: no copy is made.
-pub fn payload(version: Version) -> bytes::Bytes {
-    struct Shared(Version);
-    impl AsRef<[u8]> for Shared {
-        fn as_ref(&self) -> &[u8] {
-            convoy_proto::sum::payload_of(&self.0)
-        }
-    }
-    bytes::Bytes::from_owner(Shared(version))
-}
-
-/// For readers of a push-pull: blocks and their parameters as a message's part.
-pub fn parameter_block(block: BlockId, version: Version) -> ParameterBlock {
-    ParameterBlock { block, payload: payload(version) }
 }
 
 #[cfg(test)]

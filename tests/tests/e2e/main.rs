@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
 
 mod bits;
+mod data;
 mod faults;
+mod features;
 mod grpc;
 mod inputs;
 mod learning;

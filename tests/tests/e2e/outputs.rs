@@ -24,7 +24,8 @@ fn a_run_leaves_what_it_promises() {
     let run = bench.run_dir("r");
     assert_eq!(summary["params_sha256"], recomputed_sha256(&run));
     assert_eq!(fs::read_link(bench.path().join("runs/latest")).unwrap(), Path::new("r"));
-    for file in ["config.toml", "manifest.json", "metrics.jsonl", "logs/server-0.log", "logs/worker-3.log"] {
+    for file in ["config.toml", "data.json", "manifest.json", "metrics.jsonl", "logs/server-0.log", "logs/worker-3.log"]
+    {
         assert!(fs::metadata(run.join(file)).unwrap().len() > 0, "{file}");
     }
     let metrics = bench.metrics("r");
@@ -33,7 +34,7 @@ fn a_run_leaves_what_it_promises() {
     };
     assert_eq!(of("step"), (1..=20).collect::<Vec<_>>());
     assert_eq!(of("eval"), [8, 16, 20]);
-    assert!(ended.stdout.starts_with("done: 20 steps  accuracy 0."), "{}", ended.stdout);
+    assert!(ended.stdout.starts_with("done: 20 steps  loss "), "{}", ended.stdout);
     bench.await_no_process();
 }
 
@@ -111,7 +112,7 @@ fn summaries_are_as_the_schema_says() {
     let schema = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/summary.schema.json")).unwrap();
     let schema: Value = serde_json::from_slice(&schema).unwrap();
     let bench = bench();
-    conforms(&bench.train("good", &format!("--steps 2 {SMALL}")), &schema, "summary");
+    conforms(&bench.train("good", &format!("--steps 2 {SMALL} --ema 0.9 --keep-best")), &schema, "summary");
     let ended = bench.run(&format!("--backend cpu --name bad --steps 40 --optimizer sgd --lr 1e30 {SMALL}"));
     assert_eq!(ended.code, Some(5), "{}", ended.stderr);
     let summary = bench.summary("bad");

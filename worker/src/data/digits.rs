@@ -13,7 +13,7 @@ use convoy_proto::order::{self, Purpose};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-use super::{DataError, DataInfo, Dataset, Part};
+use super::{DataError, DataInfo, Dataset, Form, HostBatch, Part, Report, Request, inspect::inspect};
 
 const SIDE: usize = 28;
 const PIXELS: usize = SIDE * SIDE;
@@ -33,17 +33,18 @@ struct Digits {
 }
 
 /// Opens `digits` or `digits:SEED`.
-pub fn open(argument: Option<&str>, _split_seed: u64) -> Result<Arc<dyn Dataset>, DataError> {
+pub fn open(request: &Request<'_>) -> Result<Arc<dyn Dataset>, DataError> {
+    let argument = request.argument;
     let seed = argument.map_or(Ok(0), str::parse::<u64>).map_err(|_| DataError::Spec {
         spec: format!("digits:{}", argument.unwrap_or_default()),
         problem: "the part after the colon is the seed, a whole number".into(),
     })?;
     let info = DataInfo {
         about: format!("digits: {TRAIN} generated pictures to train on, {TEST} held out, seed {seed}"),
-        shape: [1, SIDE, SIDE],
-        classes: 10,
+        form: Form::Classes { shape: [1, SIDE, SIDE], classes: 10 },
         train: TRAIN,
         test: TEST,
+        class_names: Vec::new(),
         fingerprint: Sha256::digest(format!("digits {VERSION} {TRAIN} {TEST} {seed}")).to_vec(),
     };
     let empty = |n| std::iter::repeat_with(OnceLock::new).take(n as usize).collect();
@@ -55,7 +56,7 @@ impl Dataset for Digits {
         &self.info
     }
 
-    fn read(&self, part: Part, index: u32, features: &mut Vec<f32>) -> u32 {
+    fn read(&self, part: Part, index: u32, batch: &mut HostBatch) -> Result<(), DataError> {
         let (cells, purpose) = match part {
             Part::Train => (&self.train, Purpose::TrainData),
             Part::Test => (&self.test, Purpose::TestData),
@@ -63,8 +64,13 @@ impl Dataset for Digits {
         // Ten in a row hold each digit once, so every part is balanced.
         let digit = index % 10;
         let picture = cells[index as usize].get_or_init(|| Box::new(draw(digit, self.seed, purpose, index)));
-        features.extend(picture.iter().map(|byte| f32::from(*byte) / 255.0));
-        digit
+        batch.features.extend(picture.iter().map(|byte| f32::from(*byte) / 255.0));
+        batch.label(digit);
+        Ok(())
+    }
+
+    fn inspect(&self, limit: u32) -> Result<Report, DataError> {
+        inspect(self, limit)
     }
 }
 
@@ -201,14 +207,16 @@ fn clutter(canvas: &mut [f32; PIXELS], dice: &mut Dice) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::testing::{open_spec, refusal},
+        *,
+    };
 
     #[test]
     fn a_picture_is_a_function_of_seed_part_and_index() {
         let read = |spec: &str, part, index| {
-            let mut features = Vec::new();
-            let label = super::super::open(spec, 0).unwrap().read(part, index, &mut features);
-            (label, features)
+            let batch = HostBatch::read(&*open_spec(spec, ""), part, [index]).unwrap();
+            (batch.labels[0], batch.features)
         };
         let one = read("digits", Part::Train, 17);
         assert_eq!((one.0, one.1.len()), (7, 784));
@@ -231,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_bad_seed_is_refused() {
-        let error = open(Some("x"), 0).err().unwrap().to_string();
+        let error = refusal("digits:x", "");
         assert_eq!(error, "`data` = \"digits:x\": the part after the colon is the seed, a whole number");
     }
 }

@@ -1,10 +1,6 @@
 //! IDX files, as MNIST is published in: a magic number, big-endian dimensions, then bytes. Gzipped or not.
 
-use std::{
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, io::Read, path::Path};
 
 use flate2::read::MultiGzDecoder;
 
@@ -24,7 +20,7 @@ pub struct Idx {
 
 /// Reads a file, decompressing it if it is gzipped.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, DataError> {
-    let cannot = |problem: std::io::Error| DataError::Read { path: path.into(), problem: problem.to_string() };
+    let cannot = |problem: std::io::Error| DataError::read(path, problem);
     let mut bytes = Vec::new();
     File::open(path).and_then(|file| file.take(LIMIT).read_to_end(&mut bytes)).map_err(cannot)?;
     if !bytes.starts_with(&[0x1f, 0x8b]) {
@@ -33,17 +29,15 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, DataError> {
     let mut plain = Vec::new();
     match MultiGzDecoder::new(bytes.as_slice()).take(LIMIT).read_to_end(&mut plain) {
         Ok(_) => Ok(plain),
-        Err(problem) => Err(DataError::Malformed {
-            path: path.into(),
-            offset: plain.len(),
-            problem: format!("the gzip stream is broken: {problem}"),
-        }),
+        Err(problem) => {
+            Err(DataError::malformed(path, plain.len() as u64, format!("the gzip stream is broken: {problem}")))
+        }
     }
 }
 
 /// Parses an IDX file of unsigned bytes with so many dimensions.
 pub fn parse(path: &Path, bytes: Vec<u8>, dimensions: usize) -> Result<Idx, DataError> {
-    let wrong = |offset, problem: String| DataError::Malformed { path: PathBuf::from(path), offset, problem };
+    let wrong = |offset: usize, problem: String| DataError::malformed(path, offset as u64, problem);
     let header = 4 + 4 * dimensions;
     if bytes.len() < header {
         let problem = format!("the file ends, but an IDX header of {dimensions} dimensions has {header} bytes");

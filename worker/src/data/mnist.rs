@@ -1,18 +1,19 @@
 //! MNIST and everything in its form: pairs of IDX files in one folder.
 //!
-//! With only one of the train and test pairs, the seed splits it and 10 % are held out.
+//! With only one of the train and test pairs, the seed splits it.
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use convoy_proto::order::{self, Purpose};
 use sha2::{Digest, Sha256};
 
 use super::{
-    DataError, DataInfo, Dataset, Part,
+    DataError, DataInfo, Dataset, Form, HostBatch, Part, Report, Request,
     idx::{self, Idx},
+    inspect::inspect,
+    split::split,
 };
 
 /// Where a sample lies: in which pair, and in which row of it.
@@ -36,70 +37,70 @@ impl Dataset for Mnist {
         &self.info
     }
 
-    fn read(&self, part: Part, index: u32, features: &mut Vec<f32>) -> u32 {
+    fn read(&self, part: Part, index: u32, batch: &mut HostBatch) -> Result<(), DataError> {
         let rows = match part {
             Part::Train => &self.train,
             Part::Test => &self.test,
         };
         let (pair, row) = rows[index as usize];
-        let (pair, size) = (&self.pairs[pair as usize], self.info.features());
+        let pair = &self.pairs[pair as usize];
+        let size: usize = pair.images.dims[1..].iter().product();
         let pixels = &pair.images.data[row as usize * size..][..size];
-        features.extend(pixels.iter().map(|byte| f32::from(*byte) / 255.0));
-        u32::from(pair.labels[row as usize])
+        batch.features.extend(pixels.iter().map(|byte| f32::from(*byte) / 255.0));
+        batch.label(pair.labels[row as usize].into());
+        Ok(())
+    }
+
+    fn inspect(&self, limit: u32) -> Result<Report, DataError> {
+        inspect(self, limit)
     }
 }
 
 /// Opens `mnist:DIR`.
-pub fn open(argument: Option<&str>, split_seed: u64) -> Result<Arc<dyn Dataset>, DataError> {
-    let Some(dir) = argument.filter(|dir| !dir.is_empty()) else {
-        return Err(DataError::Spec { spec: "mnist".into(), problem: "needs a folder: mnist:DIR".into() });
-    };
-    let dir = Path::new(dir);
-    if let Err(problem) = std::fs::read_dir(dir) {
-        return Err(DataError::Read { path: dir.into(), problem: problem.to_string() });
-    }
+pub fn open(request: &Request<'_>) -> Result<Arc<dyn Dataset>, DataError> {
+    let dir = request.path("mnist", "DIR")?;
+    let dir = dir.as_path();
+    std::fs::read_dir(dir).map_err(|problem| DataError::read(dir, problem))?;
     let (train, test) = (pair(dir, "train")?, pair(dir, "t10k")?);
     let both = train.is_some() && test.is_some();
     let pairs: Vec<Pair> = train.into_iter().chain(test).collect();
     let [first, ..] = pairs.as_slice() else {
-        let problem = "holds neither train-images-idx3-ubyte nor t10k-images-idx3-ubyte, gzipped or not".into();
-        return Err(DataError::Read { path: dir.into(), problem });
+        let problem = "holds neither train-images-idx3-ubyte nor t10k-images-idx3-ubyte, gzipped or not";
+        return Err(DataError::read(dir, problem));
     };
     let (height, width) = (first.images.dims[1], first.images.dims[2]);
     if let Some(other) = pairs.iter().find(|pair| pair.images.dims[1..] != [height, width]) {
         let problem =
             format!("images are {:?} in one file and {:?} in the other", &other.images.dims[1..], [height, width]);
-        return Err(DataError::Read { path: dir.into(), problem });
+        return Err(DataError::read(dir, problem));
     }
     let rows = |pair: u8| (0..pairs[pair as usize].labels.len() as u32).map(move |row| (pair, row));
-    let (train, test): (Vec<_>, Vec<_>) =
-        if both { (rows(0).collect(), rows(1).collect()) } else { split(rows(0).collect(), split_seed) };
+    let (train, test): (Vec<Row>, Vec<Row>) = if both {
+        (rows(0).collect(), rows(1).collect())
+    } else {
+        let (train, test) = split(first.labels.len() as u32, request.input.test_size, request.seed);
+        let in_first = |rows: Vec<u32>| rows.into_iter().map(|row| (0, row)).collect();
+        (in_first(train), in_first(test))
+    };
     let classes = pairs.iter().flat_map(|pair| &pair.labels).max().map_or(1, |most| usize::from(*most) + 1);
     let mut hash = Sha256::new();
     for pair in &pairs {
         hash.update(&pair.images.data);
         hash.update(&pair.labels);
     }
-    hash.update(if both { 0 } else { split_seed }.to_le_bytes());
+    if !both {
+        hash.update(request.seed.to_le_bytes());
+        hash.update(request.input.test_size.to_le_bytes());
+    }
     let info = DataInfo {
         about: format!("mnist: {} pictures to train on, {} held out, from {}", train.len(), test.len(), dir.display()),
-        shape: [1, height, width],
-        classes,
+        form: Form::Classes { shape: [1, height, width], classes },
         train: train.len() as u32,
         test: test.len() as u32,
+        class_names: Vec::new(),
         fingerprint: hash.finalize().to_vec(),
     };
     Ok(Arc::new(Mnist { info, pairs, train, test }))
-}
-
-/// Holds out 10 %, at least one sample; both parts keep the file's order.
-fn split(rows: Vec<Row>, seed: u64) -> (Vec<Row>, Vec<Row>) {
-    let held_out = (rows.len() / 10).max(1);
-    let order = order::permutation(&mut order::stream(seed, Purpose::Split, 0, 0), rows.len() as u32);
-    let mut is_test = vec![false; rows.len()];
-    order[..held_out].iter().for_each(|row| is_test[*row as usize] = true);
-    let (test, train): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, row)| is_test[*row as usize]);
-    (train, test)
 }
 
 /// The images and labels that begin with `prefix`, if they are there.
@@ -109,8 +110,7 @@ fn pair(dir: &Path, prefix: &str) -> Result<Option<Pair>, DataError> {
         (Some(images), Some(labels)) => (images, labels),
         (None, None) => return Ok(None),
         (Some(there), None) | (None, Some(there)) => {
-            let problem = "images and labels come in pairs, and its other half is missing".into();
-            return Err(DataError::Read { path: there, problem });
+            return Err(DataError::read(&there, "images and labels come in pairs, and its other half is missing"));
         }
     };
     let images = idx::parse(&image_path, idx::read_file(&image_path)?, 3)?;
@@ -118,11 +118,11 @@ fn pair(dir: &Path, prefix: &str) -> Result<Option<Pair>, DataError> {
     let (count, label_count) = (images.dims[0], labels.dims[0]);
     if count != label_count {
         let problem = format!("{label_count} labels, but {} has {count} images", image_path.display());
-        return Err(DataError::Malformed { path: label_path, offset: 4, problem });
+        return Err(DataError::malformed(&label_path, 4, problem));
     }
     if u32::try_from(count).is_err() || count < 2 {
         let problem = format!("{count} images cannot be split into training and test");
-        return Err(DataError::Malformed { path: image_path, offset: 4, problem });
+        return Err(DataError::malformed(&image_path, 4, problem));
     }
     Ok(Some(Pair { images, labels: labels.data }))
 }
@@ -136,7 +136,10 @@ fn find(dir: &Path, prefix: &str, what: &str, dimensions: u32) -> Option<PathBuf
 mod tests {
     use std::{fs, io::Write};
 
-    use super::*;
+    use super::{
+        super::testing::{open_seeded, refusal},
+        *,
+    };
 
     fn idx(dims: &[u32], data: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0, 0, 8, dims.len() as u8];
@@ -154,8 +157,8 @@ mod tests {
         fs::write(dir.join(format!("{prefix}-labels-idx1-ubyte")), idx(&[count], &labels)).unwrap();
     }
 
-    fn open_dir(dir: &Path, seed: u64) -> Result<Arc<dyn Dataset>, DataError> {
-        open(Some(dir.to_str().unwrap()), seed)
+    fn open_dir(dir: &Path, seed: u64) -> Arc<dyn Dataset> {
+        open_seeded(&format!("mnist:{}", dir.display()), "", seed).unwrap()
     }
 
     #[test]
@@ -163,26 +166,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write_pair(dir.path(), "train", 6);
         write_pair(dir.path(), "t10k", 4);
-        let data = open_dir(dir.path(), 0).unwrap();
-        assert_eq!((data.info().train, data.info().test, data.info().classes), (6, 4, 3));
-        let mut features = Vec::new();
-        assert_eq!(data.read(Part::Test, 2, &mut features), 2);
-        assert_eq!(features, [8, 9, 10, 11].map(|byte| byte as f32 / 255.0));
+        let data = open_dir(dir.path(), 0);
+        assert_eq!((data.info().train, data.info().test), (6, 4));
+        assert_eq!(data.info().form, Form::Classes { shape: [1, 2, 2], classes: 3 });
+        let batch = HostBatch::read(&*data, Part::Test, [2]).unwrap();
+        assert_eq!(batch.labels, [2]);
+        assert_eq!(batch.features, [8, 9, 10, 11].map(|byte| byte as f32 / 255.0));
     }
 
     #[test]
     fn one_pair_is_split_by_the_seed() {
         let dir = tempfile::tempdir().unwrap();
         write_pair(dir.path(), "t10k", 60);
-        let (one, other) = (open_dir(dir.path(), 1).unwrap(), open_dir(dir.path(), 2).unwrap());
+        let (one, other) = (open_dir(dir.path(), 1), open_dir(dir.path(), 2));
         assert_eq!((one.info().train, one.info().test), (54, 6));
         assert_ne!(one.info().fingerprint, other.info().fingerprint);
         let mut seen = std::collections::BTreeSet::new();
         for (part, len) in [(Part::Train, 54), (Part::Test, 6)] {
             for index in 0..len {
-                let mut features = Vec::new();
-                one.read(part, index, &mut features);
-                seen.insert((features[0] * 255.0) as u32 / 4);
+                let batch = HostBatch::read(&*one, part, [index]).unwrap();
+                seen.insert((batch.features[0] * 255.0) as u32 / 4);
             }
         }
         assert_eq!(seen.len(), 60, "every sample is in one part");
@@ -191,7 +194,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let message = || open_dir(dir.path(), 0).err().unwrap().to_string();
+        let message = || refusal(&format!("mnist:{}", dir.path().display()), "");
         assert!(message().contains("holds neither train-images"), "{}", message());
         write_pair(dir.path(), "train", 6);
         fs::remove_file(dir.path().join("train-labels-idx1-ubyte")).unwrap();
@@ -202,7 +205,7 @@ mod tests {
         let bytes = fs::read(&images).unwrap();
         fs::write(&images, &bytes[..bytes.len() - 9]).unwrap();
         assert!(message().contains("the gzip stream is broken"), "{}", message());
-        assert!(open(None, 0).err().unwrap().to_string().contains("mnist:DIR"));
-        assert!(open(Some("/no/such/folder"), 0).err().unwrap().to_string().contains("cannot read /no/such/folder"));
+        assert!(refusal("mnist", "").contains("mnist:DIR"));
+        assert!(refusal("mnist:/no/such/folder", "").contains("cannot read /no/such/folder"));
     }
 }

@@ -1,15 +1,32 @@
 //! Data sets: samples by index, in two disjoint parts.
 //!
-//! A data set is named by a spec such as `digits` or `mnist:DIR`; [`SOURCES`] is the table of them. Which sample
-//! belongs to which step is not decided here (`convoy_proto::order`).
+//! A data set is named by a spec such as `digits` or `csv:FILE`; [`SOURCES`] is the table of them. Which sample belongs
+//! to which step is not decided here (`convoy_proto::order`).
 
 use std::{path::PathBuf, sync::Arc};
 
-use convoy_proto::config::keys;
+use convoy_proto::config::{Config, Input, keys};
 
+mod batch;
+mod cifar;
 mod digits;
+mod error;
+mod files;
 mod idx;
+mod images;
+mod inspect;
 mod mnist;
+mod pixels;
+mod split;
+mod table;
+#[cfg(test)]
+mod testing;
+mod text;
+pub mod vocabulary;
+
+pub use batch::HostBatch;
+pub use error::DataError;
+pub use inspect::{PartReport, Report};
 
 /// The part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,27 +37,84 @@ pub enum Part {
     Test,
 }
 
+/// What a sample is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Form {
+    /// Numbers, labelled with a class.
+    Classes {
+        /// Channels, height and width.
+        shape: [usize; 3],
+        /// How many classes there are.
+        classes: usize,
+    },
+    /// Numbers, and a number to predict, which is standardised.
+    Numbers {
+        /// Channels, height and width.
+        shape: [usize; 3],
+        /// What one unit of the target is in the source's own.
+        unit: f64,
+        /// What a target of 0 is in the source's own.
+        zero: f64,
+    },
+    /// Tokens, each to be predicted from those before it.
+    Tokens {
+        /// How many are seen at once.
+        context: usize,
+        /// How many different ones there are.
+        vocabulary: usize,
+    },
+}
+
 /// What a data set consists of.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DataInfo {
     /// One line for people: what it is and how large.
     pub about: String,
-    /// Channels, height and width of a sample.
-    pub shape: [usize; 3],
-    /// How many classes labels are taken from.
-    pub classes: usize,
+    /// What a sample is made of.
+    pub form: Form,
     /// Samples to train on.
     pub train: u32,
     /// Samples held out.
     pub test: u32,
+    /// Names of the classes, where they have some.
+    pub class_names: Vec<String>,
     /// SHA-256 over what determines every sample.
     pub fingerprint: Vec<u8>,
 }
 
 impl DataInfo {
-    /// Elements of a sample.
-    pub fn features(&self) -> usize {
-        self.shape.iter().product()
+    /// Channels, height and width of a sample, and the number of classes.
+    ///
+    /// # Errors
+    /// Samples without classes; says what there is, for `task`.
+    pub fn classes(&self, task: &str) -> Result<([usize; 3], usize), String> {
+        match self.form {
+            Form::Classes { shape, classes } => Ok((shape, classes)),
+            Form::Numbers { .. } => Err(format!("the task `{task}` needs classes, and the data hold numbers")),
+            Form::Tokens { .. } => Err(format!("the task `{task}` needs classes, and the data are text: try `gpt`")),
+        }
+    }
+
+    /// Channels, height and width of a sample that has a number to predict.
+    ///
+    /// # Errors
+    /// Samples without; says what there is, for `task`.
+    pub fn numbers(&self, task: &str) -> Result<[usize; 3], String> {
+        match self.form {
+            Form::Numbers { shape, .. } => Ok(shape),
+            _ => Err(format!("the task `{task}` needs a number to predict: data such as csv:FILE have one")),
+        }
+    }
+
+    /// Context and vocabulary of text.
+    ///
+    /// # Errors
+    /// Samples that are no text, for `task`.
+    pub fn tokens(&self, task: &str) -> Result<(usize, usize), String> {
+        match self.form {
+            Form::Tokens { context, vocabulary } => Ok((context, vocabulary)),
+            _ => Err(format!("the task `{task}` needs text: data such as text:FILE")),
+        }
     }
 
     /// How many samples a part has.
@@ -57,43 +131,65 @@ pub trait Dataset: Send + Sync {
     /// What it consists of.
     fn info(&self) -> &DataInfo;
 
-    /// Appends a sample's features (channel-major, about 0 to 1) and returns its label, below `classes`.
-    fn read(&self, part: Part, index: u32, features: &mut Vec<f32>) -> u32;
-}
+    /// Appends a sample to a batch: what its form says, and nothing else.
+    ///
+    /// # Errors
+    /// A file that can no longer be read.
+    fn read(&self, part: Part, index: u32, batch: &mut HostBatch) -> Result<(), DataError>;
 
-/// Why there is no data.
-#[derive(Debug, thiserror::Error)]
-pub enum DataError {
-    /// A spec that names no source.
-    #[error("`data` = \"{spec}\": {problem}")]
-    Spec {
-        /// The spec.
-        spec: String,
-        /// What is wrong with it.
-        problem: String,
-    },
+    /// Names of the features, where they have some.
+    fn feature_names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Looks for what is noteworthy in at most so many samples of each part.
+    ///
+    /// # Errors
     /// A file that cannot be read.
-    #[error("cannot read {}: {problem}", path.display())]
-    Read {
-        /// Which file or folder.
-        path: PathBuf,
-        /// Why.
-        problem: String,
-    },
-    /// A file that is not what it should be.
-    #[error("{}: at offset {offset}: {problem}", path.display())]
-    Malformed {
-        /// Which file.
-        path: PathBuf,
-        /// Where in the (decompressed) file.
-        offset: usize,
-        /// What is there, and what was expected.
-        problem: String,
-    },
+    fn inspect(&self, limit: u32) -> Result<Report, DataError>;
 }
 
-/// Opens a source from what follows its name and the seed of a split.
-type Open = fn(Option<&str>, u64) -> Result<Arc<dyn Dataset>, DataError>;
+/// What a task needs of its samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A class each.
+    Classes,
+    /// A number each.
+    Numbers,
+    /// Text.
+    Tokens,
+}
+
+/// What to open, and how.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// What follows the source's name.
+    pub argument: Option<&'a str>,
+    /// Splits a source that brings no test part.
+    pub seed: u64,
+    /// How to read.
+    pub input: &'a Input,
+    /// What the task needs.
+    pub wanted: Wanted,
+    /// Tokens that are seen at once.
+    pub context: usize,
+    /// Where to keep what is costly to compute.
+    pub cache: PathBuf,
+}
+
+impl Request<'_> {
+    /// The file or folder that the source's name is followed by.
+    fn path(&self, name: &str, what: &str) -> Result<PathBuf, DataError> {
+        let given = self.argument.filter(|path| !path.is_empty());
+        given.map(PathBuf::from).ok_or_else(|| DataError::Spec {
+            spec: name.into(),
+            problem: format!("needs a {}: {name}:{what}", if what == "DIR" { "folder" } else { "file" }),
+        })
+    }
+}
+
+/// Opens a source.
+type Open = fn(&Request<'_>) -> Result<Arc<dyn Dataset>, DataError>;
 
 /// A kind of data set.
 #[derive(Clone, Copy, Debug)]
@@ -102,57 +198,47 @@ pub struct Source {
     pub name: &'static str,
     /// How it is written.
     pub usage: &'static str,
+    /// The task that suits it.
+    pub task: &'static str,
+    /// Steps that a run makes at least if its length is not said; small data need many passes.
+    pub least_steps: u64,
     open: Open,
 }
 
 /// Every kind of data set.
 pub const SOURCES: &[Source] = &[
-    Source { name: "digits", usage: "digits or digits:SEED", open: digits::open },
-    Source { name: "mnist", usage: "mnist:DIR", open: mnist::open },
+    Source { name: "digits", usage: "digits[:SEED]", task: "cnn", least_steps: 0, open: digits::open },
+    Source { name: "mnist", usage: "mnist:DIR", task: "cnn", least_steps: 0, open: mnist::open },
+    Source { name: "cifar10", usage: "cifar10:DIR", task: "cnn", least_steps: 0, open: cifar::open },
+    Source { name: "images", usage: "images:DIR", task: "cnn", least_steps: 0, open: images::open },
+    Source { name: "csv", usage: "csv:FILE", task: "mlp", least_steps: 1500, open: table::open_csv },
+    Source { name: "parquet", usage: "parquet:FILE", task: "mlp", least_steps: 1500, open: table::open_parquet },
+    Source { name: "text", usage: "text:FILE|DIR", task: "gpt", least_steps: 0, open: text::open },
 ];
 
-/// Opens what a spec names; `seed` splits a source that brings no test part.
+/// The source that a spec names, and what follows the name.
 ///
 /// # Errors
-/// A spec that names nothing, or files that are not what they should be.
-pub fn open(spec: &str, seed: u64) -> Result<Arc<dyn Dataset>, DataError> {
+/// A spec that names none; with the nearest.
+pub fn source(spec: &str) -> Result<(&'static Source, Option<&str>), DataError> {
     let (name, argument) = spec.split_once(':').map_or((spec, None), |(name, rest)| (name, Some(rest)));
-    let source = SOURCES.iter().find(|source| source.name == name).ok_or_else(|| {
+    let found = SOURCES.iter().find(|source| source.name == name).ok_or_else(|| {
         let hint = keys::nearest(name, SOURCES.iter().map(|source| source.name));
         let hint = hint.map(|name| format!("did you mean `{name}`? ")).unwrap_or_default();
         let known: Vec<_> = SOURCES.iter().map(|source| source.usage).collect();
         DataError::Spec { spec: spec.into(), problem: format!("{hint}there is {}", known.join(", ")) }
     })?;
-    (source.open)(argument, seed)
+    Ok((found, argument))
 }
 
-/// Samples as a model takes them, on the host.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct HostBatch {
-    /// Row by row.
-    pub features: Vec<f32>,
-    /// One a row.
-    pub labels: Vec<i32>,
-}
-
-impl HostBatch {
-    /// Reads samples.
-    pub fn read(data: &dyn Dataset, part: Part, indices: impl IntoIterator<Item = u32>) -> HostBatch {
-        let mut batch = HostBatch::default();
-        for index in indices {
-            let label = data.read(part, index, &mut batch.features);
-            batch.labels.push(label as i32);
-        }
-        batch
-    }
-
-    /// How many samples it has.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Whether it has none.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
+/// Opens the data of a run, for a task that needs samples of a kind.
+///
+/// # Errors
+/// A spec that names nothing, or files that are not what they should be.
+pub fn open(config: &Config, wanted: Wanted) -> Result<Arc<dyn Dataset>, DataError> {
+    let (source, argument) = source(&config.data)?;
+    let context = config.model.context.map_or(text::CONTEXT, |context| context as usize);
+    let cache = PathBuf::from(&config.run_dir).join(".cache");
+    let (seed, input) = (config.seed, &config.input);
+    (source.open)(&Request { argument, seed, input, wanted, context, cache })
 }

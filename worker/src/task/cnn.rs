@@ -13,7 +13,7 @@ use burn::{
 };
 use convoy_proto::config::Config;
 
-use super::{Batch, Score, Task, cross_entropy};
+use super::{Labelled, Score, Task, cross_entropy};
 use crate::data::DataInfo;
 
 /// The model.
@@ -51,23 +51,27 @@ pub struct CnnTask {
 
 impl Task for CnnTask {
     type Model = Cnn<Dispatch>;
+    type Batch = Labelled;
 
     fn new(config: &Config, data: &DataInfo) -> Result<Self, String> {
-        let [_, height, width] = data.shape;
+        let (shape, classes) = data.classes("cnn")?;
+        config.model.only("cnn", &["hidden", "channels"])?;
+        let [_, height, width] = shape;
         if height < 4 || width < 4 {
             return Err(format!("the task `cnn` needs pictures of at least 4×4, not {height}×{width}"));
         }
         let channels = match config.model.channels.as_slice() {
+            [] => [32, 64],
             [first, second] => [*first as usize, *second as usize],
-            _ => [32, 64],
+            other => return Err(format!("`model.channels` = {other:?}: the task `cnn` has two convolutions")),
         };
         let hidden = match config.model.hidden.as_slice() {
             [] => vec![128],
             hidden => hidden.iter().map(|width| *width as usize).collect(),
         };
         let flat = channels[1] * (height / 4) * (width / 4);
-        let widths = std::iter::once(flat).chain(hidden).chain([data.classes]).collect();
-        Ok(CnnTask { shape: data.shape, channels, widths })
+        let widths = std::iter::once(flat).chain(hidden).chain([classes]).collect();
+        Ok(CnnTask { shape, channels, widths })
     }
 
     fn model(&self, device: &DispatchDevice) -> Cnn<Dispatch> {
@@ -81,7 +85,7 @@ impl Task for CnnTask {
         }
     }
 
-    fn score(&self, model: &Cnn<Dispatch>, batch: &Batch) -> Score {
+    fn score(&self, model: &Cnn<Dispatch>, batch: &Labelled) -> Score {
         let [samples, _] = batch.features.dims();
         let [channels, height, width] = self.shape;
         let pictures = batch.features.clone().reshape([samples, channels, height, width]);

@@ -1,29 +1,24 @@
 //! Tasks: what is trained. One small trait, one table; a task's file holds its model and how it is scored.
 
-use burn::{
-    Dispatch, DispatchDevice,
-    module::AutodiffModule,
-    tensor::{Int, Tensor, activation::log_softmax},
-};
+use burn::{Dispatch, DispatchDevice, module::AutodiffModule, tensor::Tensor};
 use convoy_proto::config::{Config, ConfigError, raw::choice};
 
 use crate::{
-    data::DataInfo,
+    data::{DataInfo, Wanted},
     device::DeviceName,
     learner::{Learner, Replica},
 };
 
 mod cnn;
+mod gpt;
+mod loss;
 mod mlp;
+mod regression;
+mod resnet;
+pub mod samples;
 
-/// Samples on a device.
-#[derive(Clone, Debug)]
-pub struct Batch {
-    /// `[samples, features]`, channel-major.
-    pub features: Tensor<Dispatch, 2>,
-    /// `[samples]`, below the number of classes.
-    pub labels: Tensor<Dispatch, 1, Int>,
-}
+pub use loss::{cross_entropy, squared_error};
+pub use samples::{Labelled, Measured, Samples, Sequences};
 
 /// What a model makes of a batch, unnormalised.
 #[derive(Clone, Debug)]
@@ -32,8 +27,8 @@ pub struct Score {
     pub loss_sum: Tensor<Dispatch, 1>,
     /// What the mean is taken over: samples, tokens, …
     pub weight: f64,
-    /// `[rows, classes]`: unnormalised log-probabilities, for accuracy and predictions.
-    pub logits: Tensor<Dispatch, 2>,
+    /// `[rows, outputs]`: unnormalised log-probabilities of classes or tokens, or a prediction.
+    pub output: Tensor<Dispatch, 2>,
 }
 
 /// Something to train.
@@ -44,6 +39,8 @@ pub struct Score {
 pub trait Task: Sized + Send + 'static {
     /// The model, on a device with or without autodiff.
     type Model: AutodiffModule<Dispatch, InnerModule = Self::Model>;
+    /// The kind of samples.
+    type Batch: Samples;
 
     /// The task for data of this form, sized as the configuration asks.
     ///
@@ -55,7 +52,7 @@ pub trait Task: Sized + Send + 'static {
     fn model(&self, device: &DispatchDevice) -> Self::Model;
 
     /// Scores a batch.
-    fn score(&self, model: &Self::Model, batch: &Batch) -> Score;
+    fn score(&self, model: &Self::Model, batch: &Self::Batch) -> Score;
 }
 
 /// Why there is no replica.
@@ -64,7 +61,7 @@ pub enum OpenError {
     /// The task does not go with the configuration or the data.
     #[error("{0}")]
     Task(String),
-    /// The device does not open.
+    /// The device does not open, or cannot compute what it is asked to.
     #[error("{0}")]
     Device(String),
 }
@@ -79,13 +76,15 @@ pub struct TaskEntry {
     pub name: &'static str,
     /// One line for people.
     pub about: &'static str,
+    /// What its data must have.
+    pub wanted: Wanted,
     open: Open,
 }
 
 impl TaskEntry {
     /// A row for a task.
     pub const fn new<T: Task>(name: &'static str, about: &'static str) -> TaskEntry {
-        TaskEntry { name, about, open: open_task::<T> }
+        TaskEntry { name, about, wanted: T::Batch::WANTED, open: open_task::<T> }
     }
 
     /// A replica of the task's model on a device, its parameters not loaded yet.
@@ -99,13 +98,16 @@ impl TaskEntry {
 
 fn open_task<T: Task>(config: &Config, data: &DataInfo, device: DeviceName) -> Result<Box<dyn Replica>, OpenError> {
     let task = T::new(config, data).map_err(OpenError::Task)?;
-    Ok(Box::new(Learner::new(task, data.features(), device)?))
+    Ok(Box::new(Learner::new(task, config, device)?))
 }
 
 /// Every task there is.
 pub const TASKS: &[TaskEntry] = &[
     TaskEntry::new::<cnn::CnnTask>("cnn", "two convolutions with pooling, then dense layers"),
-    TaskEntry::new::<mlp::MlpTask>("mlp", "dense layers with ReLU"),
+    TaskEntry::new::<mlp::MlpTask>("mlp", "dense layers with ReLU, for pictures and tables"),
+    TaskEntry::new::<regression::RegressionTask>("regression", "dense layers with ReLU that predict a number"),
+    TaskEntry::new::<resnet::ResnetTask>("resnet", "a residual network with batch normalisation"),
+    TaskEntry::new::<gpt::GptTask>("gpt", "a causal transformer that predicts text"),
 ];
 
 /// The task of a table with this name.
@@ -116,11 +118,4 @@ pub fn find<'a>(tasks: &'a [TaskEntry], name: &str) -> Result<&'a TaskEntry, Con
     let names: Vec<_> = tasks.iter().map(|task| task.name).collect();
     let name = choice("task", name, &names)?;
     Ok(tasks.iter().find(|task| task.name == name).expect("the name is one of the table's"))
-}
-
-/// The cross entropy of logits and labels, summed over the rows.
-pub fn cross_entropy(logits: Tensor<Dispatch, 2>, labels: Tensor<Dispatch, 1, Int>) -> Score {
-    let [rows, _] = logits.dims();
-    let chosen = log_softmax(logits.clone(), 1).gather(1, labels.reshape([rows, 1]));
-    Score { loss_sum: chosen.sum().neg(), weight: rows as f64, logits }
 }

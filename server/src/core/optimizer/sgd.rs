@@ -1,29 +1,26 @@
 //! Stochastic gradient descent: `p ← p − lr·(g + λ·p)`.
 
-use super::{Optimizer, Update};
+use super::{Rule, Update};
 
 /// Plain SGD.
 #[derive(Clone, Copy, Debug)]
-pub struct Sgd {
-    /// λ.
-    pub weight_decay: f32,
-}
+pub struct Sgd;
 
-impl Optimizer for Sgd {
+impl Rule for Sgd {
     fn slots(&self) -> usize {
         0
     }
 
     fn apply(&self, update: Update<'_>) {
-        let lr = update.learning_rate;
+        let (lr, decay) = (update.learning_rate, update.weight_decay);
         let inputs = update.parameters.iter().zip(update.gradient);
-        if self.weight_decay == 0.0 {
+        if decay == 0.0 {
             for (out, (p, g)) in update.updated.iter_mut().zip(inputs) {
                 *out = p - lr * g;
             }
         } else {
             for (out, (p, g)) in update.updated.iter_mut().zip(inputs) {
-                *out = p - lr * (g + self.weight_decay * p);
+                *out = p - lr * (g + decay * p);
             }
         }
     }

@@ -1,0 +1,293 @@
+//! What is asked for on the command line: flags, and the configuration keys that they stand for.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+/// Where runs are; before or after any subcommand.
+#[derive(Args, Clone, Debug)]
+pub struct Places {
+    /// Root of runs [default: runs]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub run_dir: Option<String>,
+    /// Name of the run: its folder below the root [default: from task, data and time]
+    #[arg(long, global = true)]
+    pub name: Option<String>,
+}
+
+/// What to train, and how.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TrainArgs {
+    /// Worker processes, or auto: one a GPU, one on the CPU [default: auto]
+    #[arg(long, value_name = "N|auto", help_heading = "Cluster")]
+    pub workers: Option<String>,
+    /// Parameter server processes [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Cluster")]
+    pub servers: Option<String>,
+    /// Synchronous steps (the default): short for --mode sync
+    #[arg(long, action = ArgAction::SetTrue, conflicts_with = "mode", help_heading = "Cluster")]
+    pub sync: bool,
+    /// When gradients are aggregated: sync
+    #[arg(long, help_heading = "Cluster")]
+    pub mode: Option<String>,
+    /// Where workers compute: auto, cuda, wgpu or cpu [default: auto]
+    #[arg(long, help_heading = "Cluster")]
+    pub backend: Option<String>,
+    /// What workers compute with: f32, bf16 or f16; servers keep f32 [default: f32]
+    #[arg(long, help_heading = "Cluster")]
+    pub precision: Option<String>,
+    /// Address of the coordinator; port 0 takes a free one [default: 127.0.0.1:0]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Cluster")]
+    pub listen: Option<String>,
+    /// What to train: cnn, mlp, regression, resnet or gpt [default: what suits the data]
+    #[arg(long, help_heading = "Training")]
+    pub task: Option<String>,
+    /// What to train on: digits[:SEED], mnist:DIR, cifar10:DIR, images:DIR, csv:FILE, parquet:FILE or text:PATH
+    /// [default: digits]
+    #[arg(long, value_name = "SPEC", help_heading = "Training")]
+    pub data: Option<String>,
+    /// Steps to train
+    #[arg(long, value_name = "N", conflicts_with = "epochs", help_heading = "Training")]
+    pub steps: Option<String>,
+    /// Passes over the training data [default: 4; for tables as many as make 1500 steps, up to 200]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub epochs: Option<String>,
+    /// Samples per step, over all workers [default: 128]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub batch_size: Option<String>,
+    /// Parts of a step's batch; results depend on it, not on the number of workers [default: as many as workers]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub slices: Option<String>,
+    /// Multiplies batch size and slices: each worker computes so many parts a step, one after the other [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub grad_accum: Option<String>,
+    /// sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, lamb or lion [default: adamw]
+    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    pub optimizer: Option<String>,
+    /// Highest learning rate [default: the optimizer's, such as 0.001 for adamw]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub lr: Option<String>,
+    /// constant, warmup, cosine, linear, step, inverse_sqrt or one_cycle [default: constant]
+    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    pub schedule: Option<String>,
+    /// Steps over which the learning rate rises from near 0 [default: the schedule's]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub warmup: Option<String>,
+    /// Weight decay [default: the optimizer's, such as 0.01 for adamw]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub weight_decay: Option<String>,
+    /// Largest L2 norm of the mean gradient; 0 is no limit [default: 0]
+    #[arg(long, value_name = "NORM", help_heading = "Training")]
+    pub clip_norm: Option<String>,
+    /// Largest magnitude of an element of the mean gradient; 0 is no limit [default: 0]
+    #[arg(long, value_name = "VALUE", help_heading = "Training")]
+    pub clip_value: Option<String>,
+    /// Decay of an average of the weights, which is scored and saved, too, such as 0.999
+    #[arg(long, value_name = "DECAY", help_heading = "Training")]
+    pub ema: Option<String>,
+    /// Seed of everything random [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub seed: Option<String>,
+    /// Steps between evaluations; 0 evaluates at the end only [default: 100]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub eval_every: Option<String>,
+    /// Held-out samples that an evaluation scores at most, evenly spaced; 0 is no limit [default: 10000]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub eval_samples: Option<String>,
+    /// Evaluations in a row without a lower loss after which training ends; 0 is no limit [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub patience: Option<String>,
+    /// Keep the parameters with the lowest held-out loss, too
+    #[arg(long, action = ArgAction::SetTrue, help_heading = "Training")]
+    pub keep_best: bool,
+    /// How to read the data.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Configuration file
+    #[arg(long, value_name = "FILE.toml", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
+    /// Set one key of the configuration, such as optimizer.lr=0.01
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Configuration")]
+    pub set: Vec<String>,
+    /// Print the resolved configuration and who would compute where, and end
+    #[arg(long, help_heading = "Configuration")]
+    pub dry_run: bool,
+}
+
+/// How to read data.
+#[derive(Args, Clone, Debug, Default)]
+pub struct InputArgs {
+    /// Share that is held out where the source has no test part [default: 0.1]
+    #[arg(long, value_name = "SHARE", help_heading = "Data")]
+    pub test_size: Option<String>,
+    /// Tables: the column to predict, by name or index from 0 [default: the last]
+    #[arg(long, value_name = "NAME|INDEX", help_heading = "Data")]
+    pub label: Option<String>,
+    /// Tables: columns to leave out, by name or index, commas between them
+    #[arg(long, value_name = "NAMES", help_heading = "Data")]
+    pub drop: Option<String>,
+    /// Tables: what to do about an empty cell: refuse or mean [default: refuse]
+    #[arg(long, value_name = "WHAT", help_heading = "Data")]
+    pub missing: Option<String>,
+    /// Csv: what separates cells, one character or tab [default: found out]
+    #[arg(long, value_name = "CHARACTER", help_heading = "Data")]
+    pub delimiter: Option<String>,
+    /// Csv: whether the first line names the columns: auto, yes or no [default: auto]
+    #[arg(long, value_name = "WHAT", help_heading = "Data")]
+    pub header: Option<String>,
+    /// Text: a tokenizer.json of Hugging Face's [default: bytes are the tokens]
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub tokenizer: Option<String>,
+    /// Images: height and width that they are brought to [default: their own if all are alike, else 64]
+    #[arg(long, value_name = "PIXELS", help_heading = "Data")]
+    pub image_size: Option<String>,
+}
+
+/// Which of a run's parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Which {
+    /// Those that training ended with.
+    #[default]
+    Final,
+    /// The average of the weights, if one was kept (--ema).
+    Ema,
+    /// Those with the lowest held-out loss, if they were kept (--keep-best).
+    Best,
+}
+
+/// A finished run, and where to compute.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// The run: its name below the root of runs, or its directory
+    #[arg(default_value = "latest")]
+    pub run: String,
+    /// Which of its parameters
+    #[arg(long, value_enum, default_value_t)]
+    pub weights: Which,
+    /// Where to compute: auto, cuda, wgpu or cpu [default: as the run did]
+    #[arg(long)]
+    pub backend: Option<String>,
+}
+
+/// What to score again.
+#[derive(Args, Clone, Debug)]
+pub struct EvalArgs {
+    /// Which run.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Write one line a held-out sample: what it is, and what the model makes of it
+    #[arg(long, value_name = "FILE.csv")]
+    pub predictions: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What text to make.
+#[derive(Args, Clone, Debug)]
+pub struct GenerateArgs {
+    /// Which run.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// What the text begins with
+    #[arg(long, default_value = "\n")]
+    pub prompt: String,
+    /// Tokens to add
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub tokens: u32,
+    /// How freely to choose; 0 always takes the most likely token
+    #[arg(long, default_value_t = 0.8)]
+    pub temperature: f64,
+    /// Choose among so many of the most likely tokens; 0 is no limit
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Seed of the choices
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// What to look at.
+#[derive(Args, Clone, Debug)]
+pub struct InspectArgs {
+    /// The data, as --data takes them
+    pub spec: String,
+    /// The task they are for [default: what suits the data]
+    #[arg(long)]
+    pub task: Option<String>,
+    /// Seed of the split [default: 0]
+    #[arg(long)]
+    pub seed: Option<String>,
+    /// How to read the data.
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Keys and what flags say of them.
+pub type Pairs = Vec<(String, String)>;
+
+fn given<const N: usize>(flags: [(&str, &Option<String>); N]) -> Pairs {
+    flags.into_iter().filter_map(|(key, value)| Some((key.to_string(), value.clone()?))).collect()
+}
+
+impl From<&InputArgs> for Pairs {
+    fn from(args: &InputArgs) -> Self {
+        given([
+            ("input.test_size", &args.test_size),
+            ("input.label", &args.label),
+            ("input.drop", &args.drop),
+            ("input.missing", &args.missing),
+            ("input.delimiter", &args.delimiter),
+            ("input.header", &args.header),
+            ("input.tokenizer", &args.tokenizer),
+            ("input.image_size", &args.image_size),
+        ])
+    }
+}
+
+impl From<&TrainArgs> for Pairs {
+    fn from(args: &TrainArgs) -> Self {
+        let mode = if args.sync { Some("sync".to_string()) } else { args.mode.clone() };
+        let keep_best = args.keep_best.then(|| "true".to_string());
+        let mut pairs = given([
+            ("workers", &args.workers),
+            ("servers", &args.servers),
+            ("mode", &mode),
+            ("backend", &args.backend),
+            ("precision", &args.precision),
+            ("listen", &args.listen),
+            ("task", &args.task),
+            ("data", &args.data),
+            ("steps", &args.steps),
+            ("epochs", &args.epochs),
+            ("batch_size", &args.batch_size),
+            ("slices", &args.slices),
+            ("grad_accum", &args.grad_accum),
+            ("optimizer.name", &args.optimizer),
+            ("optimizer.lr", &args.lr),
+            ("schedule.name", &args.schedule),
+            ("schedule.warmup", &args.warmup),
+            ("optimizer.weight_decay", &args.weight_decay),
+            ("optimizer.clip_norm", &args.clip_norm),
+            ("optimizer.clip_value", &args.clip_value),
+            ("optimizer.ema", &args.ema),
+            ("seed", &args.seed),
+            ("eval_every", &args.eval_every),
+            ("eval_samples", &args.eval_samples),
+            ("patience", &args.patience),
+            ("keep_best", &keep_best),
+        ]);
+        pairs.extend(Pairs::from(&args.input));
+        pairs
+    }
+}
+
+impl From<&InspectArgs> for Pairs {
+    fn from(args: &InspectArgs) -> Self {
+        let mut pairs = given([("data", &Some(args.spec.clone())), ("task", &args.task), ("seed", &args.seed)]);
+        pairs.extend(Pairs::from(&args.input));
+        pairs
+    }
+}

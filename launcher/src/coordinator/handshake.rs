@@ -1,0 +1,53 @@
+//! The handshake: what a member must have in common with the cluster.
+
+use convoy_proto::{
+    BUILD, PROTOCOL,
+    config::Config,
+    manifest::Manifest,
+    messages::{JoinOffer, JoinPart},
+    schedule::Horizon,
+};
+
+use super::{evaluation::Kind, refusal::Refusal};
+
+/// What the launcher itself found the run to be: members are compared with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reference {
+    /// The model's tensors.
+    pub manifest: Manifest,
+    /// SHA-256 over the data.
+    pub data_fingerprint: Vec<u8>,
+    /// The run's length.
+    pub horizon: Horizon,
+    /// How held-out data are scored.
+    pub kind: Kind,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<String>() + "…"
+}
+
+/// Compares what a process offers with the run.
+///
+/// # Errors
+/// The first thing that differs, with both sides.
+pub fn compare(offer: &JoinOffer, config: &Config, reference: &Reference) -> Result<(), Refusal> {
+    let member = format!("{} {} (process {} on {})", offer.role, offer.rank, offer.pid, offer.host);
+    let same = |what, theirs: String, ours: String| {
+        let member = member.clone();
+        if theirs == ours { Ok(()) } else { Err(Refusal::Different { member, what, theirs, ours }) }
+    };
+    same("protocol version", offer.protocol.to_string(), PROTOCOL.to_string())?;
+    same("build", offer.build.clone(), BUILD.into())?;
+    same("run", offer.run_id.clone(), config.run_id().into())?;
+    same("configuration fingerprint", hex(&offer.config_fingerprint), hex(&config.fingerprint()))?;
+    let JoinPart::Worker(theirs) = &offer.part else { return Ok(()) };
+    same("data fingerprint", hex(&theirs.data_fingerprint), hex(&reference.data_fingerprint))?;
+    match theirs.manifest.difference(&reference.manifest) {
+        None => Ok(()),
+        Some(theirs) => {
+            let ours = "that of the launcher".into();
+            Err(Refusal::Different { member, what: "model", theirs, ours })
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! A finished run, opened again: its configuration, its data and its model on a device.
+
+use std::{path::PathBuf, sync::Arc};
+
+use convoy_proto::{
+    config::{Backend, Config, RawConfig},
+    process,
+};
+use convoy_worker::{
+    data::{self, Dataset},
+    learner::Replica,
+    task::{self, TaskEntry},
+};
+
+use crate::{
+    args::{Places, RunArgs, Which},
+    model_file,
+    outcome::Failure,
+    plan, probe, run_dir,
+};
+
+/// A run that is finished, ready to compute.
+pub struct Finished {
+    /// Its configuration.
+    pub config: Config,
+    /// Its data.
+    pub data: Arc<dyn Dataset>,
+    /// Its model, the parameters loaded.
+    pub replica: Box<dyn Replica>,
+    /// What names the parameters.
+    pub params_sha256: String,
+}
+
+impl Which {
+    /// The file that holds them.
+    pub fn file(self) -> &'static str {
+        match self {
+            Which::Final => "model.safetensors",
+            Which::Ema => "ema.safetensors",
+            Which::Best => "best.safetensors",
+        }
+    }
+}
+
+/// Opens a run.
+///
+/// # Errors
+/// A run, model, data set or device that is not there or does not fit.
+pub fn open(args: &RunArgs, places: &Places, tasks: &[TaskEntry]) -> Result<Finished, Failure> {
+    let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
+    let config = process::load_config(&path).map_err(|error| Failure::Usage(error.to_string()))?;
+    let wanted = match &args.backend {
+        None => config.backend,
+        Some(word) => RawConfig { backend: Some(word.clone()), ..Default::default() }.backend()?,
+    };
+    let cores = std::thread::available_parallelism().map_or(1, Into::into);
+    let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
+    let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?;
+    let file = parameters(path, args.weights)?;
+    let entry = task::find(tasks, &config.task)?;
+    let data = data::open(&config, entry.wanted)?;
+    let mut replica = entry.open(&config, data.info(), devices.devices[0].name)?;
+    let tensors = model_file::read(&file, replica.manifest()).map_err(Failure::Usage)?;
+    let params_sha256 = model_file::params_sha256(&tensors);
+    replica.load(tensors);
+    Ok(Finished { config, data, replica, params_sha256 })
+}
+
+fn parameters(run: PathBuf, which: Which) -> Result<PathBuf, Failure> {
+    let file = run.join(which.file());
+    let flag = match which {
+        Which::Ema => "--ema",
+        Which::Best => "--keep-best",
+        Which::Final => return Ok(file),
+    };
+    if file.is_file() {
+        return Ok(file);
+    }
+    Err(Failure::Usage(format!("{} is not there: the run was not trained with {flag}", file.display())))
+}

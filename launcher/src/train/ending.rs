@@ -1,0 +1,136 @@
+//! How a run ends: whose fault it was, the final parameters, the last summary.
+
+use std::{path::Path, time::Duration};
+
+use convoy_proto::{
+    ids::Step,
+    manifest::Manifest,
+    messages::{Phase, Weights},
+};
+use convoy_worker::{exchange::Exchange, parameters::Tensors};
+use serde_json::json;
+
+use super::{GATHER_EXITS, GOODBYE, Session, signals::Signals};
+use crate::{
+    args::Which,
+    children::ChildExit,
+    cli::say,
+    coordinator::service::launcher,
+    model_file,
+    outcome::Failure,
+    run_dir,
+    summary::{Status, Summary},
+};
+
+impl Session {
+    /// Finds out what happened first when a child ends before its time.
+    pub(super) async fn diagnose(&mut self, first: ChildExit) -> Failure {
+        let mut exits = vec![first];
+        let deadline = tokio::time::Instant::now() + GATHER_EXITS;
+        while let Ok(Some(exit)) = tokio::time::timeout_at(deadline, self.children.next_exit()).await {
+            exits.push(exit);
+        }
+        // Stable: of equal suspicion, the first to go.
+        exits.sort_by_key(ChildExit::suspicion);
+        let cause = &exits[0];
+        self.notes.faults += 1;
+        let description = cause.describe();
+        self.metric(&json!({ "event": "fault", "era": 0, "what": description }));
+        let message = with_log(&description, &cause.log);
+        match (cause.signal(), cause.status.code()) {
+            (None, Some(2)) => Failure::Usage(message),
+            (None, Some(3)) => Failure::Environment(message),
+            (None, Some(1)) => Failure::Failed(message),
+            _ => Failure::Lost(message),
+        }
+    }
+
+    /// Reads parameters off the servers and writes them to the run; gives the hash that names them.
+    pub(super) async fn save_parameters(
+        &mut self,
+        (step, weights): (Step, Weights),
+        which: Which,
+        signals: &mut Signals,
+    ) -> Result<String, Failure> {
+        let manifest = self.prepared.manifest.clone();
+        let tensors = self.pull(&manifest, (step, weights), signals).await?;
+        model_file::write(&self.run_dir.path().join(which.file()), &manifest, &tensors)
+            .map_err(Failure::Environment)?;
+        Ok(model_file::params_sha256(&tensors))
+    }
+
+    /// Reads parameters, with an eye on signals and on children that end.
+    async fn pull(
+        &mut self,
+        manifest: &Manifest,
+        (step, weights): (Step, Weights),
+        signals: &mut Signals,
+    ) -> Result<Tensors, Failure> {
+        let view = self.service.cluster().view();
+        let limit = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());
+        let pull = async {
+            let exchange = Exchange::connect(launcher(), manifest, &view).await?;
+            exchange.pull(view.era, step, weights).await
+        };
+        let exit = tokio::select! {
+            biased;
+            pulled = tokio::time::timeout(limit, pull) => {
+                let late = |_| Failure::Failed("the servers did not send the parameters in time".into());
+                let cannot = |problem| Failure::Failed(format!("cannot read the parameters: {problem}"));
+                return pulled.map_err(late)?.map_err(cannot);
+            }
+            signal = signals.next() => return Err(Failure::Signal(signal)),
+            Some(exit) = self.children.next_exit() => exit,
+        };
+        Err(self.diagnose(exit).await)
+    }
+
+    /// Ends all processes and says how it went.
+    pub(super) async fn end(&mut self, result: Result<(), Failure>) -> Result<(), Failure> {
+        self.service.advance(Phase::Ended);
+        if result.is_err() || tokio::time::timeout(GOODBYE, self.children.all_ended()).await.is_err() {
+            // A child that even a kill does not end, stuck in a driver, does not hold up the end.
+            let _ = tokio::time::timeout(GOODBYE, self.children.kill()).await;
+        }
+        self.progress.end();
+        let result = match (result, self.stopping) {
+            (Ok(()), Some(signal)) => Err(Failure::Signal(signal)),
+            (result, _) => result,
+        };
+        let summary = Summary::new(&self.prepared.config, &self.service.cluster(), &self.notes);
+        let summary = match &result {
+            Ok(()) => summary.ended(Status::Done, 0, None),
+            Err(failure) => {
+                let status = match failure {
+                    Failure::Signal(_) => Status::Stopped,
+                    Failure::Diverged(_) => Status::Diverged,
+                    _ => Status::Failed,
+                };
+                summary.ended(status, failure.exit_code(), Some(failure.to_string()))
+            }
+        };
+        self.metric(&json!({ "event": "end", "era": 0, "status": summary.status, "exit_code": summary.exit_code }));
+        self.write_json("summary.json", &summary)?;
+        if result.is_ok() {
+            let score = summary.eval.map(|score| format!("{score}  ")).unwrap_or_default();
+            say(format_args!(
+                "done: {} steps  {}{:.0} samples/s  {:.1} s\nmodel: {}",
+                summary.steps,
+                score,
+                summary.samples_per_second,
+                summary.wall_seconds,
+                self.run_dir.path().join("model.safetensors").display(),
+            ))?;
+        }
+        result
+    }
+}
+
+/// A message, followed by the last lines of a process's log.
+pub(super) fn with_log(what: &str, log: &Path) -> String {
+    let lines = run_dir::last_lines(log, 5);
+    if lines.is_empty() {
+        return format!("{what}; its log {} is empty", log.display());
+    }
+    format!("{what}; the last lines of {}:\n  {}", log.display(), lines.join("\n  "))
+}
