@@ -19,6 +19,7 @@ pub mod sum;
 pub mod transport;
 pub mod tree;
 pub mod trust;
+pub mod verdict;
 
 /// Types and services generated from `proto/convoy/v1`.
 pub mod wire {

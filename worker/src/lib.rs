@@ -7,6 +7,7 @@
 pub mod data;
 pub mod device;
 pub mod exchange;
+pub mod failure;
 pub mod learner;
 pub mod parameters;
 pub mod run;

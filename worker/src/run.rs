@@ -13,11 +13,11 @@ use std::{
 
 use clap::Args;
 use convoy_proto::{
-    config::{Config, ConfigError, Length},
+    config::{Config, Length},
     ids::{SliceId, Step, WorkerId},
     loss_scale::LossScale,
     messages::{ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, StepTimes, Weights, WorkerOffer},
-    process::{self, StartError},
+    process,
     schedule::Horizon,
     transport::{Coordinator, Membership, TransportError},
 };
@@ -26,12 +26,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info};
 
 use crate::{
-    data::{self, DataError, Dataset},
+    data::{self, Dataset},
     device::{self, DeviceName},
-    exchange::{Exchange, ExchangeError, Exchanged},
+    exchange::{Exchange, Exchanged},
+    failure::WorkError,
     learner::Replica,
     step::{Contribution, Feed, order_of},
-    task::{self, OpenError, TaskEntry},
+    task::{self, TaskEntry},
 };
 
 /// Reports that wait to be sent: more than a coordinator can fall behind in a lease.
@@ -61,53 +62,6 @@ pub struct WorkerArgs {
     /// End when standard input ends
     #[arg(long, hide = true)]
     pub supervised: bool,
-}
-
-/// Why a worker ends before the cluster does.
-#[derive(Debug, thiserror::Error)]
-pub enum WorkError {
-    /// The run's files.
-    #[error(transparent)]
-    Start(#[from] StartError),
-    /// The run's task is none of this program's.
-    #[error(transparent)]
-    Task(#[from] ConfigError),
-    /// The data.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// The model or the device.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The coordinator refuses or is gone.
-    #[error(transparent)]
-    Transport(#[from] TransportError),
-    /// A server refuses or is gone.
-    #[error(transparent)]
-    Exchange(#[from] ExchangeError),
-    /// The coordinator has not been heard of for a lease.
-    #[error("the coordinator is lost")]
-    Lost,
-    /// A step was not committed in time.
-    #[error("step {step} was not committed within {limit_ms} ms")]
-    Late {
-        /// The step.
-        step: Step,
-        /// The limit.
-        limit_ms: u32,
-    },
-    /// The runtime did not start.
-    #[error("cannot start the runtime: {0}")]
-    Runtime(std::io::Error),
-}
-
-impl WorkError {
-    fn exit_code(&self) -> u8 {
-        match self {
-            WorkError::Start(_) | WorkError::Task(_) | WorkError::Data(_) | WorkError::Open(OpenError::Task(_)) => 2,
-            WorkError::Open(OpenError::Device(_)) => 3,
-            _ => 1,
-        }
-    }
 }
 
 /// Runs a worker to its end and says how it ended; `tasks` is the table that the run's task is looked up in.

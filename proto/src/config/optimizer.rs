@@ -94,12 +94,12 @@ const RULES: [RuleKeys; 9] = [
     PLAIN,
     RuleKeys { name: "momentum", lr: 0.05, momentum: Some(0.9), ..PLAIN },
     RuleKeys { name: "nesterov", lr: 0.05, momentum: Some(0.9), ..PLAIN },
-    RuleKeys { name: "adagrad", lr: 0.01, epsilon: Some(1e-10), ..PLAIN },
+    RuleKeys { name: "adagrad", lr: 0.02, epsilon: Some(1e-10), ..PLAIN },
     RuleKeys { name: "rmsprop", lr: 1e-3, alpha: Some(0.99), epsilon: Some(1e-8), ..PLAIN },
     ADAM,
     RuleKeys { name: "adamw", weight_decay: 0.01, ..ADAM },
-    RuleKeys { name: "lamb", lr: 4e-3, weight_decay: 0.01, epsilon: Some(1e-6), ..ADAM },
-    RuleKeys { name: "lion", lr: 2e-4, weight_decay: 0.01, beta1: Some(0.9), beta2: Some(0.99), ..PLAIN },
+    RuleKeys { name: "lamb", lr: 0.01, weight_decay: 0.01, epsilon: Some(1e-6), ..ADAM },
+    RuleKeys { name: "lion", lr: 5e-4, weight_decay: 0.01, beta1: Some(0.9), beta2: Some(0.99), ..PLAIN },
 ];
 
 /// The names of all rules.

@@ -29,7 +29,7 @@ fn every_optimizer_learns_digits() {
     let bench = bench();
     for optimizer in rule_names() {
         let model = "--task cnn --set model.channels=[8,16] --set model.hidden=[64]";
-        let how = format!("--optimizer {optimizer} --epochs 4 --batch-size 64 --eval-every 0 --schedule one_cycle");
+        let how = format!("--optimizer {optimizer} --epochs 2 --batch-size 20 --eval-every 0 --schedule linear");
         let summary = bench.train(optimizer, &format!("--workers 2 {how} {model}"));
         let accuracy = summary["eval"]["accuracy"].as_f64().unwrap();
         assert!(accuracy > 0.95, "{optimizer}: {accuracy}");

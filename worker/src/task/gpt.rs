@@ -93,8 +93,9 @@ impl<B: Backend> Gpt<B> {
     /// Logits, `[windows × length, vocabulary]`, of tokens, `[windows, length]`.
     fn forward(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         let [windows, length] = tokens.dims();
-        let device = tokens.device();
         let mut x = self.token.forward(tokens);
+        // Of a tensor of numbers: only those know whether they are on an autodiff device.
+        let device = x.device();
         let [_, _, width] = x.dims();
         if let Some(position) = &self.position {
             let places = Tensor::<B, 1, Int>::arange(0..length as i64, &device).reshape([1, length]);
