@@ -107,10 +107,20 @@ fn refuse(error: &clap::Error) -> ExitCode {
     ExitCode::from(exit::USAGE)
 }
 
-/// Writes to standard output; a reader that went away is no reason to fail.
+/// Writes a line to standard output; a reader that went away is no reason to fail.
 pub fn say(text: impl std::fmt::Display) -> Result<(), Failure> {
-    let _ = writeln!(std::io::stdout(), "{text}");
-    Ok(())
+    print(format_args!("{text}\n"))
+}
+
+/// Writes to standard output at once; a reader that went away is no reason to fail.
+pub fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
+    let mut out = std::io::stdout();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(problem) if problem.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::Environment(format!("cannot write to standard output: {problem}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -72,7 +72,8 @@ fn write_predictions(file: &Path, finished: &Finished) -> Result<(), Failure> {
                 let correct = best == label;
                 let row = (index.0, class_name(info, label), class_name(info, best), probability, correct);
                 table.serialize(row).map_err(cannot)
-            })
+            })?;
+            table.flush().map_err(|problem| cannot(problem.into()))
         }
         Form::Numbers { unit, zero, .. } => {
             let mut table = csv::Writer::from_path(file).map_err(cannot)?;
@@ -80,7 +81,8 @@ fn write_predictions(file: &Path, finished: &Finished) -> Result<(), Failure> {
             let own = |value: f32| f64::from(value) * unit + zero;
             batches(finished, |index, batch, row| {
                 table.serialize((index.0, own(batch.targets[index.1]), own(row[0]))).map_err(cannot)
-            })
+            })?;
+            table.flush().map_err(|problem| cannot(problem.into()))
         }
         Form::Tokens { .. } => {
             Err(Failure::Usage("--predictions: text has none; `launcher generate` shows what the model writes".into()))

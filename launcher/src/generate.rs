@@ -10,7 +10,7 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
 use crate::{
     args::{GenerateArgs, Places},
-    cli::say,
+    cli::{print, say},
     finished::{self, Finished},
     outcome::Failure,
 };
@@ -37,11 +37,20 @@ pub fn generate(args: &GenerateArgs, places: &Places, tasks: &[TaskEntry]) -> Re
     }
     let mut choice =
         Choice { temperature: args.temperature, top_k: args.top_k, rng: ChaCha8Rng::seed_from_u64(args.seed) };
+    let mut shown = 0;
     for _ in 0..args.tokens {
+        shown += show(&vocabulary.decode(&text), shown)?;
         let logits = next(&*replica, &text[text.len().saturating_sub(context)..]);
         text.push(choice.choose(&logits));
     }
-    say(vocabulary.decode(&text))
+    say(vocabulary.decode(&text).get(shown..).unwrap_or_default())
+}
+
+/// Prints what is new in a text, but for a character that is not whole yet; gives how many bytes that was.
+fn show(text: &str, shown: usize) -> Result<usize, Failure> {
+    let fresh = text.get(shown..).unwrap_or_default().trim_end_matches(char::REPLACEMENT_CHARACTER);
+    print(fresh)?;
+    Ok(fresh.len())
 }
 
 /// The logits of the token after those seen.

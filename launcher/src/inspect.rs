@@ -22,7 +22,7 @@ pub fn inspect(args: &InspectArgs, places: &Places, tasks: &[TaskEntry]) -> Resu
     raw.task.get_or_insert_with(|| source.task.into());
     let config = raw.resolve(1)?;
     let data = data::open(&config, task::find(tasks, &config.task)?.wanted)?;
-    let report = data.inspect(u32::MAX)?;
+    let report = data::inspect(&*data, u32::MAX)?;
     if args.json {
         let text = serde_json::to_string_pretty(&report);
         return say(text.map_err(|problem| Failure::Failed(problem.to_string()))?);

@@ -133,12 +133,26 @@ impl Session {
         self.save_summary();
         self.start_children(address)?;
         let step = self.watch(&mut signals).await?;
+        self.check_learnt(step)?;
         let hash = self.save_parameters((step, Weights::Trained), Which::Final, &mut signals).await?;
         self.notes.params_sha256 = Some(hash);
         if let Some(ema) = self.prepared.config.optimizer.ema {
             let hash = self.save_parameters((step, Weights::Averaged), Which::Ema, &mut signals).await?;
             let (decay, eval) = (decimal(ema), self.notes.ema_eval);
             self.notes.ema = Some(EmaSummary { decay, eval, params_sha256: hash });
+        }
+        Ok(())
+    }
+
+    /// A run whose last loss is no number, or that never changed a parameter, has not trained.
+    fn check_learnt(&self, step: Step) -> Result<(), Failure> {
+        if self.notes.final_loss.is_some_and(|loss| !loss.is_finite()) {
+            return Err(Failure::Diverged(format!(
+                "diverged: the loss of step {step} is not finite; try a smaller --lr"
+            )));
+        }
+        if step.0 > 0 && self.notes.skipped >= step.0 {
+            return Err(Failure::Diverged(format!("diverged: all {step} steps were skipped, so nothing was learnt")));
         }
         Ok(())
     }
@@ -248,6 +262,8 @@ impl Session {
         } else {
             self.service.review(step);
         }
+        // Saving may take long; the next step's time begins now.
+        self.last_change = Instant::now();
         Ok(())
     }
 
@@ -269,7 +285,10 @@ impl Session {
                 // While the loss scale can still fall, a skipped step is how it finds its place.
                 self.skips_in_a_row += u64::from(verdict.loss_scale == 1.0);
                 self.notes.skipped += 1;
-                self.progress.say(&format!("step {step} skipped: the loss or a gradient is not finite"));
+                self.progress.say(&match verdict.loss_scale {
+                    1.0 => format!("step {step} skipped: the loss or a gradient is not finite"),
+                    scale => format!("step {step} skipped: out of range, loss scale lowered from {scale}"),
+                });
             }
         }
         let most = self.prepared.config.max_skipped;

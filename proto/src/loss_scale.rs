@@ -21,8 +21,8 @@ pub struct LossScale {
 }
 
 impl LossScale {
-    /// What 16 bits begin with.
-    pub const USUAL: f64 = 65_536.0;
+    /// What 16 bits begin with: low, because a slice's loss is a sum and not a mean.
+    pub const USUAL: f64 = 256.0;
 
     /// Whether a number can be a scale: a power of two in range.
     pub fn fits(scale: f64) -> bool {

@@ -16,7 +16,9 @@ pub fn ratios(map: &BlockMap, squares: &BTreeMap<BlockId, Squares>) -> Vec<f64> 
     }
     let ratio = |sum: &Squares| {
         let has_norms = sum.direction != 0.0 && sum.parameters != 0.0;
-        if has_norms { (sum.parameters / sum.direction).sqrt() } else { 1.0 }
+        let ratio = if has_norms { (sum.parameters / sum.direction).sqrt() } else { 1.0 };
+        // A direction that has all but vanished leads nowhere; servers compute with 32 bits.
+        if ratio > f64::from(f32::MAX) { 1.0 } else { ratio }
     };
     sums.iter().map(ratio).collect()
 }
@@ -36,5 +38,9 @@ mod tests {
         for shards in 1..4 {
             assert_eq!(ratios(&BlockMap::new(&manifest, shards), &squares), [2.0, 1.0, 1.0]);
         }
+        let vanished = [(2, square(1e-90, 1.0)), (3, square(f64::NAN, 1.0))];
+        let vanished = vanished.into_iter().map(|(block, squares)| (BlockId(block), squares)).collect();
+        let ratios = ratios(&BlockMap::new(&manifest, 1), &vanished);
+        assert!(ratios[1] == 1.0 && ratios[2].is_nan(), "{ratios:?}");
     }
 }

@@ -88,13 +88,13 @@ impl Decisions {
         if self.parts.len() < self.shards as usize {
             return Ok(None);
         }
-        let verdict = self.decide();
+        let verdict = self.decide(matter);
         self.last.extend(verdict.clone().map(|verdict| (matter, verdict)));
         Ok(verdict)
     }
 
     /// The verdict that all parts together make.
-    fn decide(&mut self) -> Option<Verdict> {
+    fn decide(&mut self, matter: Matter) -> Option<Verdict> {
         let parts: Vec<_> = std::mem::take(&mut self.parts).into_values().collect();
         let proposal = parts.first()?.proposal.clone();
         // In the order of the manifest, which is that of the blocks, so that the sum does not depend on the shards.
@@ -105,10 +105,10 @@ impl Decisions {
                 Norms::Direction(norms) => direction.extend(norms),
             }
         }
-        Some(match self.max_norm {
-            Some(max_norm) if direction.is_empty() => proposal.clipped(gradient.into_values(), max_norm),
-            _ => proposal.trusting(trust::ratios(&self.map, &direction)),
-        })
+        match matter {
+            Matter::Clip => Some(proposal.clipped(gradient.into_values(), self.max_norm?)),
+            Matter::Trust => Some(proposal.trusting(trust::ratios(&self.map, &direction))),
+        }
     }
 
     /// Shards whose part is missing while others wait.

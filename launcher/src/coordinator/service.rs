@@ -12,7 +12,10 @@ use convoy_proto::{
     messages::{Accumulated, Action, ClusterView, JoinOffer, Norms, Phase, Report, Verdict},
     wire::{self, coordination_service_server::CoordinationService},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{
+    mpsc::{self, PermitIterator},
+    watch,
+};
 use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
@@ -105,14 +108,18 @@ impl CoordinatorService {
         });
     }
 
-    /// Publishes the view and hands events on; waits where the reader is behind.
-    async fn follow(&self, events: Vec<Event>) {
-        self.publish();
-        for event in events {
-            // The reader ends with the run; then nobody needs to know.
-            let _ = self.inner.events.send(event).await;
-        }
+    /// Room for the events of one call, so that they can be handed on under the cluster's lock, in the order in which
+    /// they came about; waits where the reader is behind.
+    async fn room(&self) -> Result<PermitIterator<'_, Event>, Status> {
+        self.inner.events.reserve_many(EVENTS_A_CALL).await.map_err(|_| Status::unavailable("the run has ended"))
     }
+}
+
+/// The most events that one call brings about.
+const EVENTS_A_CALL: usize = 4;
+
+fn hand_on(room: PermitIterator<'_, Event>, events: Vec<Event>) {
+    room.zip(events).for_each(|(place, event)| place.send(event));
 }
 
 fn member(member: Option<wire::Member>) -> Result<Member, Status> {
@@ -128,8 +135,14 @@ impl CoordinationService for CoordinatorService {
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
         let offer = JoinOffer::try_from(request.into_inner())?;
         let now = self.now_ms();
-        let (admission, events) = self.cluster().join(offer, now)?;
-        self.follow(events).await;
+        let room = self.room().await?;
+        let admission = {
+            let mut cluster = self.cluster();
+            let (admission, events) = cluster.join(offer, now)?;
+            hand_on(room, events);
+            admission
+        };
+        self.publish();
         Ok(Response::new(admission.into()))
     }
 
@@ -191,8 +204,12 @@ impl CoordinationService for CoordinatorService {
         let member = member(request.member)?;
         for report in request.reports {
             let report = Report::try_from(report)?;
-            let events = self.cluster().report(member, report)?;
-            self.follow(events).await;
+            let room = self.room().await?;
+            {
+                let mut cluster = self.cluster();
+                hand_on(room, cluster.report(member, report)?);
+            }
+            self.publish();
         }
         Ok(Response::new(wire::ReportResponse {}))
     }

@@ -72,17 +72,21 @@ impl Session {
             let exchange = Exchange::connect(launcher(), manifest, &view).await?;
             exchange.pull(view.era, step, weights).await
         };
-        let exit = tokio::select! {
-            biased;
-            pulled = tokio::time::timeout(limit, pull) => {
-                let late = |_| Failure::Failed("the servers did not send the parameters in time".into());
-                let cannot = |problem| Failure::Failed(format!("cannot read the parameters: {problem}"));
-                return pulled.map_err(late)?.map_err(cannot);
+        let pull = tokio::time::timeout(limit, pull);
+        tokio::pin!(pull);
+        loop {
+            tokio::select! {
+                biased;
+                pulled = &mut pull => {
+                    let late = |_| Failure::Failed("the servers did not send the parameters in time".into());
+                    let cannot = |problem| Failure::Failed(format!("cannot read the parameters: {problem}"));
+                    return pulled.map_err(late)?.map_err(cannot);
+                }
+                // The first asks for an end with the parameters saved, and that is what this is.
+                signal = signals.next() => self.stop(signal)?,
+                Some(exit) = self.children.next_exit() => return Err(self.diagnose(exit).await),
             }
-            signal = signals.next() => return Err(Failure::Signal(signal)),
-            Some(exit) = self.children.next_exit() => exit,
-        };
-        Err(self.diagnose(exit).await)
+        }
     }
 
     /// Ends all processes and says how it went.

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use convoy_proto::{
     config::{Backend, Config, Length},
     ids::Role,
-    manifest::Manifest,
+    manifest::{Manifest, TensorRole},
     schedule::Horizon,
 };
 use convoy_worker::{
@@ -63,19 +63,25 @@ pub fn prepare(args: &TrainArgs, places: &Places, tasks: &[TaskEntry]) -> Result
     let mut config = raw.clone().resolve(1)?;
     let entry = task::find(tasks, &config.task)?;
     let data = data::open(&config, entry.wanted)?;
-    let report = data.inspect(INSPECTED)?;
+    let report = data::inspect(&*data, INSPECTED)?;
     let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
     let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?;
     config = Config { name: config.name, backend: devices.backend, ..raw.clone().resolve(devices.auto_workers())? };
     if raw.steps.is_none() && raw.epochs.is_none() {
         config.length = usual_length(source, &config, data.info().train);
     }
+    // Written out, so that the run can be looked at from anywhere.
+    config.data = data::absolute(&config.data);
+    config.input.tokenizer = config.input.tokenizer.map(|path| data::absolute_path(&path));
     let is_named = !config.name.is_empty();
     if !is_named {
         config.name = free_name(&config);
     }
     let replica = entry.open(&config, data.info(), DeviceName::Cpu)?;
     let manifest = replica.manifest().clone();
+    if manifest.tensors().iter().all(|tensor| tensor.role != TensorRole::Trainable) {
+        return Err(Failure::Usage("`optimizer.groups`: every tensor is frozen, so there is nothing to train".into()));
+    }
     config.optimizer.check_patterns(manifest.tensors().iter().map(|tensor| tensor.name.as_str()))?;
     let horizon = horizon(&config, data.info().train);
     let workers = devices.deal(&config, cores);

@@ -10,7 +10,15 @@ use super::{
 };
 
 /// Pairs of keys of which the higher layer's wins.
-const EXCLUSIVE: [(&str, &str); 1] = [("steps", "epochs")];
+const EXCLUSIVE: [(&str, &str); 2] = [("steps", "epochs"), ("optimizer.clip_norm", "optimizer.clip_value")];
+/// Names that give other keys their meaning: a higher layer that changes the name starts these anew.
+const NAMED: [(&str, &[&str]); 2] = [
+    (
+        "optimizer.name",
+        &["optimizer.momentum", "optimizer.alpha", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"],
+    ),
+    ("schedule.name", &["schedule.min_factor", "schedule.every", "schedule.factor"]),
+];
 
 /// Values gathered so far, lowest layer first.
 #[derive(Clone, Debug, Default)]
@@ -91,9 +99,15 @@ impl Layers {
             let has = |key: &str| pairs.iter().any(|(_, path)| path == key);
             match (has(one), has(other)) {
                 (true, true) => return Err(ConfigError::Conflict { origin: origin.into(), one, other }),
-                (true, false) => drop(self.values.remove(other)),
-                (false, true) => drop(self.values.remove(one)),
+                (true, false) => self.forget(other),
+                (false, true) => self.forget(one),
                 (false, false) => {}
+            }
+        }
+        for (name, keys) in NAMED {
+            let given = pairs.iter().find(|(_, path)| path == name).map(|(value, _)| value);
+            if given.is_some_and(|given| self.get(name).is_some_and(|old| old != given)) {
+                keys.iter().for_each(|key| self.forget(key));
             }
         }
         for (value, path) in pairs {
@@ -108,6 +122,26 @@ impl Layers {
             }
         }
         Ok(self)
+    }
+}
+
+impl Layers {
+    fn get(&self, path: &str) -> Option<&Value> {
+        match path.split_once('.') {
+            None => self.values.get(path),
+            Some((section, key)) => self.values.get(section)?.get(key),
+        }
+    }
+
+    fn forget(&mut self, path: &str) {
+        match path.split_once('.') {
+            None => drop(self.values.remove(path)),
+            Some((section, key)) => {
+                if let Some(Value::Table(section)) = self.values.get_mut(section) {
+                    section.remove(key);
+                }
+            }
+        }
     }
 }
 

@@ -371,17 +371,17 @@ impl From<&Group> for RawGroup {
 impl From<&Optimizer> for RawOptimizer {
     fn from(optimizer: &Optimizer) -> Self {
         let (clip_norm, clip_value) = match optimizer.clip {
-            Clip::Off => (0.0, 0.0),
-            Clip::Norm(norm) => (norm, 0.0),
-            Clip::Value(value) => (0.0, decimal(value)),
+            Clip::Off => (Some(0.0), None),
+            Clip::Norm(norm) => (Some(norm), None),
+            Clip::Value(value) => (None, Some(decimal(value))),
         };
         let mut raw = RawOptimizer {
             name: Some(optimizer.rule.name().into()),
             lr: Some(optimizer.lr),
             weight_decay: Some(decimal(optimizer.weight_decay)),
             no_decay: Some(optimizer.no_decay.clone()),
-            clip_norm: Some(clip_norm),
-            clip_value: Some(clip_value),
+            clip_norm,
+            clip_value,
             ema: Some(optimizer.ema.map_or(0.0, decimal)),
             groups: Some(optimizer.groups.iter().map(Into::into).collect()),
             ..Default::default()

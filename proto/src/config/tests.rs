@@ -50,7 +50,7 @@ fn keys_and_fields_are_one_set() {
     let schedule = "[schedule]\nname = \"step\"\nwarmup = 2";
     let texts = [
         format!("steps = 1\n[optimizer]\nname = \"momentum\"\n{input}\n{model}\n{schedule}"),
-        "[optimizer]\nname = \"rmsprop\"\n[schedule]\nname = \"linear\"".into(),
+        "[optimizer]\nname = \"rmsprop\"\nclip_value = 1\n[schedule]\nname = \"linear\"".into(),
         String::new(),
     ];
     for text in &texts {
@@ -90,7 +90,10 @@ fn every_refusal_says_what_and_where() {
         ("[optimizer]\nname = 'sgd'\nbeta1 = 0.5", "`optimizer.beta1` = 0.5: has no meaning for the optimizer `sgd`"),
         ("[optimizer]\nlr = 0", "`optimizer.lr` = 0: must be above 0"),
         ("[optimizer]\nname = 'lamp'", "`optimizer.name` = \"lamp\": did you mean `lamb`? there is sgd, momentum"),
-        ("[optimizer]\nclip_norm = 1\nclip_value = 1", "`optimizer.clip_value` = 1: excludes `optimizer.clip_norm`"),
+        (
+            "[optimizer]\nclip_norm = 1\nclip_value = 1",
+            "test.toml: `optimizer.clip_norm` and `optimizer.clip_value` exclude each other",
+        ),
         ("[optimizer]\nno_decay = ['a[']", "`optimizer.no_decay` = \"a[\": "),
         ("[optimizer]\ngroups = [{ pattern = 'a', lr = 1 }]", "configuration: unknown field `lr`"),
         ("[schedule]\nname = 'cosin'", "`schedule.name` = \"cosin\": did you mean `cosine`?"),
@@ -159,4 +162,19 @@ fn lists_are_written_with_commas_on_a_command_line() {
     let layers = Layers::new().texts("flags", &pairs(&[("input.drop", "id, name"), ("model.hidden", "[4]")])).unwrap();
     let config = layers.raw().unwrap().resolve(1).unwrap();
     assert_eq!((config.input.drop, config.model.hidden), (vec!["id".to_string(), "name".into()], vec![4]));
+}
+
+#[test]
+fn another_rule_starts_its_keys_anew_and_another_clip_takes_over() {
+    let file =
+        "[optimizer]\nname = 'momentum'\nmomentum = 0.5\nclip_norm = 2\n[schedule]\nname = 'cosine'\nmin_factor = 0.5";
+    let flags = [("optimizer.name", "adam"), ("schedule.name", "constant"), ("optimizer.clip_value", "3")];
+    let layers = Layers::new().toml("file", file).and_then(|layers| layers.texts("flags", &pairs(&flags)));
+    let config = layers.unwrap().raw().unwrap().resolve(1).unwrap();
+    assert_eq!((config.optimizer.rule.name(), config.schedule.name()), ("adam", "constant"));
+    assert_eq!(config.optimizer.clip, Clip::Value(3.0));
+    let same = Layers::new()
+        .toml("file", file)
+        .and_then(|layers| layers.texts("flags", &pairs(&[("optimizer.name", "momentum")])));
+    assert_eq!(same.unwrap().raw().unwrap().resolve(1).unwrap().optimizer.rule, Rule::Momentum { momentum: 0.5 });
 }

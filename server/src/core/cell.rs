@@ -207,6 +207,11 @@ impl Cell {
             gradient.iter_mut().for_each(|g| *g = g.clamp(-most, most));
         }
         let mut updated = parameters.room();
+        if optimizer.rule.is_layerwise() && !sum::all_finite(&gradient) {
+            // The tensor's factor will be no number, which skips the step: the state stays as it is.
+            updated.fill(f32::NAN);
+            return updated;
+        }
         optimizer.rule.apply(Update {
             updates: self.updates,
             learning_rate: verdict.learning_rate as f32 * self.settings.lr_factor,

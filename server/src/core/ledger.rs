@@ -14,6 +14,9 @@ pub enum LedgerError {
     /// There is no such slice.
     #[error("slice {0} is none of the run's {1}")]
     UnknownSlice(SliceId, u32),
+    /// A header says one thing of a slice.
+    #[error("slice {0} comes twice")]
+    Twice(SliceId),
     /// A slice is a pure function of the run: it cannot weigh this and that.
     #[error("slice {slice} weighs {now}, but weighed {before} when it was announced first")]
     Contradiction {
@@ -62,7 +65,11 @@ impl Ledger {
     /// # Errors
     /// An unknown slice or a contradiction; then nothing is noted.
     pub fn record(&mut self, headers: &[SliceHeader]) -> Result<(), LedgerError> {
+        let mut seen = BTreeSet::new();
         for header in headers {
+            if !seen.insert(header.slice) {
+                return Err(LedgerError::Twice(header.slice));
+            }
             let noted = self.headers.get(header.slice.index());
             match noted.ok_or(LedgerError::UnknownSlice(header.slice, self.tree.slices()))? {
                 Some(before) if before.weight != header.weight => {
@@ -128,6 +135,8 @@ mod tests {
         let mut ledger = Ledger::new(SliceTree::new(2), Step(0));
         assert_eq!(ledger.record(&[header(0, 1.0), header(2, 1.0)]), Err(LedgerError::UnknownSlice(SliceId(2), 2)));
         assert!(!is_present(&ledger, SliceId(0)));
+        let twice = ledger.record(&[header(0, 1.0), header(0, 0.0)]);
+        assert_eq!(twice, Err(LedgerError::Twice(SliceId(0))));
         ledger.record(&[header(0, 1.0)]).unwrap();
         let contradiction = LedgerError::Contradiction { slice: SliceId(0), before: 1.0, now: 2.0 };
         assert_eq!(ledger.record(&[header(1, 1.0), header(0, 2.0)]), Err(contradiction));

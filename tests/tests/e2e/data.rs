@@ -179,3 +179,24 @@ fn data_are_looked_at_before_they_are_trained_on() {
     assert_eq!(bench.json("r", "data.json")["duplicates"], report["duplicates"]);
     assert!(bench.succeed("data inspect digits").stdout.starts_with("digits: 20000 generated pictures"));
 }
+
+#[test]
+fn changed_data_and_missing_models_are_not_passed_over() {
+    let bench = bench();
+    write_table(&bench, "t.csv", ",", true, 300);
+    bench.train("r", "--data csv:t.csv --steps 5 --eval-every 0");
+    fs::create_dir(bench.path().join("elsewhere")).unwrap();
+    let mut elsewhere = bench.command("eval r --run-dir ../runs");
+    let ended = convoy_tests::finish(elsewhere.current_dir(bench.path().join("elsewhere")).spawn().unwrap());
+    assert_eq!(ended.code, Some(0), "a run is found from anywhere: {}", ended.stderr);
+    write_table(&bench, "t.csv", ",", true, 299);
+    let ended = bench.run("eval r");
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("the data have changed since the run"), "{}", ended.stderr);
+    let ended = bench.run("--backend cpu --name bad --steps 3 --optimizer sgd --lr 1e30 --task mlp --eval-every 0");
+    assert_eq!(ended.code, Some(5), "{}", ended.stderr);
+    let ended = bench.run("eval bad");
+    assert!(ended.stderr.contains("the run left none, its status is `diverged`"), "{}", ended.stderr);
+    let ended = bench.run("eval r --weights best");
+    assert!(ended.stderr.contains("was not trained with --keep-best"), "{}", ended.stderr);
+}

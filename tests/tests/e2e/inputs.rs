@@ -2,7 +2,52 @@
 
 use std::{fs, net::TcpListener};
 
+use convoy_tests::Bench;
+
 use crate::{SMALL, bench};
+
+/// A command ends with a code and one line that says certain words.
+fn refused(bench: &Bench, arguments: &str, code: i32, words: &str) {
+    let ended = bench.run(arguments);
+    assert_eq!(ended.code, Some(code), "{arguments}: {}", ended.stderr);
+    assert!(ended.stderr.contains(words), "{arguments}: {}", ended.stderr);
+    let is_one_line = ended.stderr.starts_with("error: ") && ended.stderr.lines().count() == 1;
+    assert!(is_one_line, "{arguments}: {}", ended.stderr);
+}
+
+#[test]
+fn bad_data_are_one_clear_line() {
+    let bench = bench();
+    fs::create_dir(bench.path().join("empty")).unwrap();
+    fs::write(bench.path().join("short.csv"), "a,b,y\n1,2,0\n3,1\n").unwrap();
+    fs::write(bench.path().join("gap.csv"), "a,b,y\n1,,0\n3,4,1\n").unwrap();
+    fs::write(bench.path().join("numbers.csv"), "a,y\n1,0.5\n3,1.25\n2,0.75\n").unwrap();
+    fs::write(bench.path().join("broken.parquet"), "PAR1 and nothing else").unwrap();
+    fs::write(bench.path().join("short.txt"), "too short").unwrap();
+    for class in ["pictures/cats", "pictures/dogs"] {
+        fs::create_dir_all(bench.path().join(class)).unwrap();
+        fs::write(bench.path().join(class).join("1.png"), b"\x89PNG\r\n\x1a\nbroken").unwrap();
+    }
+    let cases = [
+        ("--data csv:absent.csv", 2, "cannot read absent.csv"),
+        ("--data csv:short.csv", 2, "short.csv: line 3: 2 cells, but the first row has 3"),
+        ("--data csv:gap.csv", 2, "gap.csv: line 2: `b` is empty; fill it, or say --missing mean"),
+        (
+            "--data csv:numbers.csv",
+            2,
+            "column `y`: the label holds fractions, which are no classes; say --task regression",
+        ),
+        ("--data csv:gap.csv --label z", 2, "the columns are a, b, y"),
+        ("--data parquet:broken.parquet", 2, "cannot read broken.parquet"),
+        ("--data images:pictures", 2, "pictures/cats/1.png"),
+        ("--data images:empty", 2, "holds 0 folders"),
+        ("--data cifar10:empty", 2, "holds no data_batch_1.bin"),
+        ("--data text:short.txt", 2, "its 9 tokens give 0 windows of 128"),
+        ("--data text:short.txt --task cnn", 2, "its 9 tokens give 0 windows of 128"),
+    ];
+    cases.into_iter().for_each(|(arguments, code, words)| refused(&bench, arguments, code, words));
+    bench.await_no_process();
+}
 
 #[test]
 fn bad_input_is_one_clear_line() {
@@ -15,15 +60,6 @@ fn bad_input_is_one_clear_line() {
     fs::write(bench.path().join("short/t10k-labels-idx1-ubyte"), []).unwrap();
     fs::write(bench.path().join("typo.toml"), "seed = 1\nbatchsize = 3\n").unwrap();
     fs::write(bench.path().join("broken.toml"), "seed = 1\nworkers = [\n").unwrap();
-    fs::write(bench.path().join("short.csv"), "a,b,y\n1,2,0\n3,1\n").unwrap();
-    fs::write(bench.path().join("gap.csv"), "a,b,y\n1,,0\n3,4,1\n").unwrap();
-    fs::write(bench.path().join("numbers.csv"), "a,y\n1,0.5\n3,1.25\n2,0.75\n").unwrap();
-    fs::write(bench.path().join("broken.parquet"), "PAR1 and nothing else").unwrap();
-    fs::write(bench.path().join("short.txt"), "too short").unwrap();
-    for class in ["pictures/cats", "pictures/dogs"] {
-        fs::create_dir_all(bench.path().join(class)).unwrap();
-        fs::write(bench.path().join(class).join("1.png"), b"\x89PNG\r\n\x1a\nbroken").unwrap();
-    }
     bench.train("there", &format!("--steps 1 {SMALL}"));
     let cases = [
         ("--wrokers 4", 2, "--workers"),
@@ -38,24 +74,13 @@ fn bad_input_is_one_clear_line() {
         ("--data mnist:empty", 2, "holds neither train-images-idx3-ubyte"),
         ("--data mnist:short", 2, "short/t10k-images-idx3-ubyte: at offset 6: the file ends"),
         ("--data minst:x", 2, "did you mean `mnist`?"),
-        ("--data csv:absent.csv", 2, "cannot read absent.csv"),
-        ("--data csv:short.csv", 2, "short.csv: line 3: 2 cells, but the first row has 3"),
-        ("--data csv:gap.csv", 2, "gap.csv: line 2: `b` is empty; fill it, or say --missing mean"),
-        ("--data csv:numbers.csv", 2, "column `y`: the label holds fractions, which are no classes; say --task regression"),
-        ("--data csv:gap.csv --label z", 2, "the columns are a, b, y"),
-        ("--data parquet:broken.parquet", 2, "cannot read broken.parquet"),
-        ("--data images:pictures", 2, "pictures/cats/1.png"),
-        ("--data images:empty", 2, "holds 0 folders"),
-        ("--data cifar10:empty", 2, "holds no data_batch_1.bin"),
-        ("--data text:short.txt", 2, "its 9 tokens give 0 windows of 128"),
-        ("--data text:short.txt --task cnn", 2, "its 9 tokens give 0 windows of 128"),
         ("--task gpt", 2, "the task `gpt` needs text"),
         ("--task regression", 2, "the task `regression` needs a number to predict"),
         ("--task mlp --set model.layers=2", 2, "`model.layers` has no meaning for the task `mlp`"),
         ("--optimizer adamm", 2, "did you mean `adam`?"),
         ("--schedule cosin", 2, "did you mean `cosine`?"),
         ("--precision f8", 2, "there is f32, bf16, f16"),
-        ("--clip-norm 1 --clip-value 1", 2, "excludes `optimizer.clip_norm`"),
+        ("--clip-norm 1 --clip-value 1", 2, "`optimizer.clip_norm` and `optimizer.clip_value` exclude each other"),
         ("--config typo.toml", 2, "did you mean `batch_size`?"),
         ("--config broken.toml", 2, "broken.toml: line "),
         ("--config absent.toml", 2, "cannot read --config absent.toml"),
@@ -65,16 +90,8 @@ fn bad_input_is_one_clear_line() {
         ("eval absent", 2, "there is no run absent"),
     ];
     let busy = format!("--backend cpu --listen 127.0.0.1:{port}");
-    for (arguments, code, words) in cases.into_iter().chain([(busy.as_str(), 3, "choose another --listen")]) {
-        let ended = bench.run(arguments);
-        assert_eq!(ended.code, Some(code), "{arguments}: {}", ended.stderr);
-        assert!(ended.stderr.contains(words), "{arguments}: {}", ended.stderr);
-        assert!(
-            ended.stderr.starts_with("error: ") && ended.stderr.lines().count() == 1,
-            "{arguments}: {}",
-            ended.stderr
-        );
-    }
+    let all = cases.into_iter().chain([(busy.as_str(), 3, "choose another --listen")]);
+    all.for_each(|(arguments, code, words)| refused(&bench, arguments, code, words));
     bench.await_no_process();
 }
 

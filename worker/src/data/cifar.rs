@@ -10,9 +10,8 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    DataError, DataInfo, Dataset, Form, HostBatch, Part, Report, Request,
+    DataError, DataInfo, Dataset, Form, HostBatch, Part, Request,
     files::Files,
-    inspect::inspect,
     pixels::{MEASURED, Scale},
 };
 
@@ -48,10 +47,6 @@ impl Dataset for Cifar {
         self.scale.apply(&bytes[1..], &mut batch.features);
         batch.label(bytes[0].into());
         Ok(())
-    }
-
-    fn inspect(&self, limit: u32) -> Result<Report, DataError> {
-        inspect(self, limit)
     }
 }
 
@@ -137,7 +132,7 @@ mod tests {
         assert_eq!((data.info().train, data.info().test), (4, 2));
         let batch = HostBatch::read(&*data, Part::Train, [3, 0]).unwrap();
         assert_eq!((batch.labels, batch.features.len()), (vec![9, 1], 2 * PIXELS));
-        let report = data.inspect(100).unwrap();
+        let report = super::super::inspect(&*data, 100).unwrap();
         assert_eq!((report.train.classes["truck"], report.test.classes["airplane"]), (1, 1));
     }
 

@@ -13,7 +13,7 @@ use convoy_proto::order::{self, Purpose};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-use super::{DataError, DataInfo, Dataset, Form, HostBatch, Part, Report, Request, inspect::inspect};
+use super::{DataError, DataInfo, Dataset, Form, HostBatch, Part, Request};
 
 const SIDE: usize = 28;
 const PIXELS: usize = SIDE * SIDE;
@@ -67,10 +67,6 @@ impl Dataset for Digits {
         batch.features.extend(picture.iter().map(|byte| f32::from(*byte) / 255.0));
         batch.label(digit);
         Ok(())
-    }
-
-    fn inspect(&self, limit: u32) -> Result<Report, DataError> {
-        inspect(self, limit)
     }
 }
 

@@ -56,11 +56,17 @@ pub enum DataError {
 impl DataError {
     /// A file or folder that cannot be read.
     pub fn read(path: &Path, problem: impl ToString) -> DataError {
-        DataError::Read { path: path.into(), problem: problem.to_string() }
+        DataError::Read { path: path.into(), problem: one_line(&problem.to_string()) }
     }
 
     /// A file that is not what it should be at an offset.
     pub fn malformed(path: &Path, offset: u64, problem: impl ToString) -> DataError {
-        DataError::Malformed { path: path.into(), offset, problem: problem.to_string() }
+        DataError::Malformed { path: path.into(), offset, problem: one_line(&problem.to_string()) }
     }
+}
+
+/// What a library says may have several lines; an error has one.
+fn one_line(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join(", ")
 }

@@ -43,11 +43,8 @@ impl Files {
     pub fn open(paths: &[PathBuf]) -> Result<Files, DataError> {
         let mut opened = Files { files: Vec::new(), len: 0 };
         for path in paths {
-            let file = File::open(path).map_err(|problem| DataError::read(path, problem))?;
+            let file = open(path)?;
             let metadata = file.metadata().map_err(|problem| DataError::read(path, problem))?;
-            if !metadata.is_file() {
-                return Err(DataError::read(path, "is no file"));
-            }
             let (start, len) = (opened.len, metadata.len());
             opened.files.push(Placed { path: path.clone(), file, start, len });
             opened.len += len;
@@ -105,7 +102,31 @@ impl Files {
     }
 }
 
-/// The files below a folder, sorted by path; those whose name begins with a dot are left out.
+/// Opens a file to be read more than once: no folder, and no pipe, which would be waited for.
+///
+/// # Errors
+/// It is none, or cannot be opened.
+pub fn open(path: &Path) -> Result<File, DataError> {
+    let metadata = std::fs::metadata(path).map_err(|problem| DataError::read(path, problem))?;
+    if !metadata.is_file() {
+        return Err(DataError::read(path, "is no regular file"));
+    }
+    File::open(path).map_err(|problem| DataError::read(path, problem))
+}
+
+/// Refuses what is packed.
+///
+/// # Errors
+/// The bytes are a gzip stream's.
+pub fn check_unpacked(path: &Path, start: &[u8]) -> Result<(), DataError> {
+    if start.starts_with(&[0x1f, 0x8b]) {
+        return Err(DataError::read(path, "is gzipped; unpack it first"));
+    }
+    Ok(())
+}
+
+/// The files below a folder, sorted by path; those whose name begins with a dot are left out, and links to folders are
+/// not followed.
 ///
 /// # Errors
 /// A folder that cannot be read.
@@ -114,12 +135,14 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut open = vec![dir.to_path_buf()];
     while let Some(dir) = open.pop() {
         for entry in std::fs::read_dir(&dir).map_err(|problem| DataError::read(&dir, problem))? {
-            let path = entry.map_err(|problem| DataError::read(&dir, problem))?.path();
+            let entry = entry.map_err(|problem| DataError::read(&dir, problem))?;
+            let path = entry.path();
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
             let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-            match (hidden, path.is_dir()) {
-                (true, _) => {}
+            match (hidden, is_folder) {
                 (false, true) => open.push(path),
-                (false, false) => found.push(path),
+                (false, false) if path.is_file() => found.push(path),
+                _ => {}
             }
         }
     }

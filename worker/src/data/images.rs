@@ -12,9 +12,8 @@ use image::{ColorType, ImageDecoder, ImageReader, imageops::FilterType};
 use sha2::{Digest, Sha256};
 
 use super::{
-    DataError, DataInfo, Dataset, Form, HostBatch, Part, Report, Request,
+    DataError, DataInfo, Dataset, Form, HostBatch, Part, Request,
     files::{self, Files},
-    inspect::inspect,
     pixels::{MEASURED, Scale},
     split::split,
 };
@@ -73,10 +72,6 @@ impl Dataset for Images {
         self.scale.apply(&self.bytes(number)?, &mut batch.features);
         batch.label(self.pictures[number as usize].class);
         Ok(())
-    }
-
-    fn inspect(&self, limit: u32) -> Result<Report, DataError> {
-        inspect(self, limit)
     }
 }
 
@@ -142,6 +137,15 @@ fn find(dir: &Path) -> Result<(Vec<String>, Vec<Picture>), DataError> {
     folders.sort();
     if folders.len() < 2 {
         let problem = format!("holds {} folders, but there must be one for each of two classes or more", folders.len());
+        return Err(DataError::read(dir, problem));
+    }
+    let is_part = |folder: &PathBuf| {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        ["train", "training", "test", "val", "valid", "validation"].contains(&name.as_str())
+    };
+    if folders.iter().all(is_part) {
+        let first = folders[0].display();
+        let problem = format!("its folders are parts and not classes; name one of them, such as images:{first}");
         return Err(DataError::read(dir, problem));
     }
     let (mut names, mut pictures) = (Vec::new(), Vec::new());

@@ -12,6 +12,8 @@ use super::{DataError, Dataset, Form, HostBatch, Part};
 
 /// Features up to which constant ones are named.
 const NAMED: usize = 8;
+/// Rows that are too few to learn from.
+const FEW: u32 = 50;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -30,6 +32,8 @@ pub struct Report {
     pub duplicates: u64,
     /// Values that are infinite or not numbers.
     pub non_finite: u64,
+    /// What the data are, so that others are not taken for them.
+    pub fingerprint: String,
     /// What deserves a person's attention.
     pub warnings: Vec<String>,
 }
@@ -45,8 +49,11 @@ pub struct PartReport {
     pub classes: BTreeMap<String, u64>,
 }
 
-/// Looks at up to `limit` samples of each part, evenly spaced.
-pub fn inspect(data: &(impl Dataset + ?Sized), limit: u32) -> Result<Report, DataError> {
+/// Looks for what is noteworthy in up to `limit` samples of each part, evenly spaced.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn inspect(data: &dyn Dataset, limit: u32) -> Result<Report, DataError> {
     let info = data.info();
     let mut looker = Looker { data, spread: Vec::new(), non_finite: 0 };
     let mut seen = HashSet::new();
@@ -65,18 +72,20 @@ pub fn inspect(data: &(impl Dataset + ?Sized), limit: u32) -> Result<Report, Dat
     };
     let about = info.about.clone();
     let non_finite = looker.non_finite;
-    let report = Report { about, train, test, features, constant, duplicates, non_finite, warnings: Vec::new() };
+    let fingerprint = info.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
+    let warnings = data.notes();
+    let report = Report { about, train, test, features, constant, duplicates, non_finite, fingerprint, warnings };
     Ok(report.warn(!names.is_empty()))
 }
 
-struct Looker<'a, D: ?Sized> {
-    data: &'a D,
+struct Looker<'a> {
+    data: &'a dyn Dataset,
     /// Lowest and highest value by feature.
     spread: Vec<(f32, f32)>,
     non_finite: u64,
 }
 
-impl<D: Dataset + ?Sized> Looker<'_, D> {
+impl Looker<'_> {
     fn part(&mut self, part: Part, limit: u32, mut each: impl FnMut(u64)) -> Result<PartReport, DataError> {
         let info = self.data.info();
         let rows = info.len(part);
@@ -127,7 +136,10 @@ fn fingerprint(sample: &HostBatch) -> u64 {
 impl Report {
     /// Adds what deserves attention; constant features do where features have names.
     fn warn(mut self, named: bool) -> Report {
-        let mut warnings = Vec::new();
+        let mut warnings = std::mem::take(&mut self.warnings);
+        if self.train.rows < FEW {
+            warnings.push(format!("only {} to train on", count(self.train.rows.into(), "row")));
+        }
         for (part, name) in [(&self.train, "training"), (&self.test, "test")] {
             let absent: Vec<_> = part.classes.iter().filter(|(_, n)| **n == 0).map(|(c, _)| c.as_str()).collect();
             if !absent.is_empty() && part.inspected == part.rows {
@@ -159,6 +171,10 @@ fn plural(count: usize) -> String {
     if count == 1 { "class".into() } else { format!("{count} classes") }
 }
 
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 fn list(names: &[&str]) -> String {
     let more = names.len().saturating_sub(NAMED);
     let shown = names[..names.len() - more].join(", ");
@@ -169,7 +185,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.about)?;
         for (part, name) in [(&self.train, "train"), (&self.test, "test")] {
-            write!(f, "{name:5}  {} rows", part.rows)?;
+            write!(f, "{name:5}  {}", count(part.rows.into(), "row"))?;
             if part.inspected < part.rows {
                 write!(f, ", {} of them looked at", part.inspected)?;
             }
@@ -180,8 +196,8 @@ impl fmt::Display for Report {
             let more = if part.classes.len() > 20 { ", …" } else { "" };
             writeln!(f, "{}{}{more}", if shares.is_empty() { "" } else { "  " }, shares.join(", "))?;
         }
-        write!(f, "       {} features, {} of them constant", self.features, self.constant.len())?;
-        write!(f, ", {} duplicates between the parts", self.duplicates)?;
+        write!(f, "       {}, {} of them constant", count(self.features as u64, "feature"), self.constant.len())?;
+        write!(f, ", {} between the parts", count(self.duplicates, "duplicate"))?;
         self.warnings.iter().try_for_each(|warning| write!(f, "\nwarning: {warning}"))
     }
 }

@@ -10,9 +10,8 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    DataError, DataInfo, Dataset, Form, HostBatch, Part, Report, Request,
+    DataError, DataInfo, Dataset, Form, HostBatch, Part, Request,
     idx::{self, Idx},
-    inspect::inspect,
     split::split,
 };
 
@@ -49,10 +48,6 @@ impl Dataset for Mnist {
         batch.features.extend(pixels.iter().map(|byte| f32::from(*byte) / 255.0));
         batch.label(pair.labels[row as usize].into());
         Ok(())
-    }
-
-    fn inspect(&self, limit: u32) -> Result<Report, DataError> {
-        inspect(self, limit)
     }
 }
 

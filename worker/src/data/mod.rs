@@ -26,7 +26,7 @@ pub mod vocabulary;
 
 pub use batch::HostBatch;
 pub use error::DataError;
-pub use inspect::{PartReport, Report};
+pub use inspect::{PartReport, Report, inspect};
 
 /// The part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,11 +142,10 @@ pub trait Dataset: Send + Sync {
         Vec::new()
     }
 
-    /// Looks for what is noteworthy in at most so many samples of each part.
-    ///
-    /// # Errors
-    /// A file that cannot be read.
-    fn inspect(&self, limit: u32) -> Result<Report, DataError>;
+    /// What was noteworthy when it was opened.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What a task needs of its samples.
@@ -198,6 +197,8 @@ pub struct Source {
     pub name: &'static str,
     /// How it is written.
     pub usage: &'static str,
+    /// Whether a path follows the name.
+    pub takes_path: bool,
     /// The task that suits it.
     pub task: &'static str,
     /// Steps that a run makes at least if its length is not said; small data need many passes.
@@ -205,15 +206,26 @@ pub struct Source {
     open: Open,
 }
 
+const fn from_path(name: &'static str, usage: &'static str, task: &'static str, open: Open) -> Source {
+    Source { name, usage, takes_path: true, task, least_steps: 0, open }
+}
+
 /// Every kind of data set.
 pub const SOURCES: &[Source] = &[
-    Source { name: "digits", usage: "digits[:SEED]", task: "cnn", least_steps: 0, open: digits::open },
-    Source { name: "mnist", usage: "mnist:DIR", task: "cnn", least_steps: 0, open: mnist::open },
-    Source { name: "cifar10", usage: "cifar10:DIR", task: "cnn", least_steps: 0, open: cifar::open },
-    Source { name: "images", usage: "images:DIR", task: "cnn", least_steps: 0, open: images::open },
-    Source { name: "csv", usage: "csv:FILE", task: "mlp", least_steps: 1500, open: table::open_csv },
-    Source { name: "parquet", usage: "parquet:FILE", task: "mlp", least_steps: 1500, open: table::open_parquet },
-    Source { name: "text", usage: "text:FILE|DIR", task: "gpt", least_steps: 0, open: text::open },
+    Source {
+        name: "digits",
+        usage: "digits[:SEED]",
+        takes_path: false,
+        task: "cnn",
+        least_steps: 0,
+        open: digits::open,
+    },
+    from_path("mnist", "mnist:DIR", "cnn", mnist::open),
+    from_path("cifar10", "cifar10:DIR", "cnn", cifar::open),
+    from_path("images", "images:DIR", "cnn", images::open),
+    Source { least_steps: 1500, ..from_path("csv", "csv:FILE", "mlp", table::open_csv) },
+    Source { least_steps: 1500, ..from_path("parquet", "parquet:FILE", "mlp", table::open_parquet) },
+    from_path("text", "text:FILE|DIR", "gpt", text::open),
 ];
 
 /// The source that a spec names, and what follows the name.
@@ -229,6 +241,19 @@ pub fn source(spec: &str) -> Result<(&'static Source, Option<&str>), DataError> 
         DataError::Spec { spec: spec.into(), problem: format!("{hint}there is {}", known.join(", ")) }
     })?;
     Ok((found, argument))
+}
+
+/// A spec with its path made absolute, where it has one.
+pub fn absolute(spec: &str) -> String {
+    match source(spec) {
+        Ok((Source { name, takes_path: true, .. }, Some(path))) => format!("{name}:{}", absolute_path(path)),
+        _ => spec.into(),
+    }
+}
+
+/// A path made absolute; as it is if that cannot be.
+pub fn absolute_path(path: &str) -> String {
+    std::path::absolute(path).map_or_else(|_| path.into(), |path| path.display().to_string())
 }
 
 /// Opens the data of a run, for a task that needs samples of a kind.

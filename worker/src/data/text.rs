@@ -14,8 +14,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    DataError, DataInfo, Dataset, Form, HostBatch, Part, Report, Request, files, files::Files, inspect::inspect,
-    vocabulary::Vocabulary,
+    DataError, DataInfo, Dataset, Form, HostBatch, Part, Request, files, files::Files, vocabulary::Vocabulary,
 };
 
 /// Tokens that are seen at once, if it is not said.
@@ -31,6 +30,7 @@ struct Text {
     context: usize,
     /// The first token that is held out.
     border: u64,
+    notes: Vec<String>,
 }
 
 impl Dataset for Text {
@@ -53,8 +53,8 @@ impl Dataset for Text {
         Ok(())
     }
 
-    fn inspect(&self, limit: u32) -> Result<Report, DataError> {
-        inspect(self, limit)
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
     }
 }
 
@@ -63,6 +63,7 @@ pub fn open(request: &Request<'_>) -> Result<Arc<dyn Dataset>, DataError> {
     let path = request.path("text", "FILE")?;
     let paths = if path.is_dir() { files::list(&path)? } else { vec![path.clone()] };
     let text = Files::open(&paths)?;
+    let notes = look_at_start(&path, &text)?;
     let vocabulary = Vocabulary::open(request.input.tokenizer.as_deref())?;
     let mut hash = Sha256::new();
     text.fingerprint(&mut hash)?;
@@ -105,7 +106,25 @@ pub fn open(request: &Request<'_>) -> Result<Arc<dyn Dataset>, DataError> {
         class_names: Vec::new(),
         fingerprint: hash.finalize().to_vec(),
     };
-    Ok(Arc::new(Text { info, tokens, width, context, border }))
+    Ok(Arc::new(Text { info, tokens, width, context, border, notes }))
+}
+
+/// Bytes that are looked at before anything else.
+const START: u64 = 64 << 10;
+
+/// Refuses what is empty or packed, and notes what does not look like text.
+fn look_at_start(path: &Path, text: &Files) -> Result<Vec<String>, DataError> {
+    let mut start = vec![0; text.len().min(START) as usize];
+    text.read_at(0, &mut start)?;
+    if start.is_empty() {
+        return Err(DataError::read(path, "there is nothing in it"));
+    }
+    files::check_unpacked(text.locate(0).0, &start)?;
+    let zeros = start.iter().filter(|byte| **byte == 0).count();
+    Ok((zeros > 0)
+        .then(|| format!("{zeros} of the first {} bytes are zero: is it text?", start.len()))
+        .into_iter()
+        .collect())
 }
 
 /// The tokens of a text, from the file `kept`, which is made if it is not there.

@@ -3,14 +3,13 @@
 //! `m ← β₁·m + (1−β₁)·g`, `v ← β₂·v + (1−β₂)·g²`, and with the bias-corrected m̂ and v̂
 //! `p ← p − lr·m̂ / (√v̂ + ε)`; `g` holds `λ·p`.
 
-use convoy_proto::config::Moments;
+use convoy_proto::{config::Moments, schedule::power};
 
 use super::{Rule, Update};
 
 /// What the moments are divided by so that their start at zero does not show: `1 − β₁ᵗ` and `1 − β₂ᵗ` at update t.
 pub(super) fn corrections(moments: Moments, updates: u64) -> (f32, f32) {
-    let count = i32::try_from(updates + 1).unwrap_or(i32::MAX);
-    let correction = |beta: f32| (1.0 - f64::from(beta).powi(count)) as f32;
+    let correction = |beta: f32| (1.0 - power(beta.into(), updates + 1)) as f32;
     (correction(moments.beta1), correction(moments.beta2))
 }
 

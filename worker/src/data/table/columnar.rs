@@ -11,11 +11,11 @@ use parquet::{
 };
 
 use super::{
-    DataError,
-    rows::{Cell, Rows, Visit},
+    DataError, files,
+    rows::{At, Cell, Rows, Visit},
 };
 
-/// A Parquet file without nested columns.
+/// A Parquet file.
 pub struct Columnar {
     path: PathBuf,
     names: Vec<String>,
@@ -25,17 +25,11 @@ impl Columnar {
     /// Opens a file and reads its schema.
     ///
     /// # Errors
-    /// A file that cannot be read, is not Parquet, or has nested columns.
+    /// A file that cannot be read or is not Parquet.
     pub fn open(path: PathBuf) -> Result<Columnar, DataError> {
-        let mut names = Vec::new();
         let reader = reader(&path)?;
-        for field in reader.metadata().file_metadata().schema().get_fields() {
-            if field.is_group() || field.get_basic_info().repetition() == parquet::basic::Repetition::REPEATED {
-                let problem = "is nested; only flat columns can be features".into();
-                return Err(DataError::Column { path, column: field.name().into(), problem });
-            }
-            names.push(field.name().to_string());
-        }
+        let fields = reader.metadata().file_metadata().schema().get_fields();
+        let names: Vec<String> = fields.iter().map(|field| field.name().to_string()).collect();
         if names.len() < 2 {
             return Err(DataError::read(&path, "has one column only; a label needs features beside it"));
         }
@@ -52,15 +46,15 @@ fn guarded<T>(path: &Path, read: impl FnOnce() -> parquet::errors::Result<T>) ->
 }
 
 fn reader(path: &Path) -> Result<SerializedFileReader<File>, DataError> {
-    let file = File::open(path).map_err(|problem| DataError::read(path, problem))?;
+    let file = files::open(path)?;
     guarded(path, || SerializedFileReader::new(file))
 }
 
-/// A field as a cell; `None` for a kind that is neither number nor text.
-fn cell<'a>(field: &'a Field) -> Option<Cell<'a>> {
-    let number = |value: f64| Some(Cell::Number(value, ""));
+/// A field as a cell.
+fn cell(field: &Field) -> Cell<'_> {
+    let number = |value: f64| Cell::Number(value, "");
     match field {
-        Field::Null => Some(Cell::Missing),
+        Field::Null => Cell::Missing,
         Field::Bool(value) => number(f64::from(u8::from(*value))),
         Field::Byte(value) => number((*value).into()),
         Field::Short(value) => number((*value).into()),
@@ -74,9 +68,9 @@ fn cell<'a>(field: &'a Field) -> Option<Cell<'a>> {
         Field::Float16(value) => number((*value).into()),
         Field::Float(value) => number((*value).into()),
         Field::Double(value) => number(*value),
-        Field::Str(text) if text.trim().is_empty() => Some(Cell::Missing),
-        Field::Str(text) => Some(Cell::Text(text.trim())),
-        _ => None,
+        Field::Str(text) if text.trim().is_empty() => Cell::Missing,
+        Field::Str(text) => Cell::Text(text.trim()),
+        _ => Cell::Unusable,
     }
 }
 
@@ -89,8 +83,12 @@ impl Rows for Columnar {
         &self.names
     }
 
-    fn place(&self, row: u64) -> String {
-        format!("row {}", row + 1)
+    fn form(&self) -> String {
+        String::new()
+    }
+
+    fn place(&self, line: u64) -> String {
+        format!("row {line}")
     }
 
     fn scan(&self, visit: &mut Visit<'_>) -> Result<(), DataError> {
@@ -98,16 +96,11 @@ impl Rows for Columnar {
         let mut rows = guarded(&self.path, || reader.get_row_iter(None))?;
         let mut number = 0;
         while let Some(row) = guarded(&self.path, || rows.next().transpose())? {
-            let fields: Vec<&Field> = row.get_column_iter().map(|(_, field)| field).collect();
-            let mut cells = Vec::with_capacity(fields.len());
-            for (name, field) in self.names.iter().zip(&fields) {
-                let Some(cell) = cell(field) else {
-                    let problem = "holds neither numbers nor text; leave it out with --drop".into();
-                    return Err(DataError::Column { path: self.path.clone(), column: name.clone(), problem });
-                };
-                cells.push(cell);
+            let cells: Vec<Cell<'_>> = row.get_column_iter().map(|(_, field)| cell(field)).collect();
+            if cells.len() != self.names.len() {
+                return Err(DataError::read(&self.path, "its columns are not those of its schema"));
             }
-            visit(number, &cells)?;
+            visit(At { row: number, line: number + 1 }, &cells)?;
             number += 1;
         }
         Ok(())

@@ -11,14 +11,15 @@ use convoy_proto::config::{Input, input::Header};
 use csv::{ByteRecord, Reader, ReaderBuilder, Trim};
 
 use super::{
-    DataError,
-    rows::{Cell, Rows, Visit, parse},
+    DataError, files,
+    rows::{At, Cell, Rows, Visit, parse},
 };
 
 /// What may separate cells, if it is not said.
 const DELIMITERS: [u8; 4] = *b",;\t|";
 /// Bytes and rows that are looked at to find out.
 const LOOKED_AT: u64 = 256 << 10;
+const MOST_LOOKED_AT: u64 = 64 << 20;
 const ROWS_LOOKED_AT: usize = 200;
 
 /// A delimited file.
@@ -36,9 +37,8 @@ impl Delimited {
     /// # Errors
     /// A file that cannot be read, is empty, or is no text.
     pub fn open(path: PathBuf, input: &Input) -> Result<Delimited, DataError> {
-        let mut start = Vec::new();
-        let file = File::open(&path).and_then(|file| file.take(LOOKED_AT).read_to_end(&mut start));
-        file.map_err(|problem| DataError::read(&path, problem))?;
+        let start = start_of(&path)?;
+        files::check_unpacked(&path, &start)?;
         if let Some(at) = start.iter().position(|byte| *byte == 0) {
             return Err(DataError::malformed(&path, at as u64, "a zero byte: this is no text"));
         }
@@ -50,7 +50,7 @@ impl Delimited {
         let has_header = match input.header {
             Header::Yes => true,
             Header::No => false,
-            Header::Auto => has_header(&sample),
+            Header::Auto => has_header(&sample, has_decimal_comma(delimiter)),
         };
         let names = match has_header {
             true => unique(first),
@@ -64,12 +64,32 @@ impl Delimited {
     }
 
     fn reader(&self) -> Result<Reader<BufReader<File>>, DataError> {
-        let file = File::open(&self.path).map_err(|problem| DataError::read(&self.path, problem))?;
+        let file = files::open(&self.path)?;
         Ok(builder(self.delimiter).has_headers(self.has_header).from_reader(BufReader::new(file)))
     }
 
     fn at_line(&self, line: u64, problem: impl ToString) -> DataError {
         DataError::Row { path: self.path.clone(), place: format!("line {line}"), problem: problem.to_string() }
+    }
+}
+
+/// The start of a file: whole lines, and at least three of them if there are as many.
+fn start_of(path: &Path) -> Result<Vec<u8>, DataError> {
+    let (mut file, mut start) = (files::open(path)?, Vec::new());
+    let mut wanted = LOOKED_AT;
+    loop {
+        let count =
+            file.by_ref().take(wanted).read_to_end(&mut start).map_err(|problem| DataError::read(path, problem))?;
+        let lines = start.iter().filter(|byte| **byte == b'\n').count();
+        if (count as u64) < wanted {
+            return Ok(start);
+        }
+        if lines >= 3 || start.len() as u64 >= MOST_LOOKED_AT {
+            let end = start.iter().rposition(|byte| *byte == b'\n').map_or(start.len(), |at| at + 1);
+            start.truncate(end);
+            return Ok(start);
+        }
+        wanted = start.len() as u64;
     }
 }
 
@@ -87,12 +107,7 @@ fn sample(start: &[u8], delimiter: u8) -> Vec<Vec<String>> {
         let record = record.ok()?;
         Some(record.iter().map(|cell| String::from_utf8_lossy(cell).into_owned()).collect())
     };
-    let mut rows: Vec<Vec<String>> = reader.byte_records().take(ROWS_LOOKED_AT).map_while(row).collect();
-    // The last row may be cut by the end of what was read.
-    if start.len() as u64 == LOOKED_AT && rows.len() < ROWS_LOOKED_AT && rows.len() > 1 {
-        rows.pop();
-    }
-    rows
+    reader.byte_records().take(ROWS_LOOKED_AT).map_while(row).collect()
 }
 
 /// The one that cuts the most rows into as many cells as the first, and those into the most.
@@ -107,18 +122,23 @@ fn find_delimiter(start: &[u8]) -> u8 {
     DELIMITERS.into_iter().rev().max_by_key(|delimiter| score(*delimiter)).unwrap_or(b',')
 }
 
-/// Whether the first row names the columns: it holds no number and no name twice, and a column below it holds numbers,
-/// or none of its cells comes again in its column.
-fn has_header(rows: &[Vec<String>]) -> bool {
+/// Where semicolons separate cells, a comma separates decimals: so spreadsheets write in most of Europe.
+fn has_decimal_comma(delimiter: u8) -> bool {
+    delimiter == b';'
+}
+
+/// Whether the first row names the columns: it holds no number, and a column below it holds numbers; or, where all is
+/// text, it holds no name twice and none of its cells comes again in its column.
+fn has_header(rows: &[Vec<String>], decimal_comma: bool) -> bool {
     let Some((first, rest)) = rows.split_first() else { return false };
-    let is_number = |cell: &String| matches!(parse(cell), Cell::Number(..));
-    let distinct = first.iter().collect::<HashSet<_>>().len() == first.len();
-    if !distinct || rest.is_empty() || first.iter().any(|cell| is_number(cell) || cell.is_empty()) {
+    let is_number = |cell: &String| matches!(parse(cell, decimal_comma), Cell::Number(..));
+    if rest.is_empty() || first.iter().any(is_number) || first.iter().all(String::is_empty) {
         return false;
     }
+    let distinct = first.iter().collect::<HashSet<_>>().len() == first.len();
     let column = |at: usize| rest.iter().filter_map(move |row| row.get(at)).filter(|cell| !cell.is_empty());
     let numeric = (0..first.len()).any(|at| column(at).next().is_some() && column(at).all(is_number));
-    numeric || (0..first.len()).all(|at| column(at).all(|cell| *cell != first[at]))
+    numeric || distinct && (0..first.len()).all(|at| column(at).all(|cell| *cell != first[at]))
 }
 
 /// Names, those that are empty or come again being numbered.
@@ -140,8 +160,15 @@ impl Rows for Delimited {
         &self.names
     }
 
-    fn place(&self, row: u64) -> String {
-        format!("line {}", row + 1 + u64::from(self.has_header))
+    fn form(&self) -> String {
+        let separator =
+            if self.delimiter == b'\t' { "tabs".into() } else { format!("`{}`", char::from(self.delimiter)) };
+        let names = if self.has_header { "columns named by the first line" } else { "no line of names" };
+        format!(" ({separator} between cells, {names})")
+    }
+
+    fn place(&self, line: u64) -> String {
+        format!("line {line}")
     }
 
     fn scan(&self, visit: &mut Visit<'_>) -> Result<(), DataError> {
@@ -162,8 +189,9 @@ impl Rows for Delimited {
             let texts = record
                 .iter()
                 .map(|cell| std::str::from_utf8(cell).map_err(|_| self.at_line(line, "a cell is no UTF-8 text")));
-            let cells = texts.map(|text| Ok(parse(text?))).collect::<Result<Vec<_>, DataError>>()?;
-            visit(row, &cells)?;
+            let decimal_comma = has_decimal_comma(self.delimiter);
+            let cells = texts.map(|text| Ok(parse(text?, decimal_comma))).collect::<Result<Vec<_>, DataError>>()?;
+            visit(At { row, line }, &cells)?;
             row += 1;
         }
     }
@@ -175,7 +203,7 @@ mod tests {
 
     fn form(text: &str) -> (char, bool) {
         let delimiter = find_delimiter(text.as_bytes());
-        (delimiter.into(), has_header(&sample(text.as_bytes(), delimiter)))
+        (delimiter.into(), has_header(&sample(text.as_bytes(), delimiter), has_decimal_comma(delimiter)))
     }
 
     #[test]
@@ -188,7 +216,11 @@ mod tests {
             ("colour|size\nred|big\nblue|small\nred|big\n", '|', true),
             ("red|big\nblue|small\nred|big\n", '|', false),
             ("\"a, b\";c\n\"x, y\";1\n", ';', true),
-            ("a,a\n1,2\n", ',', false),
+            ("a,a\n1,2\n", ',', true),
+            (",a,b\n0,1,x\n1,2,y\n", ',', true),
+            ("a,a\nx,y\n", ',', false),
+            ("1,5;2,5\n2,5;3\n", ';', false),
+            ("länge;breite\n1,5;2,5\n", ';', true),
         ] {
             assert_eq!(form(text), (delimiter, header), "{text:?}");
         }

@@ -9,9 +9,7 @@ use std::{path::PathBuf, sync::Arc};
 use convoy_proto::config::Input;
 use sha2::{Digest, Sha256};
 
-use super::{
-    DataError, DataInfo, Dataset, Form, HostBatch, Part, Report, Request, files::Files, inspect::inspect, split::split,
-};
+use super::{DataError, DataInfo, Dataset, Form, HostBatch, Part, Request, files, files::Files, split::split};
 
 mod columnar;
 mod delimited;
@@ -77,6 +75,7 @@ struct Table {
     targets: Vec<f32>,
     train: Vec<u32>,
     test: Vec<u32>,
+    notes: Vec<String>,
 }
 
 impl Dataset for Table {
@@ -110,8 +109,8 @@ impl Dataset for Table {
         self.names.clone()
     }
 
-    fn inspect(&self, limit: u32) -> Result<Report, DataError> {
-        inspect(self, limit)
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
     }
 }
 
@@ -148,6 +147,7 @@ fn load(kind: &str, rows: &dyn Rows, request: &Request<'_>) -> Result<Arc<dyn Da
         targets: Vec::new(),
         train,
         test,
+        notes: plan.notes.clone(),
     };
     rows.scan(&mut |_, cells| {
         table.encode(&plan, &scales, cells);
@@ -192,10 +192,11 @@ fn info(
         }
     };
     let about = format!(
-        "{kind}: {} rows to train on, {} held out, {features} features, to predict {what}, from {}",
+        "{kind}: {} rows to train on, {} held out, {features} features, to predict {what}, from {}{}",
         train.len(),
         test.len(),
-        rows.path().display()
+        rows.path().display(),
+        rows.form()
     );
     DataInfo { about, form, train: train.len() as u32, test: test.len() as u32, class_names, fingerprint }
 }
@@ -214,8 +215,8 @@ impl Scales {
         let mut numbers = vec![Sums::default(); plan.features.len()];
         let mut counts: Vec<Vec<u32>> = plan.features.iter().map(|(_, feature)| empty_counts(feature)).collect();
         let mut target = Sums::default();
-        rows.scan(&mut |row, cells| {
-            if !is_train.get(row as usize).copied().unwrap_or(false) {
+        rows.scan(&mut |at, cells| {
+            if !is_train.get(at.row as usize).copied().unwrap_or(false) {
                 return Ok(());
             }
             for (((at, feature), sums), counts) in plan.features.iter().zip(&mut numbers).zip(&mut counts) {

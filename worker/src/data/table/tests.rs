@@ -98,10 +98,27 @@ fn an_empty_cell_takes_the_mean_when_asked() {
 }
 
 #[test]
+fn decimal_commas_and_codes_are_understood() {
+    let rows: String = (0..60).map(|i| format!("{},5;{}\n", i, ["007", "7"][i % 2])).collect();
+    let data = open_spec(&File::new(format!("laenge;code\n{rows}")).spec(), "");
+    assert_eq!(
+        (data.feature_names(), &data.info().class_names[..]),
+        (vec!["laenge".to_string()], &["007".into(), "7".into()][..])
+    );
+    let mixed: String =
+        (0..100).map(|i| format!("{},{}\n", if i == 7 { "n/a".into() } else { (i % 5).to_string() }, i % 2)).collect();
+    let notes = open_spec(&File::new(mixed).spec(), "").notes();
+    assert_eq!(
+        notes,
+        ["`0`: 99 of 100 cells are numbers, but line 8 holds \"n/a\": each value is taken as a category"]
+    );
+}
+
+#[test]
 fn constant_columns_and_duplicates_are_reported() {
     let rows: Vec<String> = (0..60).map(|i| format!("{},7,{}", i % 5, i % 2)).collect();
     let file = File::new(format!("a,same,y\n{}", rows.join("\n")));
-    let report = open_spec(&file.spec(), "").inspect(1000).unwrap();
+    let report = crate::data::inspect(&*open_spec(&file.spec(), ""), 1000).unwrap();
     assert_eq!((report.constant, report.duplicates), (vec!["same".to_string()], 6));
     assert!(report.warnings.iter().any(|w| w.contains("of no use: same")), "{:?}", report.warnings);
 }
@@ -110,13 +127,19 @@ fn constant_columns_and_duplicates_are_reported() {
 fn what_is_wrong_is_named() {
     let many: String = (0..120).map(|i| format!("name{i},{}\n", i % 2)).collect();
     let ids: String = (0..300).map(|i| format!("1,id{i}\n")).collect();
-    let cases: [(&str, &str, &str); 14] = [
+    let nearly: String =
+        (0..200).map(|i| if i == 51 { "oops,1\n".into() } else { format!("{}.5,{}\n", i, i % 2) }).collect();
+    let cases: [(&str, &str, &str); 18] = [
+        (&nearly, "", "line 52: `0` holds \"oops\", but 199 of 200 cells are numbers; mend it"),
+        ("a,y\n1e300,0\n2,1\n", "", "line 2: `a` is infinite, too large or not a number"),
+        ("a,b,y\n,1,0\n,2,1\n", "[input]\nmissing = 'mean'", "column `a`: is empty in every row"),
+        ("a,b,y\n1,1,0\n2,2,1\n", "[input]\nlabel = 'y'\ndrop = ['y']", "--drop y: it is the label"),
         ("", "", "it has no rows"),
-        ("a,b\n", "", "1 rows cannot be split"),
+        ("a,b\n", "", "cannot be split in two"),
         ("x\n1\n2\n", "", "found one column only"),
         ("1,2,0\n3,4\n5,6,1\n", "", "line 2: 2 cells, but the first row has 3"),
-        ("a,b,y\n1,2,0\n3,NaN,1\n", "", "line 3: `b` is infinite or not a number"),
-        ("a,b,y\n1,2,0\n3,inf,1\n", "", "line 3: `b` is infinite or not a number"),
+        ("a,b,y\n1,2,0\n3,NaN,1\n", "", "line 3: `b` is infinite, too large or not a number"),
+        ("a,b,y\n1,2,0\n3,inf,1\n", "", "line 3: `b` is infinite, too large or not a number"),
         ("a,y\n1,0\n2,\n", "", "line 3: the label `y` is empty"),
         ("a,y\n1,0\n2,0\n", "", "column `y`: the label is the same in every row"),
         (&many, "", "column `0`: holds text with more than 50 values; leave it out with --drop 0"),
@@ -147,14 +170,15 @@ fn write_parquet(path: &Path, message: &str, nested: bool) {
     let schema = std::sync::Arc::new(parse_message_type(message).unwrap());
     let file = fs::File::create(path).unwrap();
     let mut writer = SerializedFileWriter::new(file, schema, Default::default()).unwrap();
-    for group in 0..if nested { 0 } else { 3 } {
+    for group in 0..3 {
         let mut rows = writer.next_row_group().unwrap();
         let numbers: Vec<f64> = (0..20).map(|i| f64::from(i + group)).collect();
         // One row in ten has no number.
         let present: Vec<i16> = (0..20).map(|i| i16::from(i % 10 != 3)).collect();
         let some: Vec<f64> = numbers.iter().zip(&present).filter(|(_, p)| **p == 1).map(|(n, _)| *n).collect();
         let mut column = rows.next_column().unwrap().unwrap();
-        column.typed::<DoubleType>().write_batch(&some, Some(&present), None).unwrap();
+        let (values, levels) = if nested { (&numbers, None) } else { (&some, Some(&present[..])) };
+        column.typed::<DoubleType>().write_batch(values, levels, None).unwrap();
         column.close().unwrap();
         let texts: Vec<ByteArray> = (0..20).map(|i| if i % 2 == 0 { "even" } else { "odd" }.into()).collect();
         let mut column = rows.next_column().unwrap().unwrap();
@@ -196,9 +220,15 @@ fn parquet_that_cannot_be_used_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("t.parquet");
     let spec = format!("parquet:{}", path.display());
-    let nested = "message t { required group pair { required double a; required double b; } required int64 y; }";
+    let nested =
+        "message t { required group pair { required double a; required binary b (STRING); } required int64 y; }";
     write_parquet(&path, nested, true);
-    assert!(refusal(&spec, "").contains("column `pair`: is nested"), "{}", refusal(&spec, ""));
+    assert!(
+        refusal(&spec, "")
+            .contains("column `pair`: holds neither numbers nor text, or is nested; leave it out with --drop pair"),
+        "{}",
+        refusal(&spec, "")
+    );
     fs::write(&path, "PAR1 nothing").unwrap();
     assert!(refusal(&spec, "").contains("t.parquet"), "{}", refusal(&spec, ""));
     write_parquet(&path, FLAT, false);
