@@ -125,9 +125,8 @@ impl Session {
         for line in &self.prepared.devices.passed_over {
             self.progress.say(&format!("passed over {line}"));
         }
-        self.progress.say(&self.prepared.report.about);
-        for warning in &self.prepared.report.warnings {
-            self.progress.say(&format!("warning: {warning}"));
+        for line in self.prepared.report.to_string().lines() {
+            self.progress.say(line);
         }
         self.progress.say(&format!("run {}", self.run_dir.path().display()));
         self.save_summary();

@@ -110,6 +110,8 @@ fn check_size(path: &Path) -> Result<(), DataError> {
 mod tests {
     use std::fs;
 
+    use proptest::prelude::*;
+
     use super::{
         super::testing::{open_spec, refusal},
         *,
@@ -147,5 +149,21 @@ mod tests {
         assert!(message().ends_with("test_batch.bin: at offset 3073: label 77 is none of the ten"), "{}", message());
         fs::write(dir.path().join("test_batch.bin"), [1; RECORD + 5]).unwrap();
         assert!(message().contains("at offset 3073: 3078 bytes are no whole number of records"), "{}", message());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Whatever the bytes: either every label is one of the ten, or the file is refused.
+        #[test]
+        fn random_bytes_do_no_harm(bytes in proptest::collection::vec(0u8..12, 0..40), padding in 0usize..3) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("data_batch_1.bin");
+            let records: Vec<u8> = bytes.iter().flat_map(|byte| std::iter::repeat_n(*byte, RECORD)).collect();
+            fs::write(&path, [records, vec![0; padding]].concat()).unwrap();
+            let files = Files::open(std::slice::from_ref(&path)).unwrap();
+            let is_good = padding == 0 && !bytes.is_empty() && bytes.iter().all(|byte| *byte < 10);
+            prop_assert_eq!(check(&files, &[path]).is_ok(), is_good);
+        }
     }
 }

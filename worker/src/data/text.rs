@@ -262,6 +262,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_broken_tokenizer_does_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..40), at in 0usize..600) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = tokenizer(dir.path());
+            let mut json = fs::read(&path).unwrap();
+            let at = at % json.len();
+            let end = (at + bytes.len()).min(json.len());
+            json.splice(at..end, bytes);
+            fs::write(&path, json).unwrap();
+            if let Ok(vocabulary) = Vocabulary::open(path.to_str()) {
+                let _ = vocabulary.encode("one two \u{e9}").map(|tokens| vocabulary.decode(&tokens));
+            }
+        }
+
         /// Whatever the bytes and wherever chunks end: all valid text is taken, and nothing is lost between chunks.
         #[test]
         fn chunks_join_to_the_whole(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..200) {
