@@ -7,7 +7,7 @@ use std::{
 
 use convoy_proto::{
     config::{Backend, Config, RawConfig},
-    process,
+    hex, process,
 };
 use convoy_worker::{
     data::{self, Dataset},
@@ -74,8 +74,7 @@ pub fn open(args: &RunArgs, places: &Places, tasks: &[TaskEntry]) -> Result<Fini
 fn check_data(run: &Path, data: &dyn Dataset) -> Result<(), Failure> {
     // A run without this file is from somewhere else, which is no reason not to look at it.
     let Some(recorded) = field(run, "data.json", "fingerprint") else { return Ok(()) };
-    let now: String = data.info().fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
-    if recorded == now {
+    if recorded == hex(&data.info().fingerprint) {
         return Ok(());
     }
     let about = &data.info().about;

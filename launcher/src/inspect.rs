@@ -18,8 +18,7 @@ use crate::{
 /// Data that cannot be read, or a task that they do not suit.
 pub fn inspect(args: &InspectArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(), Failure> {
     let mut raw = settings::from_flags(args.into(), places)?;
-    let (source, _) = data::source(&args.spec)?;
-    raw.task.get_or_insert_with(|| source.task.into());
+    settings::suit_task(&mut raw)?;
     let config = raw.resolve(1)?;
     let data = data::open(&config, task::find(tasks, &config.task)?.wanted)?;
     let report = data::inspect(&*data, u32::MAX)?;

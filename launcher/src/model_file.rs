@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use convoy_proto::{manifest::Manifest, sum};
+use convoy_proto::{hex, manifest::Manifest, sum};
 use convoy_worker::parameters::Tensors;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 pub fn params_sha256(tensors: &Tensors) -> String {
     let mut hash = Sha256::new();
     tensors.iter().for_each(|values| hash.update(sum::payload_of(values)));
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
 }
 
 /// Writes all tensors to a file, by way of a temporary one.

@@ -1,6 +1,7 @@
 //! From the command line, the environment and a file to one configuration. The only place that reads the environment.
 
 use convoy_proto::config::{RawConfig, layers::Layers};
+use convoy_worker::data::{self, Source};
 
 use crate::{
     args::{Pairs, Places, TrainArgs},
@@ -32,6 +33,16 @@ pub fn gather(args: &TrainArgs, places: &Places) -> Result<RawConfig, Failure> {
 /// Anything in it that does not fit.
 pub fn from_flags(flags: Pairs, places: &Places) -> Result<RawConfig, Failure> {
     Ok(Layers::new().texts("command line", &with_places(flags, places))?.raw()?)
+}
+
+/// Fills in the task that suits the data where none is named, and gives the data's source.
+///
+/// # Errors
+/// Data of a kind that there is not.
+pub fn suit_task(raw: &mut RawConfig) -> Result<&'static Source, Failure> {
+    let (source, _) = data::source(raw.data.as_deref().unwrap_or("digits"))?;
+    raw.task.get_or_insert_with(|| source.task.into());
+    Ok(source)
 }
 
 fn with_places(mut flags: Pairs, places: &Places) -> Pairs {

@@ -36,6 +36,11 @@ pub const PROTOCOL: u32 = 1;
 /// What a build calls itself in the handshake: two builds may differ in how they compute, so they do not mix.
 pub const BUILD: &str = concat!("convoy ", env!("CARGO_PKG_VERSION"));
 
+/// Bytes in hexadecimal, as hashes are shown.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Sizes of messages on the data path, in one place.
 pub mod limits {
     /// Payload that one frame gathers before it is sent.

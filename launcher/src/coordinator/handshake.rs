@@ -3,6 +3,7 @@
 use convoy_proto::{
     BUILD, PROTOCOL,
     config::Config,
+    hex,
     manifest::Manifest,
     messages::{JoinOffer, JoinPart},
     schedule::Horizon,
@@ -23,8 +24,8 @@ pub struct Reference {
     pub kind: Kind,
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<String>() + "…"
+fn start_of(bytes: &[u8]) -> String {
+    hex(&bytes[..bytes.len().min(6)]) + "…"
 }
 
 /// Compares what a process offers with the run.
@@ -40,9 +41,9 @@ pub fn compare(offer: &JoinOffer, config: &Config, reference: &Reference) -> Res
     same("protocol version", offer.protocol.to_string(), PROTOCOL.to_string())?;
     same("build", offer.build.clone(), BUILD.into())?;
     same("run", offer.run_id.clone(), config.run_id().into())?;
-    same("configuration fingerprint", hex(&offer.config_fingerprint), hex(&config.fingerprint()))?;
+    same("configuration fingerprint", start_of(&offer.config_fingerprint), start_of(&config.fingerprint()))?;
     let JoinPart::Worker(theirs) = &offer.part else { return Ok(()) };
-    same("data fingerprint", hex(&theirs.data_fingerprint), hex(&reference.data_fingerprint))?;
+    same("data fingerprint", start_of(&theirs.data_fingerprint), start_of(&reference.data_fingerprint))?;
     match theirs.manifest.difference(&reference.manifest) {
         None => Ok(()),
         Some(theirs) => {

@@ -56,10 +56,8 @@ pub fn prepare(args: &TrainArgs, places: &Places, tasks: &[TaskEntry]) -> Result
     let mut raw = settings::gather(args, places)?;
     let cores = std::thread::available_parallelism().map_or(1, Into::into);
     let wanted = raw.backend()?;
+    let source = settings::suit_task(&mut raw)?;
     // Checked before drivers are started, which takes a while.
-    raw.clone().resolve(1)?;
-    let (source, _) = data::source(raw.data.as_deref().unwrap_or("digits"))?;
-    raw.task.get_or_insert_with(|| source.task.into());
     let mut config = raw.clone().resolve(1)?;
     let entry = task::find(tasks, &config.task)?;
     let data = data::open(&config, entry.wanted)?;

@@ -6,6 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
+use convoy_proto::hex;
 use serde::Serialize;
 
 use super::{DataError, Dataset, Form, HostBatch, Part};
@@ -72,7 +73,7 @@ pub fn inspect(data: &dyn Dataset, limit: u32) -> Result<Report, DataError> {
     };
     let about = info.about.clone();
     let non_finite = looker.non_finite;
-    let fingerprint = info.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
+    let fingerprint = hex(&info.fingerprint);
     let warnings = data.notes();
     let report = Report { about, train, test, features, constant, duplicates, non_finite, fingerprint, warnings };
     Ok(report.warn(!names.is_empty()))

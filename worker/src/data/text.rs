@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use convoy_proto::hex;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -74,7 +75,7 @@ pub fn open(request: &Request<'_>) -> Result<Arc<dyn Dataset>, DataError> {
     let (tokens, width) = match &vocabulary {
         Vocabulary::Bytes => (text, 1),
         Vocabulary::Tokenizer(_) => {
-            let name: String = source.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+            let name = hex(&source[..16]);
             let kept = request.cache.join(format!("{name}.tokens"));
             (tokenized(&text, &vocabulary, &kept)?, 4)
         }
@@ -100,7 +101,7 @@ pub fn open(request: &Request<'_>) -> Result<Arc<dyn Dataset>, DataError> {
             "text: {border} {unit}s to train on, {held_out} held out, in windows of {context}, from {}",
             path.display()
         ),
-        form: Form::Tokens { context, vocabulary: vocabulary.len() },
+        form: Form::Tokens { context, vocabulary: vocabulary.size() },
         train: fits(train)?,
         test: fits(test)?,
         class_names: Vec::new(),

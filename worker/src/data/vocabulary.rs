@@ -33,7 +33,7 @@ impl Vocabulary {
     }
 
     /// How many different tokens there are.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         match self {
             Vocabulary::Bytes => 256,
             // The highest id, as ids may have gaps.
@@ -41,11 +41,6 @@ impl Vocabulary {
                 tokenizer.get_vocab(true).values().max().map_or(1, |highest| *highest as usize + 1)
             }
         }
-    }
-
-    /// Whether there is no token; there always is one.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 
     /// What a token is called.
