@@ -3,12 +3,14 @@
 //! Looking for GPUs loads drivers, which may be broken in ways that no check can foresee: [`probe`] is meant to run in
 //! a process of its own (`launcher probe`), so that whatever a driver does there is an answer and not a crash.
 
-use std::{fmt, panic, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use burn::{Dispatch, DispatchDevice, tensor::Tensor};
 use burn_flex::FlexDevice;
 use convoy_proto::config::Backend;
 use serde::{Deserialize, Serialize};
+
+use crate::contain::contain;
 
 /// One device of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -127,19 +129,11 @@ pub struct BackendReport {
 
 /// Looks for every GPU backend's devices and opens each; the processor needs no looking for.
 pub fn probe() -> Vec<BackendReport> {
-    panic::set_hook(Box::new(|_| {}));
     let report = |backend, find: fn() -> Result<Vec<FoundDevice>, String>| {
-        let found =
-            panic::catch_unwind(find).unwrap_or_else(|panic| Err(format!("the driver failed: {}", said(&*panic))));
+        let found = contain(find).unwrap_or_else(|panic| Err(format!("the driver failed: {panic}")));
         BackendReport { backend, devices: found.and_then(only_working) }
     };
     vec![report(Backend::Cuda, find_cuda), report(Backend::Wgpu, find_wgpu)]
-}
-
-/// What a panic says, on one line.
-fn said(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("it panicked").lines().next().unwrap_or_default().into()
 }
 
 /// Keeps the devices that can add two numbers.
@@ -147,7 +141,7 @@ fn only_working(found: Vec<FoundDevice>) -> Result<Vec<FoundDevice>, String> {
     let mut reason = "no device".to_string();
     let mut works = |device: &FoundDevice| {
         let name = device.name;
-        let sum = panic::catch_unwind(move || {
+        let sum = contain(|| {
             let device = open(name)?;
             let two = Tensor::<Dispatch, 1>::ones([2], &device) + 1.0;
             two.try_into_data()
@@ -155,7 +149,7 @@ fn only_working(found: Vec<FoundDevice>) -> Result<Vec<FoundDevice>, String> {
                 .to_vec::<f32>()
                 .map_err(|error| format!("{error:?}"))
         });
-        match sum.unwrap_or_else(|panic| Err(said(&*panic))) {
+        match sum.unwrap_or_else(Err) {
             Ok(sum) if sum == [2.0, 2.0] => true,
             Ok(sum) => {
                 reason = format!("{} ({name}) says that 1 + 1 is {sum:?}", device.about);

@@ -17,6 +17,7 @@ use super::{
     pixels::{MEASURED, Scale},
     split::split,
 };
+use crate::contain::contain;
 
 /// Height and width of pictures that are not all alike.
 const USUAL: u32 = 64;
@@ -185,13 +186,16 @@ fn shape(pictures: &[Picture], wanted: Option<u32>) -> Result<[usize; 3], DataEr
 fn decoder(path: &Path) -> Result<impl ImageDecoder, DataError> {
     let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
     let reader = reader.map_err(|problem| DataError::read(path, problem))?;
-    reader.into_decoder().map_err(|problem| DataError::read(path, problem))
+    let decoder = contain(|| reader.into_decoder()).map_err(|panic| DataError::read(path, panic))?;
+    decoder.map_err(|problem| DataError::read(path, problem))
 }
 
 /// A picture's bytes, channel-major.
 fn decode(path: &Path, [channels, height, width]: [usize; 3]) -> Result<Vec<u8>, DataError> {
-    let picture = image::DynamicImage::from_decoder(decoder(path)?);
-    let mut picture = picture.map_err(|problem| DataError::read(path, problem))?;
+    let decoder = decoder(path)?;
+    let picture = contain(|| image::DynamicImage::from_decoder(decoder));
+    let mut picture =
+        picture.map_err(|panic| DataError::read(path, panic))?.map_err(|problem| DataError::read(path, problem))?;
     if (picture.height() as usize, picture.width() as usize) != (height, width) {
         picture = picture.resize_exact(width as u32, height as u32, FilterType::Triangle);
     }

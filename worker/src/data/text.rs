@@ -262,6 +262,24 @@ mod tests {
         assert!(refusal.contains("t: at offset 14: the bytes here are no UTF-8 text"), "{refusal}");
     }
 
+    /// The library expects some parts to be well-formed, and panics where they are not.
+    #[test]
+    fn a_tokenizer_that_its_library_panics_at_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = tokenizer(dir.path());
+        let json = fs::read_to_string(&path).unwrap();
+        let of_decoder = json.replace(r#""decoder":null"#, "\"decoder\":\0null");
+        let charsmap = r#""normalizer":{"type":"Precompiled","precompiled_charsmap":"AA=="}"#;
+        let of_normalizer = json.replace(r#""normalizer":null"#, charsmap);
+        for broken in [of_decoder, of_normalizer] {
+            assert_ne!(broken, json);
+            fs::write(&path, broken).unwrap();
+            let refusal = Vocabulary::open(path.to_str()).unwrap_err().to_string();
+            assert!(refusal.contains("tokenizer.json: it is no tokenizer.json: "), "{refusal}");
+            assert_eq!(refusal.lines().count(), 1, "{refusal}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_broken_tokenizer_does_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..40), at in 0usize..600) {

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use super::DataError;
+use crate::contain::contain;
 
 /// What tokens mean.
 #[derive(Debug)]
@@ -24,8 +25,9 @@ impl Vocabulary {
     pub fn open(tokenizer: Option<&str>) -> Result<Vocabulary, DataError> {
         let Some(path) = tokenizer.map(Path::new) else { return Ok(Vocabulary::Bytes) };
         let bytes = std::fs::read(path).map_err(|problem| DataError::read(path, problem))?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes)
-            .map_err(|problem| DataError::read(path, format!("it is no tokenizer.json: {problem}")))?;
+        let no_tokenizer = |problem: String| DataError::read(path, format!("it is no tokenizer.json: {problem}"));
+        let read = contain(|| Tokenizer::from_bytes(&bytes)).map_err(no_tokenizer)?;
+        let mut tokenizer = read.map_err(|problem| no_tokenizer(problem.to_string()))?;
         // These are for single sentences: text is cut by the data set.
         let _ = tokenizer.with_truncation(None);
         tokenizer.with_padding(None);
@@ -66,8 +68,8 @@ impl Vocabulary {
         match self {
             Vocabulary::Bytes => Ok(text.bytes().map(u32::from).collect()),
             Vocabulary::Tokenizer(tokenizer) => {
-                let encoding = tokenizer.encode_fast(text, false).map_err(|problem| problem.to_string())?;
-                Ok(encoding.get_ids().to_vec())
+                let encoding = contain(|| tokenizer.encode_fast(text, false))?;
+                Ok(encoding.map_err(|problem| problem.to_string())?.get_ids().to_vec())
             }
         }
     }
@@ -79,7 +81,9 @@ impl Vocabulary {
                 let bytes: Vec<u8> = tokens.iter().map(|token| u8::try_from(*token).unwrap_or(b'?')).collect();
                 String::from_utf8_lossy(&bytes).into_owned()
             }
-            Vocabulary::Tokenizer(tokenizer) => tokenizer.decode(tokens, true).unwrap_or_default(),
+            Vocabulary::Tokenizer(tokenizer) => {
+                contain(|| tokenizer.decode(tokens, true).unwrap_or_default()).unwrap_or_default()
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     DataError, files,
     rows::{At, Cell, Rows, Visit},
 };
+use crate::contain::contain;
 
 /// A Parquet file.
 pub struct Columnar {
@@ -39,7 +40,7 @@ impl Columnar {
 
 /// The parser checks lengths, but not everything: what it panics at is a broken file, too.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, DataError> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
+    match contain(read) {
         Ok(read) => read.map_err(|problem| DataError::read(path, problem)),
         Err(_) => Err(DataError::read(path, "the Parquet file is broken")),
     }
