@@ -24,12 +24,9 @@ pub struct TrainArgs {
     /// Parameter server processes [default: 1]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub servers: Option<String>,
-    /// Synchronous steps (the default): short for --mode sync
-    #[arg(long, action = ArgAction::SetTrue, conflicts_with = "mode", help_heading = "Cluster")]
-    pub sync: bool,
-    /// When gradients are aggregated: sync
-    #[arg(long, help_heading = "Cluster")]
-    pub mode: Option<String>,
+    /// When gradients are aggregated.
+    #[command(flatten)]
+    pub consistency: ConsistencyArgs,
     /// Where workers compute: auto, cuda, wgpu or cpu [default: auto]
     #[arg(long, help_heading = "Cluster")]
     pub backend: Option<String>,
@@ -112,6 +109,80 @@ pub struct TrainArgs {
     /// Print the resolved configuration and who would compute where, and end
     #[arg(long, help_heading = "Configuration")]
     pub dry_run: bool,
+}
+
+/// When gradients are aggregated.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ConsistencyArgs {
+    /// Synchronous steps (the default): short for --mode sync
+    #[arg(long, action = ArgAction::SetTrue, help_heading = "Consistency")]
+    pub sync: bool,
+    /// Every push commits by itself: short for --mode async
+    #[arg(long = "async", action = ArgAction::SetTrue, help_heading = "Consistency")]
+    pub asynchronous: bool,
+    /// As --async, but no worker begins a step while more than K ahead of the slowest: short for --mode ssp
+    #[arg(long, value_name = "K", help_heading = "Consistency")]
+    pub ssp: Option<String>,
+    /// Each slice makes H steps by itself between two commits (DiLoCo): short for --mode local
+    #[arg(long, value_name = "H", help_heading = "Consistency")]
+    pub local_steps: Option<String>,
+    /// When gradients are aggregated: sync, async, ssp or local [default: sync]
+    #[arg(long, help_heading = "Consistency")]
+    pub mode: Option<String>,
+    /// Sync: commit a step when so many of its slices are in, and drop the rest [default: all]
+    #[arg(long, value_name = "Q", help_heading = "Consistency")]
+    pub quorum: Option<String>,
+    /// Sync: as --quorum, with what all but so many workers own
+    #[arg(long, value_name = "B", help_heading = "Consistency")]
+    pub backup_workers: Option<String>,
+    /// Async, ssp: divide the learning rate by the commits since the gradient's parameters
+    #[arg(long, action = ArgAction::SetTrue, help_heading = "Consistency")]
+    pub staleness_lr: bool,
+    /// Async, ssp: how strongly to correct stale gradients for the change since (DC-ASGD), such as 0.04 [default: 0]
+    #[arg(long, value_name = "LAMBDA", help_heading = "Consistency")]
+    pub compensation: Option<String>,
+    /// Testing aid: add DELAY to a step of a worker, or of each, with probability P, such as 3:50ms or any:50ms@0.25
+    #[arg(long, value_name = "RANK|any:DELAY[@P]", help_heading = "Consistency")]
+    pub slow_worker: Option<String>,
+}
+
+impl ConsistencyArgs {
+    /// Why two of the flags exclude each other, if there are two that choose a mode.
+    pub fn conflict(&self) -> Option<String> {
+        let given = [
+            (self.sync, "--sync", "waits for the slices of each step"),
+            (self.asynchronous, "--async", "never waits"),
+            (self.ssp.is_some(), "--ssp", "waits when it is too far ahead"),
+            (self.local_steps.is_some(), "--local-steps", "waits once a round"),
+            (self.mode.is_some(), "--mode", "names the mode"),
+        ];
+        let mut given = given.iter().filter(|(is_given, ..)| *is_given);
+        let ((_, one, does), (_, other, but)) = (given.next()?, given.next()?);
+        Some(format!("{one} and {other} exclude each other: {one} {does}, {other} {but}; give one of them"))
+    }
+}
+
+impl From<&ConsistencyArgs> for Pairs {
+    fn from(args: &ConsistencyArgs) -> Self {
+        let named = [
+            (args.sync, "sync"),
+            (args.asynchronous, "async"),
+            (args.ssp.is_some(), "ssp"),
+            (args.local_steps.is_some(), "local"),
+        ];
+        let mode = named.iter().find(|(is_given, _)| *is_given).map(|(_, name)| (*name).to_string());
+        let staleness_lr = args.staleness_lr.then(|| "true".to_string());
+        given([
+            ("mode", &mode.or_else(|| args.mode.clone())),
+            ("consistency.quorum", &args.quorum),
+            ("consistency.backup_workers", &args.backup_workers),
+            ("consistency.max_staleness", &args.ssp),
+            ("consistency.staleness_lr", &staleness_lr),
+            ("consistency.compensation", &args.compensation),
+            ("consistency.local_steps", &args.local_steps),
+            ("slow_worker", &args.slow_worker),
+        ])
+    }
 }
 
 /// How to read data.
@@ -249,12 +320,10 @@ impl From<&InputArgs> for Pairs {
 
 impl From<&TrainArgs> for Pairs {
     fn from(args: &TrainArgs) -> Self {
-        let mode = if args.sync { Some("sync".to_string()) } else { args.mode.clone() };
         let keep_best = args.keep_best.then(|| "true".to_string());
         let mut pairs = given([
             ("workers", &args.workers),
             ("servers", &args.servers),
-            ("mode", &mode),
             ("backend", &args.backend),
             ("precision", &args.precision),
             ("listen", &args.listen),
@@ -279,6 +348,7 @@ impl From<&TrainArgs> for Pairs {
             ("patience", &args.patience),
             ("keep_best", &keep_best),
         ]);
+        pairs.extend(Pairs::from(&args.consistency));
         pairs.extend(Pairs::from(&args.input));
         pairs
     }

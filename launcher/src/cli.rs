@@ -147,11 +147,14 @@ mod tests {
         let cli = Cli::try_parse_from("launcher --workers 4 --sync --lr 0.5".split(' ')).unwrap();
         let pairs: crate::args::Pairs = (&cli.train).into();
         let pair = |key: &str, value: &str| (key.to_string(), value.to_string());
-        assert_eq!(pairs, [pair("workers", "4"), pair("mode", "sync"), pair("optimizer.lr", "0.5")]);
+        assert_eq!(pairs, [pair("workers", "4"), pair("optimizer.lr", "0.5"), pair("mode", "sync")]);
     }
 
     #[test]
     fn modes_exclude_each_other() {
-        assert!(Cli::try_parse_from("launcher --sync --mode async".split(' ')).is_err());
+        let conflict = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap().train.consistency.conflict();
+        let both = conflict("launcher --sync --ssp 3").unwrap();
+        assert!(both.starts_with("--sync and --ssp exclude each other: --sync waits for the slices"), "{both}");
+        assert_eq!(conflict("launcher --local-steps 50"), None);
     }
 }

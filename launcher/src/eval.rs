@@ -40,7 +40,7 @@ pub fn eval(args: &EvalArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(),
     let finished = finished::open(&args.run, places, tasks)?;
     let Finished { config, data, replica, params_sha256 } = &finished;
     let all: BTreeSet<_> = (0..config.slices).map(SliceId).collect();
-    let parts = Feed::new(data.clone(), config).evaluate(&**replica, &all)?;
+    let parts = Feed::new(data.clone(), config, replica.manifest()).evaluate(&**replica, &all)?;
     let part = |slice: SliceId| parts.get(slice.index()).copied();
     let score = evaluation::score(Step(0), SliceTree::new(config.slices), kind(&data.info().form), part)
         .ok_or_else(|| Failure::Failed("the held-out data are empty".into()))?;

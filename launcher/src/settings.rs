@@ -13,6 +13,9 @@ use crate::{
 /// # Errors
 /// A file that cannot be read, or anything in a layer that does not fit.
 pub fn gather(args: &TrainArgs, places: &Places) -> Result<RawConfig, Failure> {
+    if let Some(conflict) = args.consistency.conflict() {
+        return Err(Failure::Usage(conflict));
+    }
     let mut layers = Layers::new();
     if let Some(path) = &args.config {
         let origin = path.display().to_string();

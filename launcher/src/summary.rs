@@ -52,6 +52,7 @@ pub struct Summary {
     pub parameters: u64,
     pub steps: u64,
     pub skipped_steps: u64,
+    pub dropped_slices: u64,
     pub epochs: f64,
     pub samples: u64,
     pub wall_seconds: f64,
@@ -145,6 +146,8 @@ pub struct Notes {
     pub best: Option<BestSummary>,
     /// Whether patience ran out.
     pub stopped_early: bool,
+    /// Steps, or rounds, that were committed.
+    pub committed: u64,
     /// Steps that were skipped because something was not finite.
     pub skipped: u64,
     /// SHA-256 of the final parameters.
@@ -166,13 +169,14 @@ impl Summary {
             error: None,
             task: config.task.clone(),
             data: config.data.clone(),
-            mode: "sync".into(),
+            mode: config.mode.name().into(),
             seed: config.seed,
             slices: config.slices,
             batch_size: config.batch_size,
             parameters: cluster.reference().manifest.elements(),
             steps: cluster.steps(),
             skipped_steps: notes.skipped,
+            dropped_slices: cluster.engine().left_out(),
             epochs: samples as f64 / notes.epoch_samples.max(1) as f64,
             samples,
             wall_seconds: notes.wall_seconds,
@@ -183,7 +187,7 @@ impl Summary {
             best: notes.best.clone(),
             stopped_early: notes.stopped_early,
             params_sha256: notes.params_sha256.clone(),
-            exact: exact(cluster),
+            exact: exact(config, cluster),
             restarts: 0,
             faults: notes.faults,
             lost_updates: 0,
@@ -219,7 +223,7 @@ fn worker_row(worker: &WorkerRecord, cluster: &Cluster) -> WorkerSummary {
             exchange: worker.times.exchange,
             load: worker.times.load,
         },
-        restarts: 0,
+        restarts: worker.restarts,
     }
 }
 
@@ -238,7 +242,10 @@ fn server_rows(config: &Config, cluster: &Cluster) -> Vec<ServerSummary> {
     cluster.servers().iter().flatten().map(row).collect()
 }
 
-fn exact(cluster: &Cluster) -> Exact {
+fn exact(config: &Config, cluster: &Cluster) -> Exact {
+    if let Some(why) = config.mode.inexact() {
+        return Exact::No(why.into());
+    }
     let classes: Vec<_> = cluster.numeric_classes().into_iter().collect();
     match classes.as_slice() {
         [] => Exact::No("no worker has joined".into()),

@@ -22,7 +22,7 @@ use crate::{
     args::{Places, TrainArgs, Which},
     children::Children,
     cli::say,
-    coordinator::{core::Event, evaluation::Score, service::CoordinatorService},
+    coordinator::{core::Event, evaluation::Score, service::CoordinatorService, stragglers::Straggler},
     outcome::Failure,
     progress::Progress,
     run_dir::RunDir,
@@ -150,7 +150,7 @@ impl Session {
                 "diverged: the loss of step {step} is not finite; try a smaller --lr"
             )));
         }
-        if step.0 > 0 && self.notes.skipped >= step.0 {
+        if step.0 > 0 && self.notes.skipped > 0 && self.notes.skipped >= self.notes.committed {
             return Err(Failure::Diverged(format!("diverged: all {step} steps were skipped, so nothing was learnt")));
         }
         Ok(())
@@ -174,15 +174,15 @@ impl Session {
                 biased;
                 signal = signals.next() => self.stop(signal)?,
                 Some(event) = self.events.recv() => {
-                    let score = match event {
-                        Event::Evaluated(weights, score) if weights == self.reviewed => Some(score),
+                    let scored = match event {
+                        Event::Evaluated(weights, at, score) if weights == self.reviewed => Some((at, score)),
                         _ => None,
                     };
                     if let Some(step) = self.follow(event)? {
                         return Ok(step);
                     }
-                    if let Some(score) = score {
-                        self.review(score, signals).await?;
+                    if let Some((at, score)) = scored {
+                        self.review(at, score, signals).await?;
                     }
                 }
                 Some(exit) = self.children.next_exit() => return Err(self.diagnose(exit).await),
@@ -216,11 +216,27 @@ impl Session {
                 }
             }
             Event::Step(verdict) => self.committed(&verdict)?,
-            Event::Evaluated(weights, score) => self.evaluated(weights, score),
+            Event::Evaluated(weights, _, score) => self.evaluated(weights, score),
+            Event::Lost(member) => self.metric(&json!({ "event": "lost", "era": 0, "member": member.to_string() })),
+            Event::Straggler(straggler, lag) => self.straggles(straggler, lag),
             Event::Finished(step) => return Ok(Some(step)),
             Event::Diverging(problem) => return Err(Failure::Failed(problem)),
         }
         Ok(None)
+    }
+
+    /// Names a worker that has become slow.
+    fn straggles(&mut self, straggler: Straggler, lag: Option<u64>) {
+        let Straggler { worker, seconds, usual } = straggler;
+        let lag_text = lag.map(|lag| format!(", {lag} pushes behind the quickest")).unwrap_or_default();
+        self.progress.say(&format!(
+            "worker {worker} is slow: {:.0} ms a step, the others {:.0} ms{lag_text}",
+            seconds * 1e3,
+            usual * 1e3
+        ));
+        self.metric(&json!({
+            "event": "straggler", "era": 0, "worker": worker.0, "seconds": seconds, "usual": usual, "lag": lag,
+        }));
     }
 
     fn evaluated(&mut self, weights: Weights, score: Score) {
@@ -240,13 +256,13 @@ impl Session {
     }
 
     /// Keeps the parameters if they are the best and are to be kept, and lets workers go on, or stop.
-    async fn review(&mut self, last: Score, signals: &mut Signals) -> Result<(), Failure> {
+    async fn review(&mut self, step: Step, last: Score, signals: &mut Signals) -> Result<(), Failure> {
         if !self.prepared.config.reviews_evaluations() {
             return Ok(());
         }
         // The weights decide, not their average, whose score comes after theirs.
         let score = self.notes.eval.unwrap_or(last);
-        let (step, judgement) = (Step(score.step), self.review.judge(score));
+        let judgement = self.review.judge(score);
         if judgement.is_best && self.prepared.config.keep_best {
             let hash = self.save_parameters((step, Weights::Trained), Which::Best, signals).await?;
             self.notes.best = Some(BestSummary { score, params_sha256: hash });
@@ -267,14 +283,16 @@ impl Session {
     }
 
     fn committed(&mut self, verdict: &Verdict) -> Result<(), Failure> {
-        let step = verdict.step.0 + 1;
+        let (step, commits) = self.service.cluster().engine().made(verdict.step);
         let seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
         self.notes.wall_seconds = seconds;
+        self.notes.committed += 1;
         self.notes.final_loss = Some(verdict.loss());
         self.metric(&json!({
             "event": "step", "era": 0, "step": step, "loss": verdict.loss(), "lr": verdict.learning_rate,
             "gradient_norm": verdict.gradient_norm, "clip": verdict.clip, "action": verdict.action,
             "samples": verdict.weight, "seconds": seconds, "loss_scale": verdict.loss_scale,
+            "commits": commits, "staleness": verdict.staleness,
         }));
         let samples = self.service.cluster().workers().iter().flatten().map(|worker| worker.samples).sum();
         self.progress.step(step, verdict.loss(), samples);

@@ -1,20 +1,25 @@
 //! Convoy's contract: what servers, workers and the launcher must agree on, bit for bit.
 //!
 //! Ids, the manifest and its block map, the slice tree and the one add kernel, messages with their checked
-//! conversions from the wire, and the run's configuration. All of that is pure: no IO, no clock, no threads. Only
+//! conversions from the wire, the consistency modes and
+//! optimizers, and the run's configuration. All of that is pure: no IO, no clock, no threads. Only
 //! [`transport`] and [`process`] touch the world: clients, listeners and what every role's process needs.
 //! It deliberately does not know burn, and only [`wire`], [`convert`] and the services name generated types.
 
 pub mod blocks;
+pub mod clock;
 pub mod config;
 pub mod convert;
 pub mod ids;
 pub mod loss_scale;
 pub mod manifest;
 pub mod messages;
+pub mod optimizer;
 pub mod order;
+pub mod policy;
 pub mod process;
 pub mod schedule;
+pub mod slow;
 pub mod sum;
 pub mod transport;
 pub mod tree;

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use crate::{
-    ids::{BlockId, Era, Generation, Incarnation, Member, Role, SliceId, Step, WorkerId},
+    ids::{BlockId, Era, Generation, Incarnation, Member, Role, ShardId, SliceId, Step, WorkerId},
     manifest::Manifest,
     tree::Node,
 };
@@ -133,6 +133,23 @@ pub struct SliceHeader {
     pub finite: bool,
 }
 
+/// Names a push, for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PushId {
+    /// Whose.
+    pub worker: WorkerId,
+    /// Which process in that place.
+    pub incarnation: Incarnation,
+    /// Ascends with the process's pushes.
+    pub sequence: u64,
+}
+
+impl std::fmt::Display for PushId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of worker {}", self.sequence, self.worker)
+    }
+}
+
 /// Opens a push.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PushHeader {
@@ -142,12 +159,51 @@ pub struct PushHeader {
     pub generation: Generation,
     /// The era it acts in.
     pub era: Era,
-    /// The step it contributes to.
+    /// The step it contributes to; where slices are dealt out, the step of the parameters it was computed with.
     pub step: Step,
+    /// Its number among the worker's pushes.
+    pub sequence: u64,
     /// Its slices.
     pub slices: Vec<SliceHeader>,
     /// What the loss was multiplied by, a power of two.
     pub loss_scale: f64,
+}
+
+impl PushHeader {
+    /// The push's name.
+    pub fn id(&self) -> PushId {
+        let Member { rank, incarnation, .. } = self.member;
+        PushId { worker: WorkerId(rank), incarnation, sequence: self.sequence }
+    }
+}
+
+/// A shard has all of a push.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Staged {
+    /// Which shard.
+    pub shard: ShardId,
+    /// The era it acts in.
+    pub era: Era,
+    /// The push.
+    pub header: PushHeader,
+}
+
+/// What a worker is to do next, where slices are dealt out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Compute a slice and push its gradient.
+    Slice {
+        /// The number that the push bears.
+        sequence: u64,
+        /// The step of whose batch it is a part, as people count.
+        step: u64,
+        /// Which part.
+        slice: SliceId,
+    },
+    /// Score the parameters that so many commits made.
+    Evaluate(Step),
+    /// End: so many commits were made, and no other will be.
+    Finished(Step),
 }
 
 /// One block's part of a node's sum: little-endian f32, dense.
@@ -177,10 +233,30 @@ pub struct Pull {
     pub member: Member,
     /// The era it acts in.
     pub era: Era,
-    /// The step that starts from them.
-    pub step: Step,
+    /// The step that starts from them; the newest there are if none is named.
+    pub step: Option<Step>,
     /// Which values.
     pub weights: Weights,
+    /// Which blocks.
+    pub extent: Extent,
+}
+
+/// Which of a shard's blocks are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All.
+    All,
+    /// Those that training changes.
+    Trained,
+}
+
+/// Some of the blocks that a step starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pulled {
+    /// The step.
+    pub step: Step,
+    /// The blocks.
+    pub blocks: Vec<ParameterBlock>,
 }
 
 /// One part of a push.
@@ -197,8 +273,10 @@ pub enum PushPart {
 pub enum PulledPart {
     /// Updated blocks.
     Blocks(Vec<ParameterBlock>),
-    /// The step is committed on this shard.
+    /// The step, or the push, is committed on this shard.
     Committed(Verdict),
+    /// The push came too late; this step is open.
+    Missed(Step),
 }
 
 /// Which values of the parameters are meant.

@@ -26,6 +26,8 @@ pub enum Purpose {
     TestData = 5,
     /// The split of a source that brings no test part.
     Split = 6,
+    /// The delays of workers that are slow on purpose.
+    Delay = 7,
 }
 
 /// The generator for a purpose and two coordinates of it.

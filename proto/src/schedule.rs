@@ -6,8 +6,10 @@
 use std::f64::consts::PI;
 
 use crate::{
+    clock::Clock,
     config::{
-        Schedule,
+        Config, Mode, Schedule,
+        raw::decimal,
         schedule::{Shape, Unit},
     },
     ids::Step,
@@ -89,6 +91,29 @@ impl LearningRate {
             }
             Shape::InverseSqrt => (warmup as f64 / (at + 1) as f64).sqrt().min(1.0),
         }
+    }
+}
+
+/// The learning rate of a commit: the run's schedule at its step, or the outer optimizer's with local steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CommitRate {
+    rate: LearningRate,
+    clock: Clock,
+}
+
+impl CommitRate {
+    /// The rates of a run.
+    pub fn new(config: &Config, horizon: Horizon) -> CommitRate {
+        let (base, schedule) = match config.mode {
+            Mode::Local(local) => (decimal(local.outer_lr), Schedule::CONSTANT),
+            _ => (config.optimizer.lr, config.schedule),
+        };
+        CommitRate { rate: LearningRate { base, schedule, horizon }, clock: Clock::new(config, horizon.steps) }
+    }
+
+    /// The rate of a commit.
+    pub fn of(&self, commit: Step) -> f64 {
+        self.rate.of(Step(self.clock.steps_of(commit).start))
     }
 }
 

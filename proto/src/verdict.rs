@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     ids::{BlockId, Era, ShardId, SliceId, Step},
-    messages::SliceHeader,
+    messages::{PushId, SliceHeader},
     tree::{SliceTree, fold},
 };
 
@@ -53,6 +53,10 @@ pub struct Verdict {
     pub loss_scale: f64,
     /// Layerwise rules: the factor of each tensor's step, by its place in the manifest; empty until it is known.
     pub trust: Vec<f64>,
+    /// Where slices are dealt out: the push that is committed.
+    pub push: Option<PushId>,
+    /// Commits between the parameters that the push was computed with and this one.
+    pub staleness: u64,
 }
 
 /// Bit for bit: two shards that saw the same loss, even one that is not a number, agree.
@@ -63,7 +67,7 @@ impl PartialEq for Verdict {
             let trust: Vec<_> = v.trust.iter().map(|ratio| ratio.to_bits()).collect();
             (numbers, v.gradient_norm.map(f64::to_bits), trust)
         };
-        let rest = |v: &Verdict| (v.step, v.action);
+        let rest = |v: &Verdict| (v.step, v.action, v.push, v.staleness);
         rest(self) == rest(other) && bits(self) == bits(other) && self.slices == other.slices
     }
 }
@@ -82,8 +86,20 @@ impl Verdict {
         let finite = headers.iter().all(|h| h.finite) && weight > 0.0 && weight.is_finite();
         let action = if finite { Action::Apply } else { Action::SkipNonFinite };
         let Terms { learning_rate, loss_scale } = terms;
-        let (clip, gradient_norm, trust) = (1.0, None, Vec::new());
-        Verdict { step, action, weight, loss_sum, clip, learning_rate, gradient_norm, slices, loss_scale, trust }
+        Verdict {
+            step,
+            action,
+            weight,
+            loss_sum,
+            clip: 1.0,
+            learning_rate,
+            gradient_norm: None,
+            slices,
+            loss_scale,
+            trust: Vec::new(),
+            push: None,
+            staleness: 0,
+        }
     }
 
     /// The same verdict with the mean gradient clipped to `max_norm`, as the sum's squares (by block, in manifest

@@ -9,7 +9,7 @@ use std::{
 use convoy_proto::{
     ids::{BlockId, Member, Role, Step},
     limits,
-    messages::{ClusterView, ParameterBlock, Pull, PulledPart, PushPart, Weights},
+    messages::{ClusterView, Extent, ParameterBlock, Pull, Pulled, PulledPart, PushPart, Weights},
     transport::Membership,
     wire::{self, parameters_service_server::ParametersService},
 };
@@ -22,6 +22,7 @@ use tracing::{debug, error};
 use crate::core::{
     refusal::Refusal,
     shard::{Outcome, Push, Shard},
+    staging::Fate,
     versions::{Lookup, parameter_block},
 };
 
@@ -50,7 +51,9 @@ impl From<Refusal> for Status {
         let text = refusal.to_string();
         match refusal {
             Refusal::NotInitialised => Status::failed_precondition(text),
-            Refusal::Era { .. } | Refusal::Fenced { .. } | Refusal::Step { .. } => Status::aborted(text),
+            Refusal::Era { .. } | Refusal::Fenced { .. } | Refusal::Step { .. } | Refusal::Missed { .. } => {
+                Status::aborted(text)
+            }
             Refusal::Stranger(_) | Refusal::NotOwner { .. } => Status::permission_denied(text),
             Refusal::Initialised(_) => Status::already_exists(text),
             Refusal::UnknownBlock { .. } => Status::not_found(text),
@@ -58,6 +61,7 @@ impl From<Refusal> for Status {
             | Refusal::Frozen(_)
             | Refusal::Node(..)
             | Refusal::LossScale { .. }
+            | Refusal::Contradiction(_)
             | Refusal::Ledger(_) => Status::invalid_argument(text),
         }
     }
@@ -119,20 +123,39 @@ impl Inner {
         if outcome.changed {
             self.changes.send_modify(|changes| *changes += 1);
         }
-        let Some(part) = outcome.accumulated else { return };
-        let (inner, shard) = (self.clone(), shard.clone());
-        self.tasks.spawn(async move {
-            let Membership { coordinator, member, lost, .. } = &inner.membership;
-            let step = part.proposal.step;
-            match coordinator.decide(*member, part, inner.decide_within).await {
-                Ok(verdict) => inner.follow(&shard, shard.decide(verdict)),
-                Err(problem) => {
-                    error!("no verdict on step {step}: {problem}");
-                    let _ = inner.failure.set(format!("no verdict on step {step}: {problem}"));
-                    lost.cancel();
+        if let Some(part) = outcome.accumulated {
+            let (inner, shard) = (self.clone(), shard.clone());
+            self.tasks.spawn(async move {
+                let Membership { coordinator, member, .. } = &inner.membership;
+                let step = part.proposal.step;
+                match coordinator.decide(*member, part, inner.decide_within).await {
+                    Ok(verdict) => inner.follow(&shard, shard.decide(verdict)),
+                    Err(problem) => inner.give_up(&format!("no verdict on step {step}: {problem}")),
                 }
-            }
-        });
+            });
+        }
+        if let Some(staged) = outcome.staged {
+            let (inner, shard) = (self.clone(), shard.clone());
+            self.tasks.spawn(async move {
+                let Membership { coordinator, member, .. } = &inner.membership;
+                let push = staged.header.id();
+                match coordinator.stage(*member, staged, inner.decide_within).await {
+                    Ok(Some(verdict)) => inner.follow(&shard, shard.choose(verdict)),
+                    Ok(None) => inner.follow(&shard, shard.drop_push(push)),
+                    Err(problem) => inner.give_up(&format!("no verdict on push {push}: {problem}")),
+                }
+            });
+        }
+    }
+
+    /// Ends the server: it cannot go on without what it was not told.
+    fn give_up(&self, problem: &str) {
+        if self.membership.lost.is_cancelled() {
+            return;
+        }
+        error!("{problem}");
+        let _ = self.failure.set(problem.into());
+        self.membership.lost.cancel();
     }
 
     /// Adds every block of a push; returns how many were new.
@@ -192,6 +215,72 @@ impl Inner {
             outbound.send(Ok(wrap(frame))).await.map_err(closed)?;
         }
         Ok(())
+    }
+
+    /// Waits for a push's commit. Where steps are closed by all, the updated blocks are streamed as they are formed.
+    async fn commit(
+        &self,
+        shard: &Shard,
+        push: &Push,
+        outbound: &mpsc::Sender<Result<wire::PushPullResponse, Status>>,
+    ) -> Result<PulledPart, Status> {
+        let step = push.step;
+        if shard.is_dealt() {
+            let verdict = self.wait(|| match shard.fate(push.id) {
+                Fate::Open => Ok(None),
+                Fate::Committed(verdict) => Ok(Some(verdict)),
+                Fate::Dropped => Err(Status::aborted(format!("push {} was dropped", push.id))),
+            });
+            return verdict.await.map(PulledPart::Committed);
+        }
+        let wrap = |blocks| PulledPart::Blocks(blocks).into();
+        let sent = self.send_blocks(shard, (step.next(), Weights::Trained), shard.trained_blocks(), outbound, wrap);
+        let sent = match sent.await {
+            Ok(()) => self.wait(|| Ok(shard.closed(step))).await,
+            Err(problem) => Err(problem),
+        };
+        match sent {
+            Ok(Some(verdict)) => Ok(PulledPart::Committed(verdict)),
+            // A quorum went on without this worker, so far that what it waits for is gone.
+            _ if shard.open_step() > step.next() => Ok(PulledPart::Missed(shard.open_step())),
+            Ok(None) => Err(Status::aborted(format!("the verdict on step {step} is gone"))),
+            Err(problem) => Err(problem),
+        }
+    }
+
+    /// Answers a pull: a step's parameters once they are formed, or the newest.
+    async fn answer(
+        &self,
+        shard: &Shard,
+        pull: Pull,
+        outbound: &mpsc::Sender<Result<wire::PullResponse, Status>>,
+    ) -> Result<(), Status> {
+        let Pull { member, step, weights, extent, .. } = pull;
+        let closed = |_| Status::cancelled("the reader is gone");
+        if let Some(step) = step {
+            let wrap = |blocks| Pulled { step, blocks }.into();
+            return match extent {
+                Extent::All => self.send_blocks(shard, (step, weights), shard.all_blocks(), outbound, wrap).await,
+                Extent::Trained => {
+                    self.send_blocks(shard, (step, weights), shard.trained_blocks(), outbound, wrap).await
+                }
+            };
+        }
+        let (step, versions) = shard.newest(member, (weights, extent))?;
+        // A shard without blocks says which step it is at, too.
+        let mut pulled = Pulled { step, blocks: Vec::new() };
+        let mut bytes = 0;
+        for (block, version) in versions {
+            let block = parameter_block(block, version);
+            bytes += block.payload.len();
+            if bytes > limits::FRAME_BYTES && !pulled.blocks.is_empty() {
+                bytes = block.payload.len();
+                let full = std::mem::take(&mut pulled.blocks);
+                outbound.send(Ok(Pulled { step, blocks: full }.into())).await.map_err(closed)?;
+            }
+            pulled.blocks.push(block);
+        }
+        outbound.send(Ok(pulled.into())).await.map_err(closed)
     }
 }
 
@@ -255,7 +344,8 @@ impl ParametersService for ParameterServer {
 
     async fn pull(&self, request: Request<wire::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
         let shard = self.inner.shard().await?;
-        let Pull { member, era, step, weights } = Pull::try_from(request.into_inner())?;
+        let pull = Pull::try_from(request.into_inner())?;
+        let Pull { member, era, .. } = pull;
         let view = self.inner.membership.view();
         if era != view.era {
             return Err(Refusal::Era { ours: view.era, theirs: era }.into());
@@ -266,7 +356,7 @@ impl ParametersService for ParameterServer {
         let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
         let inner = self.inner.clone();
         self.inner.tasks.spawn(async move {
-            let send = inner.send_blocks(&shard, (step, weights), shard.all_blocks(), &outbound, Into::into);
+            let send = inner.answer(&shard, pull, &outbound);
             tokio::select! {
                 () = outbound.closed() => debug!("{member} left before its pull ended"),
                 sent = send => if let Err(status) = sent {
@@ -284,24 +374,27 @@ impl ParametersService for ParameterServer {
         let shard = self.inner.shard().await?;
         let mut inbound = request.into_inner();
         let header = opening(&mut inbound).await?;
-        let (push, outcome) = shard.open(&header)?;
+        let (push, outcome) = match shard.open(&header) {
+            Ok(opened) => opened,
+            Err(Refusal::Missed { open, .. }) => {
+                let missed = Ok(PulledPart::Missed(open).into());
+                return Ok(Response::new(Box::pin(tokio_stream::once(missed))));
+            }
+            Err(refusal) => return Err(refusal.into()),
+        };
         self.inner.follow(&shard, outcome);
         let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
         let inner = self.inner.clone();
         self.inner.tasks.spawn(async move {
-            let step = push.step;
             let exchange = async {
-                let send = async {
-                    let wrap = |blocks| PulledPart::Blocks(blocks).into();
-                    let wanted = (step.next(), Weights::Trained);
-                    inner.send_blocks(&shard, wanted, shard.trained_blocks(), &outbound, wrap).await?;
-                    inner.wait(|| Ok(shard.committed(step))).await
-                };
-                tokio::try_join!(inner.receive(&shard, &push, inbound), send).map(|(_, verdict)| verdict)
+                let commit = inner.commit(&shard, &push, &outbound);
+                tokio::try_join!(inner.receive(&shard, &push, inbound), commit).map(|(_, last)| last)
             };
             let closing = tokio::select! {
-                () = outbound.closed() => return debug!("{} left before step {step} was committed", header.member),
-                verdict = exchange => verdict.map(|verdict| PulledPart::Committed(verdict).into()),
+                () = outbound.closed() => {
+                    return debug!("{} left before step {} was committed", header.member, push.step);
+                }
+                last = exchange => last.map(Into::into),
             };
             // If the reader is gone by now, there is nobody to tell.
             let _ = outbound.send(closing).await;

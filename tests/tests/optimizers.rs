@@ -12,7 +12,7 @@ use burn::{
     tensor::{Tensor, TensorData, backend::Backend},
 };
 use convoy_proto::config::{Moments, Rule};
-use convoy_server::core::optimizer::{Update, rule};
+use convoy_proto::optimizer::{Update, rule};
 use convoy_worker::device::{self, DeviceName};
 
 const SIZE: usize = 50;

@@ -61,7 +61,7 @@ fn one_worker_is_a_plain_loop() {
         Plain { first: linear(&device, [784, 32], next(), next()), second: linear(&device, [32, 10], next(), next()) };
     let mut optimizer = SgdConfig::new().init::<Dispatch, Plain<Dispatch>>();
     let loss = CrossEntropyLossConfig::new().init(&device);
-    let mut feed = Feed::new(data, &config);
+    let mut feed = Feed::new(data, &config, replica.manifest());
     for step in 0..STEPS {
         let batch = feed.slice(Step(step), SliceId(0)).unwrap();
         let rows = batch.rows;

@@ -10,7 +10,7 @@ use convoy_proto::{
     blocks::{Block, BlockMap},
     ids::{BlockId, Era, Generation, Member, ShardId, Step},
     manifest::Manifest,
-    messages::{ClusterView, GradientBlock, ParameterBlock, Pull, PushHeader, Verdict, Weights},
+    messages::{ClusterView, Extent, GradientBlock, ParameterBlock, Pull, PushHeader, Verdict, Weights},
     sum,
     transport::{ShardClient, TransportError},
     tree::Node,
@@ -45,6 +45,12 @@ pub enum ExchangeError {
         /// How many there are.
         want: usize,
     },
+    /// A push that cannot come too late came too late.
+    #[error("push {sequence} was refused as too late, where no push can be")]
+    Dropped {
+        /// Its number.
+        sequence: u64,
+    },
     /// Two shards disagree about a step: the one thing that must never happen.
     #[error("server {shard} decided step {step} differently from server 0")]
     Verdict {
@@ -62,6 +68,52 @@ pub struct Exchange {
     manifest: Arc<Manifest>,
     map: Arc<BlockMap>,
     shards: Vec<ShardClient>,
+}
+
+/// What a push is a part of, and its number.
+#[derive(Clone, Copy, Debug)]
+pub struct Position {
+    /// The membership that it acts on.
+    pub generation: Generation,
+    /// The era that it acts in.
+    pub era: Era,
+    /// The step that it contributes to, or whose parameters it was computed with.
+    pub step: Step,
+    /// Its number among the worker's pushes.
+    pub sequence: u64,
+}
+
+/// Parameters that were pulled without naming a step.
+#[derive(Clone, Debug)]
+pub struct Pulled {
+    /// The step that starts from the oldest of them.
+    pub step: Step,
+    /// The step that starts from the newest of them.
+    pub newest: Step,
+    /// The tensors that training changes.
+    pub tensors: Tensors,
+    /// Payload bytes down.
+    pub bytes: u64,
+}
+
+/// A shard's answer to a push: its verdict, or that it was missed; and the blocks that came before it.
+type Answer = (ShardId, Result<Verdict, Step>, Vec<ParameterBlock>);
+/// The verdict that all shards gave, and their blocks.
+type Agreed = (Verdict, Vec<(ShardId, Vec<ParameterBlock>)>);
+
+/// What all shards say, which must be one thing; nothing if some shard missed the push.
+fn agreed(at: Position, answers: Vec<Answer>) -> Result<Option<Agreed>, ExchangeError> {
+    let mut verdict: Option<Verdict> = None;
+    let mut pulled = Vec::new();
+    for (shard, outcome, blocks) in answers {
+        let Ok(own) = outcome else { return Ok(None) };
+        if verdict.as_ref().is_some_and(|first| *first != own) {
+            return Err(ExchangeError::Verdict { shard, step: at.step });
+        }
+        verdict = Some(own);
+        pulled.push((shard, blocks));
+    }
+    Ok(verdict.map(|verdict| (verdict, pulled)))
 }
 
 /// A step that is committed on all shards.
@@ -133,46 +185,111 @@ impl Exchange {
     /// # Errors
     /// A server that refuses, is gone, or sends what does not fit.
     pub async fn pull(&self, era: Era, step: Step, weights: Weights) -> Result<Tensors, ExchangeError> {
-        let pull = Pull { member: self.member, era, step, weights };
         let pulls = (0..).map(ShardId).zip(&self.shards).map(|(shard, client)| async move {
-            let mut blocks = Vec::new();
-            client.pull(pull, |block| blocks.push(block)).await?;
+            let (_, blocks) = self.pull_shard(client, (era, Some(step)), weights, Extent::All).await?;
             Ok::<_, ExchangeError>((shard, blocks))
         });
         let pulled = try_join_all(pulls).await?;
         self.gather(&pulled, |_| true)
     }
 
-    /// Pushes a contribution to a step and takes the updated parameters, until every shard has committed it.
+    async fn pull_shard(
+        &self,
+        client: &ShardClient,
+        (era, step): (Era, Option<Step>),
+        weights: Weights,
+        extent: Extent,
+    ) -> Result<(Step, Vec<ParameterBlock>), ExchangeError> {
+        let pull = Pull { member: self.member, era, step, weights, extent };
+        let mut blocks = Vec::new();
+        let step = client.pull(pull, |block| blocks.push(block)).await?;
+        Ok((step, blocks))
+    }
+
+    /// The newest parameters that training changes, each shard's own; gives the oldest of the steps that start from them.
+    ///
+    /// # Errors
+    /// A server that refuses, is gone, or sends what does not fit.
+    pub async fn pull_newest(&self, era: Era) -> Result<Pulled, ExchangeError> {
+        let pulls = (0..).map(ShardId).zip(&self.shards).map(|(shard, client)| async move {
+            let (step, blocks) = self.pull_shard(client, (era, None), Weights::Trained, Extent::Trained).await?;
+            Ok::<_, ExchangeError>((step, (shard, blocks)))
+        });
+        let pulled = try_join_all(pulls).await?;
+        let steps: Vec<Step> = pulled.iter().map(|(step, _)| *step).collect();
+        let blocks: Vec<_> = pulled.into_iter().map(|(_, blocks)| blocks).collect();
+        let (oldest, newest) = (steps.iter().min().copied(), steps.iter().max().copied());
+        let tensors = self.gather(&blocks, |block| block.role.is_trained())?;
+        Ok(Pulled {
+            step: oldest.unwrap_or(Step(0)),
+            newest: newest.unwrap_or(Step(0)),
+            tensors,
+            bytes: self.trained_bytes(),
+        })
+    }
+
+    /// The newest parameters that training changes and that all shards have at once.
+    ///
+    /// # Errors
+    /// A server that refuses, is gone, or sends what does not fit.
+    pub async fn pull_common(&self, era: Era) -> Result<Pulled, ExchangeError> {
+        let mut pulled = self.pull_newest(era).await?;
+        // Shards are one step apart at most, for a moment: whoever asks soon again finds them together.
+        while pulled.step != pulled.newest {
+            pulled = self.pull_newest(era).await?;
+        }
+        Ok(pulled)
+    }
+
+    fn trained_bytes(&self) -> u64 {
+        self.map.blocks().iter().filter(|block| block.role.is_trained()).map(|block| block.bytes() as u64).sum()
+    }
+
+    /// Pushes a contribution to a step and takes the updated parameters, until every shard has committed it; nothing if
+    /// it came too late for some shard, which has gone on without it.
     ///
     /// # Errors
     /// A server that refuses, is gone, or sends what does not fit.
     pub async fn push_pull(
         &self,
-        (generation, era, step): (Generation, Era, Step),
+        at: Position,
         contribution: Contribution,
-    ) -> Result<Exchanged, ExchangeError> {
+    ) -> Result<Option<Exchanged>, ExchangeError> {
+        let (answers, pushed) = self.send(at, contribution).await?;
+        let Some((verdict, pulled)) = agreed(at, answers)? else { return Ok(None) };
+        let tensors = self.gather(&pulled, |block| block.role.is_trained())?;
+        Ok(Some(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes() }))
+    }
+
+    /// Pushes a slice that was dealt out, until every shard has committed it; gives the bytes that were pushed, too.
+    ///
+    /// # Errors
+    /// A server that refuses, or is gone.
+    pub async fn push(
+        &self,
+        at: Position,
+        contribution: Contribution,
+    ) -> Result<Option<(Verdict, u64)>, ExchangeError> {
+        let (answers, pushed) = self.send(at, contribution).await?;
+        Ok(agreed(at, answers)?.map(|(verdict, _)| (verdict, pushed)))
+    }
+
+    /// Sends a contribution to all shards; gives their answers and the bytes that were pushed.
+    async fn send(&self, at: Position, contribution: Contribution) -> Result<(Vec<Answer>, u64), ExchangeError> {
         let Contribution { headers, nodes, loss_scale, .. } = contribution;
         let nodes = Arc::new(nodes);
-        let header = PushHeader { member: self.member, generation, era, step, slices: headers, loss_scale };
+        let Position { generation, era, step, sequence } = at;
+        let header = PushHeader { member: self.member, generation, era, step, sequence, slices: headers, loss_scale };
         let exchanges = (0..).map(ShardId).zip(&self.shards).map(|(shard, client)| {
             let (header, nodes) = (header.clone(), nodes.clone());
             async move {
                 let mut blocks = Vec::new();
                 let parts = self.gradient_blocks(shard, nodes);
-                let verdict = client.push_pull(header, parts, |block| blocks.push(block)).await?;
-                Ok::<_, ExchangeError>((shard, verdict, blocks))
+                let outcome = client.push_pull(header, parts, |block| blocks.push(block)).await?;
+                Ok::<_, ExchangeError>((shard, outcome, blocks))
             }
         });
-        let done = try_join_all(exchanges).await?;
-        let verdict = done[0].1.clone();
-        if let Some((shard, ..)) = done.iter().find(|(_, other, _)| *other != verdict) {
-            return Err(ExchangeError::Verdict { shard: *shard, step });
-        }
-        let pulled: Vec<_> = done.into_iter().map(|(shard, _, blocks)| (shard, blocks)).collect();
-        let trained: u64 = self.map.blocks().iter().filter(|b| b.role.is_trained()).map(|b| b.bytes() as u64).sum();
-        let tensors = self.gather(&pulled, |block| block.role.is_trained())?;
-        Ok(Exchanged { verdict, tensors, pushed: trained * nodes.len() as u64, pulled: trained })
+        Ok((try_join_all(exchanges).await?, self.trained_bytes() * nodes.len() as u64))
     }
 
     /// Every block of a shard for every node, block by block, so that all workers' parts of a block meet early.

@@ -10,6 +10,7 @@ pub mod device;
 pub mod exchange;
 pub mod failure;
 pub mod learner;
+pub mod local;
 pub mod parameters;
 pub mod run;
 pub mod step;

@@ -5,10 +5,13 @@
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use convoy_proto::{
-    config::Config,
+    clock::Clock,
+    config::{Config, Length, Mode},
     ids::{SliceId, Step},
+    manifest::Manifest,
     messages::{EvaluationPart, SliceHeader, StepTimes},
     order::{self, DataOrder, EpochOrder},
+    schedule::Horizon,
     sum,
     tree::{self, Node, SliceTree},
 };
@@ -16,6 +19,7 @@ use convoy_proto::{
 use crate::{
     data::{DataError, DataInfo, Dataset, Form, HostBatch, Part},
     learner::{Evaluation, Replica},
+    local::LocalTrainer,
     parameters::Tensors,
 };
 
@@ -54,6 +58,9 @@ pub struct Feed {
     epoch: Option<(u64, EpochOrder)>,
     /// Held-out samples that are scored.
     scored: u32,
+    clock: Clock,
+    /// With local steps: the optimizers of slices.
+    local: Option<LocalTrainer>,
 }
 
 impl std::fmt::Debug for Feed {
@@ -63,12 +70,23 @@ impl std::fmt::Debug for Feed {
 }
 
 impl Feed {
-    /// The data in the order that the configuration asks for.
-    pub fn new(data: Arc<dyn Dataset>, config: &Config) -> Feed {
+    /// The data in the order that the configuration asks for, for a model with these tensors.
+    pub fn new(data: Arc<dyn Dataset>, config: &Config, manifest: &Manifest) -> Feed {
         let order = order_of(config, data.info().train);
         let held_out = data.info().test;
         let scored = if config.eval_samples == 0 { held_out } else { config.eval_samples.min(held_out) };
-        Feed { data, order, tree: SliceTree::new(config.slices), epoch: None, scored }
+        let horizon = horizon(config, data.info().train);
+        let local = match config.mode {
+            Mode::Local(local) => Some(LocalTrainer::new(config, local, manifest, horizon)),
+            _ => None,
+        };
+        let (tree, clock) = (SliceTree::new(config.slices), Clock::new(config, horizon.steps));
+        Feed { data, order, tree, epoch: None, scored, clock, local }
+    }
+
+    /// How commits relate to steps.
+    pub fn clock(&self) -> Clock {
+        self.clock
     }
 
     /// The samples of a slice.
@@ -85,20 +103,29 @@ impl Feed {
         HostBatch::read(data, Part::Train, order.range(step, slice).map(|place| samples.sample(place)))
     }
 
-    /// Computes the slices in `owned`, the loss times `loss_scale`, and adds them up as far as the tree allows.
+    /// Computes the slices in `owned` of a commit that starts from `parameters`, the loss times `loss_scale`, and adds
+    /// them up as far as the tree allows. Only local steps look at the parameters: the replica has them.
     ///
     /// # Errors
     /// Data that can no longer be read.
     pub fn contribute(
         &mut self,
         replica: &mut dyn Replica,
-        step: Step,
+        (commit, parameters): (Step, &Tensors),
         (owned, loss_scale): (&BTreeSet<SliceId>, f64),
     ) -> Result<Contribution, DataError> {
         let mut done = Contribution { loss_scale, ..Contribution::default() };
         let mut problem = None;
         for node in self.tree.cover(owned) {
-            let mut leaf = |slice| match (&problem, self.leaf(replica, step, slice, &mut done)) {
+            let mut compute = |slice| match self.local.take() {
+                None => self.leaf(replica, commit, slice, &mut done),
+                Some(mut local) => {
+                    let round = self.round(replica, &mut local, (commit, parameters), slice, &mut done);
+                    self.local = Some(local);
+                    round
+                }
+            };
+            let mut leaf = |slice| match (&problem, compute(slice)) {
                 (None, Ok(tensors)) => tensors,
                 (None, Err(error)) => {
                     problem = Some(error);
@@ -111,6 +138,57 @@ impl Feed {
             }
         }
         problem.map_or(Ok(done), Err)
+    }
+
+    /// Computes one slice that was dealt out, a tree of its own.
+    ///
+    /// # Errors
+    /// Data that can no longer be read.
+    pub fn contribute_dealt(
+        &mut self,
+        replica: &mut dyn Replica,
+        step: Step,
+        slice: SliceId,
+    ) -> Result<Contribution, DataError> {
+        let mut done = Contribution { loss_scale: 1.0, ..Contribution::default() };
+        let tensors = self.leaf(replica, step, slice, &mut done)?;
+        done.headers.iter_mut().for_each(|header| header.slice = SliceId(0));
+        done.nodes.extend(tensors.map(|tensors| (Node::leaf(SliceId(0)), Arc::new(tensors))));
+        Ok(done)
+    }
+
+    /// A round of local steps from `start`.
+    fn round(
+        &mut self,
+        replica: &mut dyn Replica,
+        local: &mut LocalTrainer,
+        (commit, start): (Step, &Tensors),
+        slice: SliceId,
+        done: &mut Contribution,
+    ) -> Result<Option<Tensors>, DataError> {
+        let mut header = SliceHeader { slice, weight: 0.0, loss_sum: 0.0, finite: true };
+        let (mut parameters, mut inner) = (start.clone(), local.begin(slice));
+        for step in self.clock.steps_of(commit) {
+            let at = Instant::now();
+            let batch = self.slice(Step(step), slice)?;
+            done.times.data += at.elapsed().as_secs_f64();
+            if batch.rows == 0 {
+                continue;
+            }
+            done.samples += batch.rows as u64;
+            let at = Instant::now();
+            replica.load(parameters.clone());
+            let gradient = replica.gradient(batch, self.order.slice_seed(Step(step), slice), 1.0);
+            header.weight += gradient.weight;
+            header.loss_sum += gradient.loss_sum;
+            header.finite &= gradient.finite;
+            local.apply(&mut inner, &mut parameters, gradient, step);
+            done.times.compute += at.elapsed().as_secs_f64();
+        }
+        local.end(slice, inner);
+        header.finite &= parameters.iter().all(|values| sum::all_finite(values));
+        done.headers.push(header);
+        Ok((header.weight > 0.0).then(|| local.contribution(start, parameters, header.weight)))
     }
 
     fn leaf(
@@ -165,6 +243,16 @@ impl Feed {
         };
         owned.iter().map(score).collect()
     }
+}
+
+/// How long a run is.
+pub fn horizon(config: &Config, train: u32) -> Horizon {
+    let steps_per_epoch = order_of(config, train).steps_per_epoch();
+    let steps = match config.length {
+        Length::Steps(steps) => steps,
+        Length::Epochs(epochs) => epochs * steps_per_epoch,
+    };
+    Horizon { steps, steps_per_epoch }
 }
 
 /// The order of a run's data, of which `train` samples are trained on.

@@ -8,17 +8,18 @@ use std::collections::BTreeMap;
 use convoy_proto::{
     config::Config,
     ids::{Era, Generation, Incarnation, Member, Role, Step, WorkerId},
-    messages::{Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, Verdict, Weights},
+    messages::{Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, Staged, Verdict, Weights},
     order,
-    tree::SliceTree,
 };
 
 use super::{
-    decision::Decisions,
-    evaluation::{Evaluations, Score},
+    dealer::Deal,
+    engine::Engine,
+    evaluation::Score,
     handshake::{Reference, compare},
     records::{ServerRecord, WorkerRecord},
     refusal::Refusal,
+    stragglers::Straggler,
 };
 
 /// Something that happened, for whoever watches.
@@ -28,10 +29,14 @@ pub enum Event {
     Joined(Member),
     /// The cluster moved on.
     Phase(Phase),
-    /// A step was committed.
+    /// A member is gone.
+    Lost(Member),
+    /// A step, or as many commits as make one, was committed.
     Step(Verdict),
-    /// The held-out data were scored, by the weights or their average.
-    Evaluated(Weights, Score),
+    /// A worker has become slow; where slices are dealt out, with how many pushes it is behind the quickest.
+    Straggler(Straggler, Option<u64>),
+    /// The held-out data were scored, by the weights or their average, after so many commits.
+    Evaluated(Weights, Step, Score),
     /// All workers made their last step.
     Finished(Step),
     /// Workers ended at different steps, which must not happen.
@@ -45,13 +50,13 @@ pub struct Cluster {
     reference: Reference,
     phase: Phase,
     incarnations: u64,
+    /// Changes of the membership.
+    changes: u64,
     workers: Vec<Option<WorkerRecord>>,
     servers: Vec<Option<ServerRecord>>,
-    steps: u64,
     stop_at: Option<Step>,
     reviewed: Step,
-    decisions: Decisions,
-    evaluations: Evaluations,
+    engine: Engine,
 }
 
 impl Cluster {
@@ -60,13 +65,12 @@ impl Cluster {
         Cluster {
             phase: Phase::Gathering,
             incarnations: 0,
+            changes: 0,
             workers: vec![None; config.workers as usize],
             servers: vec![None; config.servers as usize],
-            steps: 0,
             stop_at: None,
             reviewed: Step(0),
-            decisions: Decisions::new(&config, &reference.manifest),
-            evaluations: Evaluations::new(SliceTree::new(config.slices), reference.kind),
+            engine: Engine::new(&config, &reference),
             reference,
             config,
         }
@@ -79,7 +83,12 @@ impl Cluster {
 
     /// How many steps are committed.
     pub fn steps(&self) -> u64 {
-        self.steps
+        self.engine.clock().steps_after(self.engine.commits())
+    }
+
+    /// What is trained.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// The workers, by rank; `None` where nobody joined yet.
@@ -99,22 +108,16 @@ impl Cluster {
 
     /// What every member knows.
     pub fn view(&self) -> ClusterView {
-        let slices = self.config.slices;
-        let workers = self.config.workers;
-        let mut owners = vec![WorkerId(0); slices as usize];
-        for worker in 0..workers {
-            for slice in order::share(slices.into(), worker, workers) {
-                owners[slice as usize] = WorkerId(worker);
-            }
-        }
-        let incarnation =
-            |worker: &Option<WorkerRecord>| worker.as_ref().map_or(Incarnation(0), |w| w.member.incarnation);
+        let is_alive = |worker: &&WorkerRecord| worker.is_alive;
+        let incarnation = |worker: &Option<WorkerRecord>| {
+            worker.as_ref().filter(is_alive).map_or(Incarnation(0), |worker| worker.member.incarnation)
+        };
         ClusterView {
             phase: self.phase,
-            generation: Generation(self.incarnations),
+            generation: Generation(self.changes),
             era: Era(0),
             shards: self.servers.iter().map(|s| s.as_ref().map(|s| s.address.clone()).unwrap_or_default()).collect(),
-            owners,
+            owners: self.owners(),
             initialiser: WorkerId(0),
             incarnations: self.workers.iter().map(incarnation).collect(),
             stop_at: self.stop_at,
@@ -122,9 +125,43 @@ impl Cluster {
         }
     }
 
+    /// By slice, who computes it: the living share them evenly; before anybody is there, the places that they will take.
+    fn owners(&self) -> Vec<WorkerId> {
+        let slices = self.config.slices;
+        let is_out = |worker: &Option<WorkerRecord>| worker.as_ref().is_some_and(|worker| !worker.is_alive);
+        let places = (0..).map(WorkerId).zip(&self.workers).filter(|(_, worker)| !is_out(worker));
+        let places: Vec<_> = places.map(|(worker, _)| worker).collect();
+        let mut owners = vec![WorkerId(0); slices as usize];
+        for (part, worker) in (0..).zip(&places) {
+            for slice in order::share(slices.into(), part, places.len() as u32) {
+                owners[slice as usize] = *worker;
+            }
+        }
+        owners
+    }
+
     /// Lets workers that wait for the review of an evaluation go on.
     pub fn review(&mut self, step: Step) {
         self.reviewed = self.reviewed.max(step);
+        self.engine.review(step);
+        self.engine.settle();
+    }
+
+    /// A member's process is gone: its place is free, and what it had to do is others'.
+    ///
+    /// # Errors
+    /// A caller that is not a current member.
+    pub fn lose(&mut self, member: Member) -> Result<Vec<Event>, Refusal> {
+        self.worker(member)?.is_alive = false;
+        self.changes += 1;
+        self.engine.lose(member);
+        self.engine.settle();
+        Ok(vec![Event::Lost(member)])
+    }
+
+    /// How many workers are alive.
+    pub fn living(&self) -> usize {
+        self.workers.iter().flatten().filter(|worker| worker.is_alive).count()
     }
 
     /// Admits a process, or names what differs.
@@ -138,15 +175,18 @@ impl Cluster {
         let (pid, host) = (offer.pid, offer.host);
         match offer.part {
             JoinPart::Server { address } => {
-                let place = place(&mut self.servers, role, rank)?;
+                let place = place(&mut self.servers, (role, rank), |_| true)?;
                 *place = Some(ServerRecord { member, pid, host, address, heard_ms: now_ms });
             }
             JoinPart::Worker(offer) => {
-                let place = place(&mut self.workers, role, rank)?;
-                *place = Some(WorkerRecord::new(member, (pid, host), *offer, now_ms));
+                let place = place(&mut self.workers, (role, rank), |worker| worker.is_alive)?;
+                let before = place.take();
+                *place = Some(WorkerRecord::new(member, (pid, host), *offer, now_ms).after(before));
+                self.engine.join(WorkerId(rank));
             }
         }
         self.incarnations += 1;
+        self.changes += 1;
         let mut events = vec![Event::Joined(member)];
         let complete = self.workers.iter().all(Option::is_some) && self.servers.iter().all(Option::is_some);
         if complete && self.phase == Phase::Gathering {
@@ -207,11 +247,14 @@ impl Cluster {
             .collect(),
             Phase::Initialising => vec![format!("worker {} to initialise", self.view().initialiser)],
             _ => {
-                let behind = self.workers.iter().flatten().filter(|worker| worker.steps < self.steps);
-                let mut who: Vec<_> = behind.map(|w| format!("{} at step {}", w.member, w.steps)).collect();
-                who.extend(self.decisions.awaited().iter().map(|shard| format!("server {shard}'s gradient norm")));
+                let mut who = self.engine.awaited();
+                let (commits, clock) = (self.engine.commits(), self.engine.clock());
+                let behind = self.workers.iter().flatten().filter(|worker| worker.is_alive && worker.at < commits);
+                if !self.config.mode.is_dealt() {
+                    who.extend(behind.map(|w| format!("{} at step {}", w.member, clock.steps_after(w.at))));
+                }
                 if who.is_empty() {
-                    who.push(format!("every worker, all at step {}", self.steps));
+                    who.push(format!("every worker, all at step {}", self.steps()));
                 }
                 who
             }
@@ -224,7 +267,8 @@ impl Cluster {
     /// # Errors
     /// A caller that is not a current member, or a report out of place.
     pub fn report(&mut self, member: Member, report: Report) -> Result<Vec<Event>, Refusal> {
-        let (phase, steps, slices) = (self.phase, self.reference.horizon.steps, self.config.slices);
+        let (phase, last, slices) = (self.phase, Step(self.engine.clock().commits()), self.config.slices);
+        let mode = self.config.mode;
         let worker = self.worker(member)?;
         let out_of_place = |what| Err(Refusal::OutOfPlace { member, what });
         match report {
@@ -233,16 +277,23 @@ impl Cluster {
             }
             Report::Initialised => out_of_place("that it initialised"),
             _ if phase < Phase::Training => out_of_place("training"),
-            Report::Step(report) if report.verdict.step.0 == worker.steps => Ok(self.step(member, report)),
+            // A worker that a quorum went on without leaves steps out.
+            Report::Step(report)
+                if report.verdict.step == worker.at || (mode.is_chosen() && report.verdict.step >= worker.at) =>
+            {
+                worker.add(&report);
+                Ok(self.engine.step(member, report))
+            }
             Report::Step(_) => out_of_place("a step out of order"),
             Report::Evaluation { step, parts, .. }
-                if step.0 > steps || parts.iter().any(|part| part.slice.0 >= slices) =>
+                if step > last || parts.iter().any(|part| part.slice.0 >= slices) =>
             {
                 out_of_place("an evaluation that the run does not have")
             }
             Report::Evaluation { step, weights, parts } => {
-                let score = self.evaluations.add(step, weights, parts);
-                Ok(score.map(|score| Event::Evaluated(weights, score)).into_iter().collect())
+                let event = self.engine.evaluation(step, weights, parts);
+                self.engine.settle();
+                Ok(event.into_iter().collect())
             }
             Report::Pausing { pushed } => {
                 worker.pushed = Some(pushed);
@@ -258,26 +309,18 @@ impl Cluster {
         }
     }
 
-    fn step(&mut self, member: Member, report: StepReport) -> Vec<Event> {
-        let Ok(worker) = self.worker(member) else { return Vec::new() };
-        worker.add(&report);
-        if worker.steps <= self.steps {
-            return Vec::new();
-        }
-        self.steps += 1;
-        vec![Event::Step(report.verdict)]
-    }
-
     /// Every worker has pushed the steps below the least of what each has pushed, so those are committed and no other.
     fn settle_stop(&mut self) {
-        let pushed: Option<Vec<Step>> = self.workers.iter().map(|w| w.as_ref().and_then(|w| w.pushed)).collect();
-        if self.phase == Phase::Stopping && self.stop_at.is_none() {
+        let living = self.workers.iter().filter(|worker| worker.as_ref().is_none_or(|worker| worker.is_alive));
+        let pushed: Option<Vec<Step>> = living.map(|w| w.as_ref().and_then(|w| w.pushed)).collect();
+        if self.phase == Phase::Stopping && self.stop_at.is_none() && !self.config.mode.is_chosen() {
             self.stop_at = pushed.and_then(|pushed| pushed.into_iter().min());
         }
     }
 
     fn finished(&self) -> Option<Event> {
-        let ends: Option<Vec<Step>> = self.workers.iter().map(|w| w.as_ref().and_then(|w| w.finished)).collect();
+        let living = self.workers.iter().filter(|worker| worker.as_ref().is_none_or(|worker| worker.is_alive));
+        let ends: Option<Vec<Step>> = living.map(|w| w.as_ref().and_then(|w| w.finished)).collect();
         let ends = ends?;
         if ends.windows(2).all(|pair| pair[0] == pair[1]) {
             return ends.first().map(|step| Event::Finished(*step));
@@ -292,7 +335,28 @@ impl Cluster {
     /// A caller that is not a current member, or a part that does not belong.
     pub fn decide(&mut self, member: Member, part: Accumulated) -> Result<Option<Verdict>, Refusal> {
         self.server(member)?;
-        Ok(self.decisions.add(part)?)
+        Ok(self.engine.decide(part)?)
+    }
+
+    /// Takes note that a shard has staged a push, and commits what may be committed.
+    ///
+    /// # Errors
+    /// A caller that is not a current member, or a push that does not belong.
+    pub fn stage(&mut self, member: Member, staged: Staged) -> Result<Vec<Verdict>, Refusal> {
+        self.server(member)?;
+        Ok(self.engine.stage(staged)?)
+    }
+
+    /// What a worker is to do, which has made its part of the evaluation `scored`.
+    ///
+    /// # Errors
+    /// A caller that is not a current member, or a run in which nothing is dealt out.
+    pub fn deal(&mut self, member: Member, scored: Option<Step>) -> Result<Deal, Refusal> {
+        self.worker(member)?;
+        if !self.config.mode.is_dealt() {
+            return Err(Refusal::OutOfPlace { member, what: "that it has nothing to do" });
+        }
+        Ok(self.engine.deal(WorkerId(member.rank), scored))
     }
 
     /// Moves on to a later phase; nothing happens if the cluster is there or further.
@@ -301,6 +365,9 @@ impl Cluster {
             return None;
         }
         self.phase = phase;
+        if phase == Phase::Stopping {
+            self.stop_at = self.engine.stop();
+        }
         self.settle_stop();
         Some(Event::Phase(phase))
     }
@@ -316,7 +383,7 @@ impl Cluster {
 
     fn worker(&mut self, member: Member) -> Result<&mut WorkerRecord, Refusal> {
         let record = self.workers.get_mut(member.rank as usize).and_then(Option::as_mut);
-        record.filter(|record| record.member == member).ok_or(Refusal::Stranger(member))
+        record.filter(|record| record.member == member && record.is_alive).ok_or(Refusal::Stranger(member))
     }
 
     fn server(&mut self, member: Member) -> Result<&mut ServerRecord, Refusal> {
@@ -325,10 +392,14 @@ impl Cluster {
     }
 }
 
-fn place<T>(places: &mut [Option<T>], role: Role, rank: u32) -> Result<&mut Option<T>, Refusal> {
+fn place<T>(
+    places: &mut [Option<T>],
+    (role, rank): (Role, u32),
+    is_taken: impl Fn(&T) -> bool,
+) -> Result<&mut Option<T>, Refusal> {
     let count = places.len() as u32;
     let place = places.get_mut(rank as usize).ok_or(Refusal::NoPlace { role, rank, places: count })?;
-    if place.is_some() { Err(Refusal::Taken(format!("{role} {rank}"))) } else { Ok(place) }
+    if place.as_ref().is_some_and(is_taken) { Err(Refusal::Taken(format!("{role} {rank}"))) } else { Ok(place) }
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use convoy_proto::{
     config::layers::Layers,
     ids::SliceId,
     manifest::{Manifest, TensorRole},
-    messages::{EvaluationPart, SliceHeader, StepTimes, Terms, WorkerOffer},
+    messages::{EvaluationPart, SliceHeader, StepReport, StepTimes, Terms, WorkerOffer},
     schedule::Horizon,
+    tree::SliceTree,
 };
 
 use super::{super::evaluation::Kind, *};
@@ -76,7 +77,10 @@ fn a_run_from_the_first_join_to_the_end() {
     let evaluation = |parts| Report::Evaluation { step: Step(1), weights: Weights::Trained, parts };
     assert_eq!(cluster.report(second, evaluation(vec![part(1), part(2)])), Ok(vec![]));
     let events = cluster.report(first, evaluation(vec![part(0)])).unwrap();
-    assert!(matches!(events[..], [Event::Evaluated(Weights::Trained, Score { step: 1, accuracy: Some(0.5), .. })]));
+    assert!(matches!(
+        events[..],
+        [Event::Evaluated(Weights::Trained, Step(1), Score { step: 1, accuracy: Some(0.5), .. })]
+    ));
     assert_eq!(cluster.report(first, Report::Finished { step: Step(1) }), Ok(vec![]));
     assert_eq!(cluster.report(second, Report::Finished { step: Step(1) }), Ok(vec![Event::Finished(Step(1))]));
     assert_eq!(cluster.workers()[1].as_ref().map(|w| (w.samples, w.bytes_pushed)), Some((2, 8)));

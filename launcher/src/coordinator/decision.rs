@@ -8,6 +8,7 @@ use convoy_proto::{
     ids::{ShardId, Step},
     manifest::Manifest,
     messages::{Accumulated, Norms, Verdict},
+    optimizer::Optimizer,
     trust,
 };
 
@@ -48,10 +49,11 @@ pub struct Decisions {
 impl Decisions {
     /// No part yet, of a run's shards.
     pub fn new(config: &Config, manifest: &Manifest) -> Decisions {
+        let optimizer = Optimizer::of_servers(config);
         Decisions {
             shards: config.servers,
-            max_norm: config.optimizer.clip_norm(),
-            is_layerwise: config.optimizer.rule.is_layerwise(),
+            max_norm: optimizer.clip_norm,
+            is_layerwise: optimizer.rule.is_layerwise(),
             map: BlockMap::new(manifest, config.servers),
             parts: BTreeMap::new(),
             last: BTreeMap::new(),

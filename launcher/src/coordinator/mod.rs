@@ -1,12 +1,19 @@
 //! The coordinator: who is there, who owns what, and the decisions that need all shards.
 //!
-//! [`core`] decides, [`handshake`] says who may join, and [`records`] is what it knows of each member. [`decision`] joins
-//! the shards' parts of a verdict, [`evaluation`] the workers' parts of a score; [`service`] speaks gRPC for them.
+//! [`core`] knows the members and where the cluster stands, [`handshake`] says who may join, [`records`] is what it knows
+//! of each. [`engine`] is what they train: [`commits`] and [`dealer`] carry out the consistency mode, [`decision`] joins the
+//! shards' parts of a verdict and [`evaluation`] the workers' parts of a score, [`history`] makes steps of commits, and
+//! [`stragglers`] finds who keeps the others waiting. [`service`] speaks gRPC for all of them.
 
+pub mod commits;
 pub mod core;
+pub mod dealer;
 pub mod decision;
+pub mod engine;
 pub mod evaluation;
 pub mod handshake;
+pub mod history;
 pub mod records;
 pub mod refusal;
 pub mod service;
+pub mod stragglers;

@@ -24,8 +24,12 @@ pub struct WorkerRecord {
     pub bytes_pulled: u64,
     /// Where its time went, in all.
     pub times: StepTimes,
-    /// Steps it saw committed.
-    pub steps: u64,
+    /// The commit after the last that it reported.
+    pub at: Step,
+    /// How often its place was taken anew.
+    pub restarts: u64,
+    /// Whether its process is there.
+    pub is_alive: bool,
     /// The first step it has not pushed, once it said that it pushes no other.
     pub(super) pushed: Option<Step>,
     /// How many steps it made, once it made its last.
@@ -61,10 +65,26 @@ impl WorkerRecord {
             bytes_pushed: 0,
             bytes_pulled: 0,
             times: StepTimes::default(),
-            steps: 0,
+            at: Step(0),
+            restarts: 0,
+            is_alive: true,
             pushed: None,
             finished: None,
             heard_ms: now_ms,
+        }
+    }
+
+    /// The same in the place of one that is gone: what that did counts on.
+    pub(super) fn after(self, before: Option<WorkerRecord>) -> WorkerRecord {
+        let Some(before) = before else { return self };
+        WorkerRecord {
+            samples: before.samples,
+            bytes_pushed: before.bytes_pushed,
+            bytes_pulled: before.bytes_pulled,
+            times: before.times,
+            at: before.at,
+            restarts: before.restarts + 1,
+            ..self
         }
     }
 
@@ -77,6 +97,6 @@ impl WorkerRecord {
         self.times.compute += report.times.compute;
         self.times.exchange += report.times.exchange;
         self.times.load += report.times.load;
-        self.steps += 1;
+        self.at = report.verdict.step.next();
     }
 }

@@ -2,7 +2,7 @@
 
 use convoy_proto::ids::{Member, Role};
 
-use super::decision::DecisionError;
+use super::{commits::CommitError, decision::DecisionError};
 
 /// Why a member is not admitted or not listened to.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -46,4 +46,7 @@ pub enum Refusal {
     /// A part of a decision that does not belong.
     #[error(transparent)]
     Decision(#[from] DecisionError),
+    /// A push that does not belong.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
 }

@@ -9,7 +9,7 @@ use std::{
 use convoy_proto::{
     config::Config,
     ids::{Member, Role, Step},
-    messages::{Accumulated, Action, ClusterView, JoinOffer, Norms, Phase, Report, Verdict},
+    messages::{Accumulated, Action, ClusterView, JoinOffer, Norms, Phase, Report, Staged, Verdict},
     wire::{self, coordination_service_server::CoordinationService},
 };
 use tokio::sync::{
@@ -20,7 +20,9 @@ use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
 use super::{
+    commits::Fate,
     core::{Cluster, Event},
+    dealer::Deal,
     handshake::Reference,
     refusal::Refusal,
 };
@@ -37,6 +39,8 @@ struct Inner {
     start: Instant,
     view: watch::Sender<ClusterView>,
     verdict: watch::Sender<Option<Verdict>>,
+    /// Counts changes, so that whoever waits for a commit or for work looks again.
+    changes: watch::Sender<u64>,
     events: mpsc::Sender<Event>,
     total_steps: u64,
     patience: Duration,
@@ -46,7 +50,7 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let text = refusal.to_string();
         match refusal {
-            Refusal::Different { .. } | Refusal::OutOfPlace { .. } | Refusal::Decision(_) => {
+            Refusal::Different { .. } | Refusal::OutOfPlace { .. } | Refusal::Decision(_) | Refusal::Commit(_) => {
                 Status::failed_precondition(text)
             }
             Refusal::NoPlace { .. } => Status::out_of_range(text),
@@ -65,6 +69,7 @@ impl CoordinatorService {
         let inner = Inner {
             view: watch::Sender::new(cluster.view()),
             verdict: watch::Sender::new(None),
+            changes: watch::Sender::new(0),
             cluster: Mutex::new(cluster),
             start: Instant::now(),
             events,
@@ -106,6 +111,27 @@ impl CoordinatorService {
             *old = view;
             changed
         });
+        self.inner.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Waits until `look` finds something; what it waits for in vain is in the error.
+    async fn wait<T>(&self, mut look: impl FnMut() -> Result<Result<T, String>, Refusal>) -> Result<T, Status> {
+        let mut changes = self.inner.changes.subscribe();
+        let mut awaited = String::new();
+        let found = async {
+            loop {
+                changes.borrow_and_update();
+                match look()? {
+                    Ok(found) => return Ok(found),
+                    Err(who) => awaited = who,
+                }
+                if changes.changed().await.is_err() {
+                    return Err(Status::unavailable("the run has ended"));
+                }
+            }
+        };
+        let waited = tokio::time::timeout(self.inner.patience, found).await;
+        waited.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("waited too long for {awaited}"))))
     }
 
     /// Room for the events of one call, so that they can be handed on under the cluster's lock, in the order in which
@@ -197,6 +223,44 @@ impl CoordinationService for CoordinatorService {
             Ok(Ok(verdict)) => Ok(Response::new(wire::DecideResponse { verdict: verdict.clone().map(Into::into) })),
             _ => Err(Status::deadline_exceeded(format!("step {step} waits for {}", self.cluster().awaited()))),
         }
+    }
+
+    async fn stage(&self, request: Request<wire::StageRequest>) -> Result<Response<wire::StageResponse>, Status> {
+        let request = request.into_inner();
+        let member = member(request.member)?;
+        let staged = Staged::try_from(request)?;
+        let header = staged.header.clone();
+        if !self.cluster().stage(member, staged)?.is_empty() {
+            self.publish();
+        }
+        let fate = || {
+            let cluster = self.cluster();
+            Ok(match cluster.engine().fate(&header) {
+                Fate::Verdict(verdict) => Ok(Some(verdict)),
+                Fate::Dropped => Ok(None),
+                Fate::Open => Err(cluster.awaited()),
+            })
+        };
+        let verdict = self.wait(fate).await?;
+        Ok(Response::new(wire::StageResponse { verdict: verdict.map(Into::into) }))
+    }
+
+    async fn deal(&self, request: Request<wire::DealRequest>) -> Result<Response<wire::DealResponse>, Status> {
+        let request = request.into_inner();
+        let member = member(request.member)?;
+        let scored = request.scored.map(Step);
+        let deal = || {
+            Ok(match self.cluster().deal(member, scored)? {
+                Deal::Now(work) => Ok(work),
+                Deal::Wait(who) => Err(who),
+            })
+        };
+        // Whoever waits for this worker at an evaluation looks again, even if it has to wait itself.
+        let is_waiting = deal()?.is_err();
+        self.inner.changes.send_modify(|changes| *changes += u64::from(is_waiting && scored.is_some()));
+        let work = self.wait(deal).await?;
+        self.inner.changes.send_modify(|changes| *changes += 1);
+        Ok(Response::new(work.into()))
     }
 
     async fn report(&self, request: Request<wire::ReportRequest>) -> Result<Response<wire::ReportResponse>, Status> {

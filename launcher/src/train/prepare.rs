@@ -11,8 +11,7 @@ use convoy_proto::{
 use convoy_worker::{
     data::{self, DataInfo, Dataset, Report, Source},
     device::DeviceName,
-    run::horizon,
-    step::order_of,
+    step::{horizon, order_of},
     task::{self, TaskEntry},
 };
 
@@ -126,13 +125,14 @@ impl Prepared {
         let device = &self.workers[0].device;
         let plural = |n: u32, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         format!(
-            "{}: {} parameters, {} on {} ({}), {}, {} steps of {} samples",
+            "{}: {} parameters, {} on {} ({}), {}, {}, {} steps of {} samples",
             config.task,
             self.manifest.elements(),
             plural(config.workers, "worker"),
             config.backend,
             device.about,
             plural(config.servers, "server"),
+            config.mode,
             self.horizon.steps,
             config.batch_size,
         )

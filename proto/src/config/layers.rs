@@ -10,14 +10,32 @@ use super::{
 };
 
 /// Pairs of keys of which the higher layer's wins.
-const EXCLUSIVE: [(&str, &str); 2] = [("steps", "epochs"), ("optimizer.clip_norm", "optimizer.clip_value")];
+const EXCLUSIVE: [(&str, &str); 3] = [
+    ("steps", "epochs"),
+    ("optimizer.clip_norm", "optimizer.clip_value"),
+    ("consistency.quorum", "consistency.backup_workers"),
+];
 /// Names that give other keys their meaning: a higher layer that changes the name starts these anew.
-const NAMED: [(&str, &[&str]); 2] = [
+const NAMED: [(&str, &[&str]); 3] = [
     (
         "optimizer.name",
         &["optimizer.momentum", "optimizer.alpha", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"],
     ),
     ("schedule.name", &["schedule.min_factor", "schedule.every", "schedule.factor"]),
+    (
+        "mode",
+        &[
+            "consistency.quorum",
+            "consistency.backup_workers",
+            "consistency.max_staleness",
+            "consistency.staleness_lr",
+            "consistency.compensation",
+            "consistency.local_steps",
+            "consistency.outer_lr",
+            "consistency.outer_momentum",
+            "consistency.inner_state",
+        ],
+    ),
 ];
 
 /// Values gathered so far, lowest layer first.

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub mod consistency;
 pub mod input;
 pub mod keys;
 pub mod layers;
@@ -17,11 +18,14 @@ pub mod optimizer;
 pub mod raw;
 pub mod schedule;
 
+pub use consistency::{LocalSteps, Mode, Quorum, Staleness};
 pub use input::Input;
 pub use model::Model;
 pub use optimizer::{Clip, Group, Moments, Optimizer, Rule, TensorSettings};
 pub use raw::RawConfig;
 pub use schedule::Schedule;
+
+use crate::slow::SlowWorker;
 
 /// A configuration that cannot be used, and where it came from.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -76,14 +80,6 @@ pub enum ConfigError {
         /// What is wrong, and what to do.
         problem: String,
     },
-}
-
-/// When gradients are aggregated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Bulk synchronous: a step commits when all its slices are in.
-    Sync,
 }
 
 /// Where workers compute.
@@ -195,6 +191,8 @@ pub struct Config {
     pub loss_scale: f64,
     /// Skipped steps in a row after which the run counts as diverged.
     pub max_skipped: u64,
+    /// A worker that is slow on purpose.
+    pub slow_worker: Option<SlowWorker>,
     /// Where the coordinator listens.
     pub listen: SocketAddr,
     /// How data are read.

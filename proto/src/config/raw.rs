@@ -6,10 +6,14 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::{
-    Backend, Config, ConfigError, Length, Mode, Precision, Timeouts, input::RawInput, model::RawModel,
-    optimizer::RawOptimizer, schedule::RawSchedule,
+    Backend, Config, ConfigError, Length, Mode, Precision, Timeouts,
+    consistency::{Around, RawConsistency},
+    input::RawInput,
+    model::RawModel,
+    optimizer::RawOptimizer,
+    schedule::RawSchedule,
 };
-use crate::loss_scale::LossScale;
+use crate::{loss_scale::LossScale, slow::SlowWorker};
 
 /// A whole number or `auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +59,9 @@ pub struct RawConfig {
     pub precision: Option<String>,
     pub loss_scale: Option<f64>,
     pub max_skipped: Option<u64>,
+    pub slow_worker: Option<String>,
     pub listen: Option<String>,
+    pub consistency: RawConsistency,
     pub input: RawInput,
     pub optimizer: RawOptimizer,
     pub schedule: RawSchedule,
@@ -144,7 +150,6 @@ impl RawConfig {
             Some(CountOrAuto::Count(n)) => count("workers", n, 1, 4096)?,
             Some(CountOrAuto::Auto(Auto::Auto)) | None => auto_workers,
         };
-        choice("mode", self.mode.as_deref().unwrap_or("sync"), &["sync"])?;
         let backend = self.backend()?;
         let length = match (self.steps, self.epochs) {
             (Some(steps), None) => Length::Steps(u64::from(count("steps", steps, 1, u32::MAX)?)),
@@ -167,6 +172,12 @@ impl RawConfig {
             return Err(value_error("slices", slices, problem));
         }
         let (precision, loss_scale) = precision(self.precision.as_deref(), self.loss_scale)?;
+        let mode = self.consistency.resolve(self.mode.as_deref(), Around { slices, workers })?;
+        if precision == Precision::F16 && (mode.is_chosen() || matches!(mode, Mode::Local(_))) {
+            let problem =
+                format!("`f16` needs a loss scale that all workers follow, which mode {mode} has not; use bf16");
+            return Err(value_error("precision", "\"f16\"", problem));
+        }
         let eval_every = self.eval_every.unwrap_or(100);
         let patience = self.patience.unwrap_or(0);
         if patience > 0 && eval_every == 0 {
@@ -177,7 +188,7 @@ impl RawConfig {
             run_dir: self.run_dir.unwrap_or_else(|| "runs".into()),
             workers,
             servers: count("servers", self.servers.unwrap_or(1), 1, 1024)?,
-            mode: Mode::Sync,
+            mode,
             data: self.data.unwrap_or_else(|| "digits".into()),
             task: self.task.unwrap_or_else(|| "cnn".into()),
             backend,
@@ -192,6 +203,7 @@ impl RawConfig {
             precision,
             loss_scale,
             max_skipped: u64::from(count("max_skipped", self.max_skipped.unwrap_or(10), 1, u32::MAX)?),
+            slow_worker: slow_worker(self.slow_worker.as_deref())?,
             listen: listen(self.listen.as_deref().unwrap_or("127.0.0.1:0"))?,
             input: self.input.resolve()?,
             optimizer: self.optimizer.resolve()?,
@@ -220,6 +232,12 @@ fn precision(word: Option<&str>, loss_scale: Option<f64>) -> Result<(Precision, 
         }
         (Some(scale), _) => Ok((precision, scale)),
     }
+}
+
+fn slow_worker(text: Option<&str>) -> Result<Option<SlowWorker>, ConfigError> {
+    let read =
+        |text: &str| text.parse().map_err(|problem: String| value_error("slow_worker", format!("\"{text}\""), problem));
+    text.filter(|text| !text.is_empty()).map(read).transpose()
 }
 
 fn run_name(name: String) -> Result<String, ConfigError> {
@@ -276,7 +294,7 @@ impl From<&Config> for RawConfig {
             run_dir: Some(config.run_dir.clone()),
             workers: Some(CountOrAuto::Count(config.workers.into())),
             servers: Some(config.servers.into()),
-            mode: Some("sync".into()),
+            mode: Some(config.mode.name().into()),
             task: Some(config.task.clone()),
             data: Some(config.data.clone()),
             backend: Some(config.backend.to_string()),
@@ -293,7 +311,9 @@ impl From<&Config> for RawConfig {
             precision: Some(config.precision.to_string()),
             loss_scale: Some(config.loss_scale),
             max_skipped: Some(config.max_skipped),
+            slow_worker: config.slow_worker.map(|slow| slow.to_string()),
             listen: Some(config.listen.to_string()),
+            consistency: config.mode.into(),
             input: (&config.input).into(),
             optimizer: (&config.optimizer).into(),
             schedule: (&config.schedule).into(),

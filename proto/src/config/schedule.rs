@@ -115,6 +115,10 @@ impl RawSchedule {
 }
 
 impl Schedule {
+    /// The same rate throughout.
+    pub const CONSTANT: Schedule =
+        Schedule { shape: Shape::Constant, unit: Unit::Step, warmup: None, min_factor: 0.0, is_warmup: false };
+
     /// The name in configurations.
     pub fn name(&self) -> &'static str {
         match self.shape {

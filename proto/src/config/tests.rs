@@ -52,7 +52,12 @@ fn keys_and_fields_are_one_set() {
         format!("steps = 1\n[optimizer]\nname = \"momentum\"\n{input}\n{model}\n{schedule}"),
         "[optimizer]\nname = \"rmsprop\"\nclip_value = 1\n[schedule]\nname = \"linear\"".into(),
         String::new(),
+        "workers = 2\nslow_worker = \"1:5ms\"\n[consistency]\nquorum = 1".into(),
+        "mode = \"ssp\"".into(),
+        "mode = \"local\"".into(),
     ];
+    // Written as the quorum that it makes.
+    written.insert("consistency.backup_workers".to_string());
     for text in &texts {
         let table: toml::Table = resolve(text).unwrap().to_toml().parse().unwrap();
         for (key, value) in table {

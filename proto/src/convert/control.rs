@@ -5,7 +5,7 @@ use crate::{
     ids::{BlockId, Era, Generation, Incarnation, Member, Role, ShardId, SliceId, Step, WorkerId},
     messages::{
         Accumulated, Admission, ClusterView, EvaluationPart, JoinOffer, JoinPart, Norms, Phase, Report, Squares,
-        StepReport, StepTimes, Verdict, Weights, WorkerOffer,
+        Staged, StepReport, StepTimes, Verdict, Weights, Work, WorkerOffer,
     },
     wire,
 };
@@ -204,6 +204,53 @@ impl TryFrom<wire::DecideRequest> for Accumulated {
             }
         };
         Ok(Accumulated { shard: ShardId(member.rank), era: Era(request.era), proposal, norms })
+    }
+}
+
+impl Staged {
+    /// The request that a server sends for it.
+    pub fn into_request(self, member: Member) -> wire::StageRequest {
+        wire::StageRequest { member: Some(member.into()), era: self.era.0, header: Some(self.header.into()) }
+    }
+}
+
+impl TryFrom<wire::StageRequest> for Staged {
+    type Error = WireError;
+
+    fn try_from(request: wire::StageRequest) -> Result<Self> {
+        let member = Member::try_from(request.member)?;
+        if member.role != Role::Server {
+            return Err(wrong("member", "is not a server"));
+        }
+        let header = present("header", request.header)?.try_into()?;
+        Ok(Staged { shard: ShardId(member.rank), era: Era(request.era), header })
+    }
+}
+
+impl From<Work> for wire::DealResponse {
+    fn from(work: Work) -> Self {
+        use wire::deal_response::Work as Kind;
+        let kind = match work {
+            Work::Slice { sequence, step, slice } => Kind::Slice(wire::DealtSlice { sequence, step, slice: slice.0 }),
+            Work::Evaluate(step) => Kind::Evaluate(step.0),
+            Work::Finished(step) => Kind::Finished(step.0),
+        };
+        wire::DealResponse { work: Some(kind) }
+    }
+}
+
+impl TryFrom<wire::DealResponse> for Work {
+    type Error = WireError;
+
+    fn try_from(response: wire::DealResponse) -> Result<Self> {
+        use wire::deal_response::Work as Kind;
+        Ok(match present("work", response.work)? {
+            Kind::Slice(dealt) => {
+                Work::Slice { sequence: dealt.sequence, step: dealt.step, slice: SliceId(dealt.slice) }
+            }
+            Kind::Evaluate(step) => Work::Evaluate(Step(step)),
+            Kind::Finished(step) => Work::Finished(Step(step)),
+        })
     }
 }
 

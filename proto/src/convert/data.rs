@@ -3,7 +3,9 @@
 use super::{Result, WireError, finite, present, weight, wrong};
 use crate::{
     ids::{BlockId, Era, Generation, SliceId, Step},
-    messages::{GradientBlock, ParameterBlock, Pull, PulledPart, PushHeader, PushPart, SliceHeader, Weights},
+    messages::{
+        Extent, GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, SliceHeader, Weights,
+    },
     tree::Node,
     wire,
 };
@@ -23,6 +25,7 @@ impl From<PushHeader> for wire::PushHeader {
             step: header.step.0,
             slices: slices.collect(),
             loss_scale: header.loss_scale,
+            sequence: header.sequence,
         }
     }
 }
@@ -42,6 +45,7 @@ impl TryFrom<wire::PushHeader> for PushHeader {
             generation: Generation(header.generation),
             era: Era(header.era),
             step: Step(header.step),
+            sequence: header.sequence,
             loss_scale: finite("loss_scale", header.loss_scale)?,
         })
     }
@@ -98,8 +102,9 @@ impl From<Pull> for wire::PullRequest {
         wire::PullRequest {
             member: Some(pull.member.into()),
             era: pull.era.0,
-            step: pull.step.0,
+            step: pull.step.map(|step| step.0),
             averaged: pull.weights == Weights::Averaged,
+            trained_only: pull.extent == Extent::Trained,
         }
     }
 }
@@ -109,7 +114,9 @@ impl TryFrom<wire::PullRequest> for Pull {
 
     fn try_from(request: wire::PullRequest) -> Result<Self> {
         let weights = if request.averaged { Weights::Averaged } else { Weights::Trained };
-        Ok(Pull { member: request.member.try_into()?, era: Era(request.era), step: Step(request.step), weights })
+        let extent = if request.trained_only { Extent::Trained } else { Extent::All };
+        let (member, era, step) = (request.member.try_into()?, Era(request.era), request.step.map(Step));
+        Ok(Pull { member, era, step, weights, extent })
     }
 }
 
@@ -150,17 +157,17 @@ macro_rules! push_part {
 push_part!(PushRequest, push_request);
 push_part!(PushPullRequest, push_pull_request);
 
-impl From<Vec<ParameterBlock>> for wire::PullResponse {
-    fn from(blocks: Vec<ParameterBlock>) -> Self {
-        wire::PullResponse { blocks: blocks.into_iter().map(Into::into).collect() }
+impl From<Pulled> for wire::PullResponse {
+    fn from(pulled: Pulled) -> Self {
+        wire::PullResponse { step: pulled.step.0, blocks: pulled.blocks.into_iter().map(Into::into).collect() }
     }
 }
 
-impl TryFrom<wire::PullResponse> for Vec<ParameterBlock> {
+impl TryFrom<wire::PullResponse> for Pulled {
     type Error = WireError;
 
     fn try_from(response: wire::PullResponse) -> Result<Self> {
-        all(response.blocks)
+        Ok(Pulled { step: Step(response.step), blocks: all(response.blocks)? })
     }
 }
 
@@ -172,6 +179,7 @@ impl From<PulledPart> for wire::PushPullResponse {
                 Part::Frame(wire::ParameterFrame { blocks: blocks.into_iter().map(Into::into).collect() })
             }
             PulledPart::Committed(verdict) => Part::Committed(verdict.into()),
+            PulledPart::Missed(step) => Part::Missed(step.0),
         };
         wire::PushPullResponse { part: Some(part) }
     }
@@ -185,6 +193,7 @@ impl TryFrom<wire::PushPullResponse> for PulledPart {
         match present("part", response.part)? {
             Part::Frame(frame) => Ok(PulledPart::Blocks(all(frame.blocks)?)),
             Part::Committed(verdict) => Ok(PulledPart::Committed(Some(verdict).try_into()?)),
+            Part::Missed(step) => Ok(PulledPart::Missed(Step(step))),
         }
     }
 }

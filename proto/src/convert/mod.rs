@@ -5,10 +5,10 @@
 //! services share; the rest is by service.
 
 use crate::{
-    ids::{Incarnation, Member, Role, SliceId, Step},
+    ids::{Incarnation, Member, Role, SliceId, Step, WorkerId},
     loss_scale::LossScale,
     manifest::{Manifest, TensorRole},
-    messages::{Action, Verdict},
+    messages::{Action, PushId, Verdict},
     wire,
 };
 
@@ -138,6 +138,8 @@ impl From<Verdict> for wire::Verdict {
             slices: verdict.slices.iter().map(|slice| slice.0).collect(),
             loss_scale: verdict.loss_scale,
             trust: verdict.trust,
+            push: verdict.push.map(Into::into),
+            staleness: verdict.staleness,
         }
     }
 }
@@ -168,7 +170,22 @@ impl TryFrom<Option<wire::Verdict>> for Verdict {
             slices: verdict.slices.into_iter().map(SliceId).collect(),
             loss_scale: verdict.loss_scale,
             trust: verdict.trust.into_iter().map(|ratio| finite("verdict.trust", ratio)).collect::<Result<_>>()?,
+            push: verdict.push.map(Into::into),
+            staleness: verdict.staleness,
         })
+    }
+}
+
+impl From<PushId> for wire::PushId {
+    fn from(id: PushId) -> Self {
+        wire::PushId { worker: id.worker.0, incarnation: id.incarnation.0, sequence: id.sequence }
+    }
+}
+
+impl From<wire::PushId> for PushId {
+    fn from(id: wire::PushId) -> Self {
+        let (worker, incarnation) = (WorkerId(id.worker), Incarnation(id.incarnation));
+        PushId { worker, incarnation, sequence: id.sequence }
     }
 }
 

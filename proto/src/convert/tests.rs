@@ -5,10 +5,10 @@ use prost::Message;
 
 use super::*;
 use crate::{
-    ids::{BlockId, Era, Generation},
+    ids::{BlockId, Era, Generation, ShardId},
     messages::{
-        Accumulated, ClusterView, GradientBlock, JoinOffer, JoinPart, PulledPart, PushHeader, PushPart, Report,
-        SliceHeader, WorkerOffer,
+        Accumulated, ClusterView, Extent, GradientBlock, JoinOffer, JoinPart, Pull, PulledPart, PushHeader, PushPart,
+        Report, SliceHeader, Staged, Weights, Work, WorkerOffer,
     },
     tree::Node,
 };
@@ -27,7 +27,12 @@ fn a_push_survives_the_wire() {
         step: Step(3),
         slices: vec![slice],
         loss_scale: 2.0,
+        sequence: 12,
     };
+    let staged = Staged { shard: ShardId(1), era: Era(2), header: header.clone() };
+    let server = Member { role: Role::Server, rank: 1, incarnation: Incarnation(4) };
+    let bytes = staged.clone().into_request(server).encode_to_vec();
+    assert_eq!(Staged::try_from(wire::StageRequest::decode(bytes.as_slice()).unwrap()), Ok(staged));
     let block = GradientBlock { block: BlockId(7), node: Node { first: 2, len: 2 }, payload: vec![1, 2, 3, 4].into() };
     for part in [PushPart::Header(header), PushPart::Blocks(vec![block])] {
         let bytes = wire::PushPullRequest::from(part.clone()).encode_to_vec();
@@ -49,8 +54,24 @@ fn a_verdict_survives_the_wire() {
         slices: vec![SliceId(0), SliceId(2)],
         loss_scale: 8.0,
         trust: vec![1.0, 0.25],
+        push: Some(PushId { worker: WorkerId(2), incarnation: Incarnation(5), sequence: 6 }),
+        staleness: 7,
     };
     assert_eq!(Verdict::try_from(Some(wire::Verdict::from(verdict.clone()))), Ok(verdict));
+}
+
+#[test]
+fn work_and_what_was_missed_survive_the_wire() {
+    let slice = Work::Slice { sequence: 3, step: 4, slice: SliceId(5) };
+    for work in [slice, Work::Evaluate(Step(6)), Work::Finished(Step(7))] {
+        assert_eq!(Work::try_from(wire::DealResponse::from(work)), Ok(work));
+    }
+    let missed = PulledPart::Missed(Step(8));
+    assert_eq!(PulledPart::try_from(wire::PushPullResponse::from(missed.clone())), Ok(missed));
+    for step in [None, Some(Step(9))] {
+        let pull = Pull { member: member(), era: Era(1), step, weights: Weights::Trained, extent: Extent::Trained };
+        assert_eq!(Pull::try_from(wire::PullRequest::from(pull)), Ok(pull));
+    }
 }
 
 #[test]

@@ -7,10 +7,10 @@ use tonic::{Request, transport::Channel};
 
 use super::{CALL_MS, Peer, TransportError, control_channel};
 use crate::{
-    ids::Member,
+    ids::{Member, Step},
     limits,
     manifest::Manifest,
-    messages::{Accumulated, Admission, ClusterView, JoinOffer, Report, Verdict},
+    messages::{Accumulated, Admission, ClusterView, JoinOffer, Report, Staged, Verdict, Work},
     schedule::Horizon,
     wire::{self, coordination_service_client::CoordinationServiceClient},
 };
@@ -109,6 +109,34 @@ impl Coordinator {
         let request = within(part.into_request(member), limit);
         let response = self.client.clone().decide(request).await.map_err(self.failed())?.into_inner();
         response.verdict.try_into().map_err(TransportError::malformed(&self.peer))
+    }
+
+    /// Tells that a shard has all of a push, and waits up to `limit` for what becomes of it: the verdict that closes its
+    /// step or commits it, or nothing if it is dropped.
+    ///
+    /// # Errors
+    /// The wait was too long, the push contradicts another shard's, or the coordinator is gone.
+    pub async fn stage(
+        &self,
+        member: Member,
+        staged: Staged,
+        limit: Duration,
+    ) -> Result<Option<Verdict>, TransportError> {
+        let request = within(staged.into_request(member), limit);
+        let response = self.client.clone().stage(request).await.map_err(self.failed())?.into_inner();
+        let verdict = response.verdict.map(|verdict| Some(verdict).try_into());
+        verdict.transpose().map_err(TransportError::malformed(&self.peer))
+    }
+
+    /// Asks for something to do, and waits for it up to `limit`; `scored` is the last evaluation that was made.
+    ///
+    /// # Errors
+    /// The wait was too long, or the coordinator is gone.
+    pub async fn deal(&self, member: Member, scored: Option<Step>, limit: Duration) -> Result<Work, TransportError> {
+        let scored = scored.map(|step| step.0);
+        let request = within(wire::DealRequest { member: Some(member.into()), scored }, limit);
+        let response = self.client.clone().deal(request).await.map_err(self.failed())?.into_inner();
+        response.try_into().map_err(TransportError::malformed(&self.peer))
     }
 
     /// Tells what was done.

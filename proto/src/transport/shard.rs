@@ -5,9 +5,9 @@ use tonic::transport::Channel;
 
 use super::{Peer, TransportError, bulk_channel};
 use crate::{
-    ids::{Member, ShardId},
+    ids::{Member, ShardId, Step},
     limits,
-    messages::{GradientBlock, ParameterBlock, Pull, PulledPart, PushHeader, PushPart, Verdict},
+    messages::{GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Verdict},
     wire::{self, parameters_service_client::ParametersServiceClient},
 };
 
@@ -93,21 +93,25 @@ impl ShardClient {
         self.client.clone().initialise(tokio_stream::iter(frames)).await.map_err(self.failed()).map(drop)
     }
 
-    /// The shard's parameters that a step starts from; waits until they are formed.
+    /// The shard's parameters that a step starts from, once they are formed, or the newest; gives the step.
     ///
     /// # Errors
     /// A refusal, no server, or a malformed answer.
-    pub async fn pull(&self, pull: Pull, mut on_block: impl FnMut(ParameterBlock)) -> Result<(), TransportError> {
+    pub async fn pull(&self, pull: Pull, mut on_block: impl FnMut(ParameterBlock)) -> Result<Step, TransportError> {
         let request = wire::PullRequest::from(pull);
         let mut frames = self.client.clone().pull(request).await.map_err(self.failed())?.into_inner();
+        let mut step = pull.step;
         while let Some(frame) = frames.message().await.map_err(self.failed())? {
-            let blocks: Vec<ParameterBlock> = frame.try_into().map_err(TransportError::malformed(&self.peer))?;
-            blocks.into_iter().for_each(&mut on_block);
+            let pulled: Pulled = frame.try_into().map_err(TransportError::malformed(&self.peer))?;
+            step = Some(pulled.step);
+            pulled.blocks.into_iter().for_each(&mut on_block);
         }
-        Ok(())
+        // A shard without a single block still says which step it is at.
+        step.ok_or_else(|| TransportError::Incomplete { peer: self.peer.clone(), missing: "a step was named" })
     }
 
-    /// Pushes a step's contributions and takes the updated blocks as they are formed, up to the verdict.
+    /// Pushes a step's contributions and takes the updated blocks as they are formed, up to the verdict; if they came
+    /// too late, gives the step that is open instead.
     ///
     /// # Errors
     /// A refusal, no server, or a malformed answer.
@@ -116,7 +120,7 @@ impl ShardClient {
         header: PushHeader,
         blocks: impl Iterator<Item = GradientBlock> + Send + 'static,
         mut on_block: impl FnMut(ParameterBlock),
-    ) -> Result<Verdict, TransportError> {
+    ) -> Result<Result<Verdict, Step>, TransportError> {
         let parts = std::iter::once(PushPart::Header(header)).chain(Frames::new(blocks).map(PushPart::Blocks));
         let requests = tokio_stream::iter(parts.map(wire::PushPullRequest::from));
         let mut answers = self.client.clone().push_pull(requests).await.map_err(self.failed())?.into_inner();
@@ -124,7 +128,8 @@ impl ShardClient {
             let answer = answer.map_err(self.failed())?;
             match answer.try_into().map_err(TransportError::malformed(&self.peer))? {
                 PulledPart::Blocks(blocks) => blocks.into_iter().for_each(&mut on_block),
-                PulledPart::Committed(verdict) => return Ok(verdict),
+                PulledPart::Committed(verdict) => return Ok(Ok(verdict)),
+                PulledPart::Missed(open) => return Ok(Err(open)),
             }
         }
         Err(TransportError::Incomplete { peer: self.peer.clone(), missing: "the step was committed" })

@@ -3,22 +3,24 @@
 //! In a step, a cell first completes its sum. Then it carries out the verdict: at once, or, under a layerwise rule, in
 //! two halves, the direction first and the step when the tensor's factor is known.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
 
 use convoy_proto::{
     blocks::Block,
     config::TensorSettings,
-    ids::{SliceId, Step},
+    ids::{SliceId, Step, WorkerId},
     manifest::TensorRole,
-    messages::{Action, Squares, Verdict, Weights},
+    messages::{Action, GradientBlock, PushId, Squares, Verdict, Weights},
+    optimizer::{Optimizer, Update},
     sum,
     tree::{Node, SliceTree},
 };
 
 use super::{
     accumulator::{Accumulator, Inserted},
-    optimizer::{Optimizer, Update},
-    versions::{Lookup, Versions},
+    versions::{Lookup, Version, Versions},
 };
 
 /// How far a cell has come with a verdict.
@@ -32,6 +34,16 @@ pub enum Progress {
     Applied,
 }
 
+/// A part of a push that waits for the word that commits it.
+#[derive(Debug)]
+struct Waiting {
+    push: PushId,
+    /// The step that it can only be a part of, if there is one.
+    step: Option<Step>,
+    node: Node,
+    payload: Bytes,
+}
+
 /// One block of the shard.
 #[derive(Debug)]
 pub struct Cell {
@@ -40,6 +52,9 @@ pub struct Cell {
     parameters: Option<Versions>,
     /// A moving average of the parameters, where one is kept.
     average: Option<Versions>,
+    waiting: Vec<Waiting>,
+    /// What workers pulled last, where that is needed to correct their gradients.
+    pulled: BTreeMap<WorkerId, Version>,
     accumulator: Accumulator,
     /// Whether the open step's sum has been found complete.
     complete: bool,
@@ -57,6 +72,8 @@ impl Cell {
             settings,
             parameters: None,
             average: None,
+            waiting: Vec::new(),
+            pulled: BTreeMap::new(),
             accumulator: Accumulator::default(),
             complete: false,
             direction: None,
@@ -106,6 +123,49 @@ impl Cell {
             return Inserted::Present;
         }
         self.accumulator.insert(tree, node, payload, absent)
+    }
+
+    /// Keeps a part of a push until it is known what becomes of it; `present` are the push's slices that have weight,
+    /// and `step` is the one that it belongs to, if it can belong to one only. True if the push is now all here.
+    pub fn stage(&mut self, (push, step): (PushId, Option<Step>), present: &[SliceId], part: &GradientBlock) -> bool {
+        let had_all = self.has_all(push, present);
+        let is_new = !self.waiting.iter().any(|w| w.push == push && w.node.covers(part.node));
+        if is_new {
+            self.waiting.push(Waiting { push, step, node: part.node, payload: part.payload.clone() });
+        }
+        !had_all && self.has_all(push, present)
+    }
+
+    fn has_all(&self, push: PushId, present: &[SliceId]) -> bool {
+        let covers = |slice| self.waiting.iter().any(|w| w.push == push && w.node.covers(Node::leaf(slice)));
+        present.iter().all(|slice| covers(*slice))
+    }
+
+    /// Forgets a push.
+    pub fn discard(&mut self, push: PushId) {
+        self.waiting.retain(|waiting| waiting.push != push);
+    }
+
+    /// Sums up what the coordinator chose, given that all other slices are `absent`.
+    pub fn take_up(&mut self, tree: SliceTree, chosen: &Verdict, absent: &BTreeSet<SliceId>) {
+        let is_in = |waiting: &Waiting| match chosen.push {
+            Some(push) => waiting.push == push,
+            None => waiting.step == Some(chosen.step) && waiting.node.slices().any(|s| !absent.contains(&s)),
+        };
+        let (taken, rest) = std::mem::take(&mut self.waiting).into_iter().partition(is_in);
+        self.waiting = rest;
+        let taken: Vec<Waiting> = taken;
+        for part in taken {
+            self.accumulator.insert(tree, part.node, &part.payload, absent);
+        }
+        self.accumulator.settle(tree, absent);
+    }
+
+    /// Remembers what a worker computes with.
+    pub fn remember(&mut self, worker: WorkerId, version: Version) {
+        if self.block.role == TensorRole::Trainable {
+            self.pulled.insert(worker, version);
+        }
     }
 
     /// Merges what can be merged, given that `absent` slices are empty.
@@ -184,6 +244,18 @@ impl Cell {
         self.accumulator.clear();
         self.complete = false;
         self.direction = None;
+        let open = self.step();
+        self.waiting.retain(|waiting| waiting.step.is_none_or(|step| step >= open));
+    }
+
+    /// Corrects a stale gradient for what has changed since its parameters were pulled: `g + λ·g²·(p − p_then)` (Zheng et
+    /// al., "Asynchronous stochastic gradient descent with delay compensation", 2017).
+    fn compensate(&self, gradient: &mut [f32], verdict: &Verdict, strength: f32) {
+        let then = verdict.push.and_then(|push| self.pulled.get(&push.worker));
+        let (Some(then), Some(now), true) = (then, &self.parameters, strength > 0.0) else { return };
+        for ((g, now), then) in gradient.iter_mut().zip(now.newest().iter()).zip(then.iter()) {
+            *g += strength * *g * *g * (now - then);
+        }
     }
 
     /// A buffer's new value is the mean of the slices'.
@@ -196,7 +268,6 @@ impl Cell {
 
     /// Applies the rule to the mean gradient: new parameters, or a direction.
     fn update(&mut self, mut gradient: Vec<f32>, verdict: &Verdict, optimizer: &Optimizer) -> Vec<f32> {
-        let Some(parameters) = &mut self.parameters else { return gradient };
         let weight = (verdict.weight * verdict.loss_scale) as f32;
         gradient.iter_mut().for_each(|g| *g /= weight);
         if verdict.clip != 1.0 {
@@ -206,6 +277,8 @@ impl Cell {
         if let Some(most) = optimizer.clip_value {
             gradient.iter_mut().for_each(|g| *g = g.clamp(-most, most));
         }
+        self.compensate(&mut gradient, verdict, optimizer.compensation);
+        let Some(parameters) = &mut self.parameters else { return gradient };
         let mut updated = parameters.room();
         if optimizer.rule.is_layerwise() && !sum::all_finite(&gradient) {
             // The tensor's factor will be no number, which skips the step: the state stays as it is.

@@ -36,13 +36,16 @@ pub struct Ledger {
     step: Step,
     headers: Vec<Option<SliceHeader>>,
     absent: BTreeSet<SliceId>,
+    /// What the coordinator chose, where it does.
+    chosen: Option<Verdict>,
     verdict: Option<Verdict>,
 }
 
 impl Ledger {
     /// An empty ledger for `step`.
     pub fn new(tree: SliceTree, step: Step) -> Ledger {
-        Ledger { tree, step, headers: vec![None; tree.slices() as usize], absent: BTreeSet::new(), verdict: None }
+        let headers = vec![None; tree.slices() as usize];
+        Ledger { tree, step, headers, absent: BTreeSet::new(), chosen: None, verdict: None }
     }
 
     /// The step that is open.
@@ -91,8 +94,23 @@ impl Ledger {
         Ok(())
     }
 
-    /// What the headers decide, once all are there.
+    /// Takes over what the coordinator chose to commit: slices that are not in it are absent.
+    pub fn choose(&mut self, chosen: Verdict) {
+        let mut absent: BTreeSet<_> = self.tree.root().slices().collect();
+        absent.retain(|slice| chosen.slices.binary_search(slice).is_err());
+        (self.absent, self.chosen) = (absent, Some(chosen));
+    }
+
+    /// Whether the coordinator has chosen what to commit.
+    pub fn is_chosen(&self) -> bool {
+        self.chosen.is_some()
+    }
+
+    /// What the headers decide, once all are there, or what the coordinator chose.
     pub fn proposal(&self, terms: Terms) -> Option<Verdict> {
+        if let Some(chosen) = &self.chosen {
+            return Some(chosen.clone());
+        }
         let headers: Option<Vec<_>> = self.headers.iter().copied().collect();
         Some(Verdict::from_headers(self.step, self.tree, &headers?, terms))
     }

@@ -3,10 +3,11 @@
 use convoy_proto::{
     ids::Step,
     messages::{Action, Terms, Verdict},
+    optimizer::Optimizer,
     tree::SliceTree,
 };
 
-use super::{cell::Progress, ledger::Ledger, optimizer::Optimizer};
+use super::{cell::Progress, ledger::Ledger};
 
 /// How many cells of a shard take part in a step.
 #[derive(Clone, Copy, Debug)]

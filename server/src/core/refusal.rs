@@ -2,6 +2,7 @@
 
 use convoy_proto::{
     ids::{BlockId, Era, Incarnation, Member, ShardId, SliceId, Step, WorkerId},
+    messages::PushId,
     tree::Node,
 };
 
@@ -47,6 +48,17 @@ pub enum Refusal {
         /// The shard's.
         open: Step,
     },
+    /// A step that was committed without the caller's slices, long ago.
+    #[error("step {asked} was committed without the push, step {open} is open")]
+    Missed {
+        /// The caller's.
+        asked: Step,
+        /// The shard's.
+        open: Step,
+    },
+    /// A push that is not the one of the same name before it.
+    #[error("push {0} came with other slices before")]
+    Contradiction(PushId),
     /// The parameters of step 0 are not set yet.
     #[error("the parameters are not initialised")]
     NotInitialised,

@@ -12,10 +12,11 @@ const TASKS: [&str; 4] = [
     "--data text:t.txt --set model.layers=2 --set model.width=16 --set model.heads=2 --set model.context=16 \
      --set model.dropout=0.2",
 ];
-const OPTIMIZERS: [&str; 3] = [
+const OPTIMIZERS: [&str; 4] = [
     "--optimizer momentum --ema 0.9",
     "--optimizer adamw --clip-norm 0.5 --schedule cosine",
     "--optimizer lamb --clip-norm 0.5 --grad-accum 2",
+    "--local-steps 2 --optimizer adamw --clip-norm 0.5",
 ];
 
 #[test]

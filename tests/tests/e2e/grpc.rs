@@ -47,7 +47,7 @@ async fn disturb_server(address: &str) {
     let blocks = wire::InitialiseRequest { member: stranger(), blocks: Vec::new() };
     let refused = client.initialise(tokio_stream::iter([blocks])).await.expect_err("a stranger is refused");
     assert_eq!(refused.code(), Code::Aborted, "{}", refused.message());
-    let pull = wire::PullRequest { member: stranger(), era: 7, step: 0, averaged: false };
+    let pull = wire::PullRequest { member: stranger(), era: 7, step: Some(0), averaged: false, trained_only: false };
     assert_eq!(client.pull(pull).await.expect_err("another era").code(), Code::Aborted);
 }
 

@@ -9,6 +9,7 @@ mod features;
 mod grpc;
 mod inputs;
 mod learning;
+mod modes;
 mod outputs;
 
 use convoy_tests::Bench;

@@ -4,13 +4,16 @@ use convoy_proto::{
     blocks::Block,
     config::layers::Layers,
     ids::{Era, Generation, Incarnation, Role},
-    messages::{Phase, SliceHeader},
+    messages::{Phase, SliceHeader, Weights},
     sum::payload_of,
     trust,
 };
 use proptest::prelude::*;
 
-use super::{super::versions::Version, *};
+use super::{
+    super::versions::{Lookup, Version},
+    *,
+};
 
 const SIZES: [u64; 3] = [70_000, 5, 100];
 const HORIZON: Horizon = Horizon { steps: 10, steps_per_epoch: 5 };
@@ -75,6 +78,7 @@ impl Fixture {
             step: Step(step),
             slices: vec![header],
             loss_scale: self.config.loss_scale,
+            sequence: step,
         }
     }
 }

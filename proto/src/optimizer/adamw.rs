@@ -3,7 +3,7 @@
 //! `m ← β₁·m + (1−β₁)·g`, `v ← β₂·v + (1−β₂)·g²`, and with the bias-corrected m̂ and v̂
 //! `p ← p·(1 − lr·λ) − lr·m̂ / (√v̂ + ε)`.
 
-use convoy_proto::config::Moments;
+use crate::config::Moments;
 
 use super::{Rule, Update, adam::corrections};
 

@@ -3,7 +3,7 @@
 //! `m ← β₁·m + (1−β₁)·g`, `v ← β₂·v + (1−β₂)·g²`, and with the bias-corrected m̂ and v̂
 //! `p ← p − lr·m̂ / (√v̂ + ε)`; `g` holds `λ·p`.
 
-use convoy_proto::{config::Moments, schedule::power};
+use crate::{config::Moments, schedule::power};
 
 use super::{Rule, Update};
 

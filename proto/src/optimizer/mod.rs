@@ -4,8 +4,8 @@
 //! saved and sharded anew. Only IEEE additions, multiplications, divisions and square roots are used, never a fused
 //! multiply-add, so the bits are the same on every machine.
 
-use convoy_proto::{
-    config::{self, Clip, Rule as Settings},
+use crate::{
+    config::{self, Clip, LocalSteps, Mode, Rule as Settings},
     messages::{Action, Verdict},
 };
 
@@ -61,16 +61,34 @@ pub struct Optimizer {
     pub clip_value: Option<f32>,
     /// Decay of the parameters' moving average.
     pub ema: Option<f32>,
+    /// λ of the delay compensation of stale gradients; 0 is none.
+    pub compensation: f32,
 }
 
 impl Optimizer {
+    /// The optimizer that servers apply: the run's, or, with local steps, the outer one.
+    pub fn of_servers(config: &config::Config) -> Optimizer {
+        let run = Optimizer::new(&config.optimizer);
+        match config.mode {
+            Mode::Local(LocalSteps { outer_momentum, .. }) => {
+                let rule = rule(Settings::Nesterov { momentum: outer_momentum });
+                Optimizer { rule, clip_norm: None, clip_value: None, ..run }
+            }
+            mode => {
+                let compensation = mode.staleness().map_or(0.0, |staleness| staleness.compensation);
+                Optimizer { compensation, ..run }
+            }
+        }
+    }
+
     /// The optimizer that the settings describe.
     pub fn new(settings: &config::Optimizer) -> Optimizer {
         let clip_value = match settings.clip {
             Clip::Value(most) => Some(most),
             _ => None,
         };
-        Optimizer { rule: rule(settings.rule), clip_norm: settings.clip_norm(), clip_value, ema: settings.ema }
+        let (rule, clip_norm) = (rule(settings.rule), settings.clip_norm());
+        Optimizer { rule, clip_norm, clip_value, ema: settings.ema, compensation: 0.0 }
     }
 
     /// Whether a verdict says all that is needed to end its step.

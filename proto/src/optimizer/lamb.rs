@@ -4,7 +4,7 @@
 //! `p ← p − lr·φ·r` with `φ = ‖p‖ / ‖r‖`, or 1 where a norm is 0. Here is the direction; norms over whole tensors need
 //! all shards, so the coordinator forms φ.
 
-use convoy_proto::config::Moments;
+use crate::config::Moments;
 
 use super::{Rule, Update, adam::corrections};
 

@@ -1,5 +1,6 @@
-//! The life of a worker process: join, initialise if told to, step until told to stop.
+//! The life of a worker process: join, initialise if told to, train until told to stop.
 //!
+//! How it trains depends on the mode: [`steps`] where everybody makes the same steps, [`dealt`] where slices are dealt out.
 //! The main thread computes and is the only one that touches burn; connections live on a small runtime beside it, so
 //! that heartbeats go out whatever the main thread does.
 
@@ -13,12 +14,11 @@ use std::{
 
 use clap::Args;
 use convoy_proto::{
-    config::{Config, Length},
+    config::{Config, Mode},
     ids::{SliceId, Step, WorkerId},
     loss_scale::LossScale,
-    messages::{ClusterView, JoinOffer, JoinPart, Phase, Report, StepReport, StepTimes, Weights, WorkerOffer},
+    messages::{ClusterView, JoinOffer, JoinPart, Phase, Report, Weights, WorkerOffer},
     process,
-    schedule::Horizon,
     transport::{Coordinator, Membership, TransportError},
 };
 use tokio::{runtime::Runtime, sync::mpsc};
@@ -28,12 +28,16 @@ use tracing::{error, info};
 use crate::{
     data::{self, Dataset},
     device::{self, DeviceName},
-    exchange::{Exchange, Exchanged},
+    exchange::Exchange,
     failure::WorkError,
     learner::Replica,
-    step::{Contribution, Feed, order_of},
+    parameters::Tensors,
+    step::Feed,
     task::{self, TaskEntry},
 };
+
+mod dealt;
+mod steps;
 
 /// Reports that wait to be sent: more than a coordinator can fall behind in a lease.
 const REPORTS_AHEAD: usize = 4096;
@@ -117,16 +121,6 @@ fn offer(args: &WorkerArgs, config: &Config, data: &dyn Dataset, replica: &dyn R
     process::join_offer(config, args.rank, JoinPart::Worker(Box::new(worker)))
 }
 
-/// How long a run is.
-pub fn horizon(config: &Config, train: u32) -> Horizon {
-    let steps_per_epoch = order_of(config, train).steps_per_epoch();
-    let steps = match config.length {
-        Length::Steps(steps) => steps,
-        Length::Epochs(epochs) => epochs * steps_per_epoch,
-    };
-    Horizon { steps, steps_per_epoch }
-}
-
 struct Worker<'a> {
     runtime: &'a Runtime,
     config: Config,
@@ -136,8 +130,13 @@ struct Worker<'a> {
     exchange: Exchange,
     reports: mpsc::Sender<Report>,
     sender: tokio::task::JoinHandle<Result<(), TransportError>>,
+    /// How many commits this worker's parameters have seen, and how many the run has.
     step: Step,
-    steps: u64,
+    commits: Step,
+    /// Steps that this worker made.
+    made: u64,
+    /// What local steps start from; empty in other modes.
+    parameters: Tensors,
     loss_scale: LossScale,
     evaluated: Option<Step>,
     /// Whether the coordinator knows what this worker has pushed before it stops.
@@ -150,14 +149,13 @@ impl<'a> Worker<'a> {
         runtime: &'a Runtime,
         config: Config,
         data: Arc<dyn Dataset>,
-        mut replica: Box<dyn Replica>,
+        replica: Box<dyn Replica>,
         membership: Membership,
     ) -> Result<Self, WorkError> {
-        let steps = horizon(&config, data.info().train).steps;
         let (reports, queue) = mpsc::channel(REPORTS_AHEAD);
         let sender = runtime.spawn(send_reports(membership.clone(), queue));
         let lost = || WorkError::Lost;
-        let exchange = runtime.block_on(async {
+        let (exchange, tensors) = runtime.block_on(async {
             let view = membership.reached(Phase::Initialising).await.ok_or_else(lost)?;
             let exchange = Exchange::connect(membership.member, replica.manifest(), &view).await?;
             if view.initialiser == WorkerId(membership.member.rank) && view.phase == Phase::Initialising {
@@ -166,11 +164,12 @@ impl<'a> Worker<'a> {
                 let _ = reports.send(Report::Initialised).await;
             }
             let view = membership.reached(Phase::Training).await.ok_or_else(lost)?;
-            replica.load(exchange.pull(view.era, Step(0), Weights::Trained).await?);
-            Ok::<_, WorkError>(exchange)
+            let tensors = exchange.pull(view.era, Step(0), Weights::Trained).await?;
+            Ok::<_, WorkError>((exchange, tensors))
         })?;
-        let (feed, loss_scale) = (Feed::new(data, &config), LossScale::new(config.loss_scale));
-        Ok(Worker {
+        let feed = Feed::new(data, &config, replica.manifest());
+        let loss_scale = LossScale::new(config.loss_scale);
+        let mut worker = Worker {
             runtime,
             config,
             replica,
@@ -180,11 +179,26 @@ impl<'a> Worker<'a> {
             reports,
             sender,
             step: Step(0),
-            steps,
+            commits: Step(0),
+            made: 0,
+            parameters: Tensors::new(),
             loss_scale,
             evaluated: None,
             announced: false,
-        })
+        };
+        worker.commits = Step(worker.feed.clock().commits());
+        worker.load(tensors);
+        Ok(worker)
+    }
+
+    /// Takes over parameters; tensors that are empty stay as they are.
+    fn load(&mut self, tensors: Tensors) {
+        if matches!(self.config.mode, Mode::Local(_)) {
+            self.parameters.resize(tensors.len(), Vec::new());
+            let kept = self.parameters.iter_mut().zip(&tensors).filter(|(_, values)| !values.is_empty());
+            kept.for_each(|(kept, values)| kept.clone_from(values));
+        }
+        self.replica.load(tensors);
     }
 
     fn owned(&self, view: &ClusterView) -> BTreeSet<SliceId> {
@@ -192,114 +206,38 @@ impl<'a> Worker<'a> {
     }
 
     fn train(&mut self) -> Result<(), WorkError> {
-        while self.step.0 < self.steps {
-            let view = self.membership.view();
-            if view.phase >= Phase::Stopping {
-                return self.pause();
-            }
-            if self.make_step(&view)? && self.is_evaluation_due() {
-                self.evaluate()?;
-                self.await_review()?;
-            }
-        }
-        if self.evaluated != Some(self.step) {
-            self.evaluate()?;
-        }
-        Ok(())
+        if self.config.mode.is_dealt() { self.train_dealt() } else { self.train_in_steps() }
     }
 
-    fn is_evaluation_due(&self) -> bool {
-        self.config.eval_every > 0 && self.step.0.is_multiple_of(self.config.eval_every)
-    }
-
-    /// Pushes nothing more and waits until it is known where everybody stops, which is here.
-    fn pause(&mut self) -> Result<(), WorkError> {
-        self.announce_pause(self.step);
-        self.await_view(|view| view.stop_at.is_some())?;
-        info!("stopped after {} steps", self.step);
-        Ok(())
-    }
-
-    /// Where evaluations are reviewed, waits for the word that training goes on, or that it stops.
-    fn await_review(&self) -> Result<(), WorkError> {
-        if !self.config.reviews_evaluations() || self.step.0 == self.steps {
-            return Ok(());
-        }
-        let step = self.step;
-        self.await_view(move |view| view.reviewed >= step || view.phase >= Phase::Stopping)
-    }
-
-    fn await_view(&self, wanted: impl FnMut(&ClusterView) -> bool) -> Result<(), WorkError> {
-        let mut views = self.membership.views();
+    /// Waits for something, but not if the coordinator is lost, and not for ever.
+    fn attend<T>(&self, work: impl Future<Output = Result<T, WorkError>>) -> Result<T, WorkError> {
+        let (step, limit_ms) = (self.step, self.config.timeouts.step_ms);
         self.runtime.block_on(async {
             tokio::select! {
-                known = views.wait_for(wanted) => known.map(drop).map_err(|_| WorkError::Lost),
+                done = work => done,
                 () = self.membership.lost.cancelled() => Err(WorkError::Lost),
+                () = tokio::time::sleep(Duration::from_millis(limit_ms.into())) => Err(WorkError::Late { step, limit_ms }),
             }
         })
     }
 
-    fn announce_pause(&mut self, pushed: Step) {
-        if !std::mem::replace(&mut self.announced, true) {
-            self.report(Report::Pausing { pushed });
+    /// Where this worker is to be slow, waits; gives the seconds.
+    fn dawdle(&mut self, steps: u64) -> Result<f64, WorkError> {
+        let Some(slow) = self.config.slow_worker else { return Ok(0.0) };
+        let worker = WorkerId(self.membership.member.rank);
+        let counts = self.made..self.made + steps;
+        self.made = counts.end;
+        let delay: Duration = counts.map(|count| slow.delay(self.config.seed, worker, count)).sum();
+        if delay.is_zero() {
+            return Ok(0.0);
         }
-    }
-
-    /// Makes a step; false if the cluster stops, and somebody has not pushed this step.
-    fn make_step(&mut self, view: &ClusterView) -> Result<bool, WorkError> {
-        let owned = self.owned(view);
-        let asked = (&owned, self.loss_scale.get());
-        let contribution = self.feed.contribute(&mut *self.replica, self.step, asked)?;
-        let (samples, times) = (contribution.samples, contribution.times);
         let start = Instant::now();
-        let Some(exchanged) = self.exchange(view, contribution)? else { return Ok(false) };
-        let exchange = start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        self.replica.load(exchanged.tensors);
-        self.loss_scale.follow(exchanged.verdict.action);
-        let times = StepTimes { exchange, load: start.elapsed().as_secs_f64(), ..times };
-        self.report(Report::Step(StepReport {
-            verdict: exchanged.verdict,
-            samples,
-            bytes_pushed: exchanged.pushed,
-            bytes_pulled: exchanged.pulled,
-            times,
-        }));
-        self.step = self.step.next();
-        Ok(true)
-    }
-
-    /// Pushes and pulls. When the cluster stops meanwhile, this step is finished if all have pushed it and given up if
-    /// not, which the coordinator knows once all have said what they pushed.
-    fn exchange(&mut self, view: &ClusterView, contribution: Contribution) -> Result<Option<Exchanged>, WorkError> {
-        let (step, limit_ms) = (self.step, self.config.timeouts.step_ms);
-        let mut views = self.membership.views();
-        let (exchange, lost) = (self.exchange.clone(), self.membership.lost.clone());
-        let (pushing, reports) = (Report::Pausing { pushed: step.next() }, self.reports.clone());
-        let (result, announced) = self.runtime.block_on(async {
-            let mut announced = false;
-            let given_up = async {
-                if views.wait_for(|view| view.phase >= Phase::Stopping).await.is_ok() {
-                    // Fails only if the coordinator is gone, which `lost` tells, too.
-                    let _ = reports.send(pushing).await;
-                    announced = true;
-                }
-                let given_up = |view: &ClusterView| view.stop_at.is_some_and(|stop| stop <= step);
-                if views.wait_for(given_up).await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            };
-            let result = tokio::select! {
-                biased;
-                exchanged = exchange.push_pull((view.generation, view.era, step), contribution) => exchanged.map(Some).map_err(Into::into),
-                () = given_up => Ok(None),
-                () = lost.cancelled() => Err(WorkError::Lost),
-                () = tokio::time::sleep(Duration::from_millis(limit_ms.into())) => Err(WorkError::Late { step, limit_ms }),
-            };
-            (result, announced)
-        });
-        self.announced |= announced;
-        result
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => Ok(start.elapsed().as_secs_f64()),
+                () = self.membership.lost.cancelled() => Err(WorkError::Lost),
+            }
+        })
     }
 
     /// Scores the parameters and, where one is kept, their average. Nobody can commit this step meanwhile, so both stay.
@@ -324,13 +262,9 @@ impl<'a> Worker<'a> {
     /// Pulls this step's parameters, or their average.
     fn take(&mut self, weights: Weights) -> Result<(), WorkError> {
         let (era, step) = (self.membership.view().era, self.step);
-        let tensors = self.runtime.block_on(async {
-            tokio::select! {
-                pulled = self.exchange.pull(era, step, weights) => pulled.map_err(WorkError::from),
-                () = self.membership.lost.cancelled() => Err(WorkError::Lost),
-            }
-        })?;
-        self.replica.load(tensors);
+        let exchange = self.exchange.clone();
+        let tensors = self.attend(async { Ok(exchange.pull(era, step, weights).await?) })?;
+        self.load(tensors);
         Ok(())
     }
 

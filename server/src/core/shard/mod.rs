@@ -13,26 +13,30 @@ use std::{
 
 use convoy_proto::{
     blocks::{Block, BlockMap},
-    config::Config,
+    config::{Config, Mode, TensorSettings},
     ids::{BlockId, Member, ShardId, SliceId, Step, WorkerId},
     loss_scale::LossScale,
     manifest::{Manifest, TensorRole},
     messages::{
-        Accumulated, Action, ClusterView, GradientBlock, Norms, ParameterBlock, PushHeader, Terms, Verdict, Weights,
+        Accumulated, Action, ClusterView, GradientBlock, Norms, ParameterBlock, PushHeader, PushId, Staged, Terms,
+        Verdict,
     },
-    schedule::{Horizon, LearningRate},
+    optimizer::Optimizer,
+    schedule::{CommitRate, Horizon},
     tree::{Node, SliceTree},
 };
 use rayon::prelude::*;
+
+mod chosen;
+mod reading;
 
 use super::{
     accumulator::Inserted,
     cell::{Cell, Progress},
     fences::{check_length, fence, own},
     open::{OpenStep, Question, Sizes},
-    optimizer::Optimizer,
     refusal::Refusal,
-    versions::Lookup,
+    staging::{Fate, Staging},
 };
 
 /// Permission to push blocks to a step, from [`Shard::open`].
@@ -40,8 +44,24 @@ use super::{
 pub struct Push {
     /// The step.
     pub step: Step,
+    /// Its name.
+    pub id: PushId,
     /// The slices that were announced, by whether they carry weight.
     announced: BTreeMap<SliceId, bool>,
+    /// Whether it was over before it began: a repetition, or too late. Its blocks change nothing.
+    is_over: bool,
+}
+
+impl Outcome {
+    /// Both outcomes in one.
+    fn and(self, other: Outcome) -> Outcome {
+        Outcome {
+            changed: self.changed | other.changed,
+            accumulated: self.accumulated.or(other.accumulated),
+            staged: self.staged.or(other.staged),
+            fresh: self.fresh | other.fresh,
+        }
+    }
 }
 
 impl Push {
@@ -58,6 +78,8 @@ pub struct Outcome {
     pub changed: bool,
     /// The shard is ready for a decision that needs all shards: ask the coordinator for it.
     pub accumulated: Option<Accumulated>,
+    /// The shard has all of a push: ask the coordinator what becomes of it.
+    pub staged: Option<Staged>,
     /// Whether a block's contribution was new.
     pub fresh: bool,
 }
@@ -69,17 +91,21 @@ struct State {
     last: Option<Verdict>,
     loss_scale: LossScale,
     uninitialised: usize,
+    staging: Staging,
+    /// What the coordinator chose for steps that are not open yet.
+    chosen: BTreeMap<Step, Verdict>,
 }
 
 /// One server's part of the parameter space.
 pub struct Shard {
     id: ShardId,
+    mode: Mode,
     tree: SliceTree,
     cells: Vec<Mutex<Cell>>,
     first: u64,
     sizes: Sizes,
     optimizer: Optimizer,
-    learning_rate: LearningRate,
+    learning_rate: CommitRate,
     state: Mutex<State>,
 }
 
@@ -100,10 +126,16 @@ impl Shard {
     pub fn new(id: ShardId, config: &Config, (manifest, horizon): (&Manifest, Horizon), view: ClusterView) -> Shard {
         let map = BlockMap::new(manifest, config.servers);
         let blocks = map.of_shard(id);
-        let tree = SliceTree::new(config.slices);
-        let settings = |block: &Block| config.optimizer.for_tensor(&manifest.tensors()[block.tensor].name);
+        // A slice that was dealt out is a commit of its own.
+        let tree = SliceTree::new(if config.mode.is_dealt() { 1 } else { config.slices });
+        let settings = |block: &Block| match config.mode {
+            // The inner optimizers have heeded them.
+            Mode::Local(_) => TensorSettings { lr_factor: 1.0, weight_decay: 0.0, frozen: false },
+            _ => config.optimizer.for_tensor(&manifest.tensors()[block.tensor].name),
+        };
         Shard {
             id,
+            mode: config.mode,
             tree,
             cells: blocks.iter().map(|block| Mutex::new(Cell::new(*block, settings(block)))).collect(),
             first: blocks.first().map_or(0, |block| block.id.0),
@@ -111,51 +143,30 @@ impl Shard {
                 trained: blocks.iter().filter(|block| block.role.is_trained()).count(),
                 trainable: blocks.iter().filter(|block| block.role == TensorRole::Trainable).count(),
             },
-            optimizer: Optimizer::new(&config.optimizer),
-            learning_rate: LearningRate { base: config.optimizer.lr, schedule: config.schedule, horizon },
+            optimizer: Optimizer::of_servers(config),
+            learning_rate: CommitRate::new(config, horizon),
             state: Mutex::new(State {
                 view,
                 open: OpenStep::new(tree, Step(0)),
                 last: None,
                 loss_scale: LossScale::new(config.loss_scale),
                 uninitialised: blocks.len(),
+                staging: Staging::default(),
+                chosen: BTreeMap::new(),
             }),
         }
     }
 
-    /// Which shard this is.
-    pub fn id(&self) -> ShardId {
-        self.id
-    }
-
-    /// How many blocks it holds.
-    pub fn blocks(&self) -> usize {
-        self.cells.len()
-    }
-
-    /// The ids of the blocks that training changes, ascending.
-    pub fn trained_blocks(&self) -> impl Iterator<Item = BlockId> + '_ {
-        self.cells.iter().map(|cell| *lock(cell).block()).filter(|block| block.role.is_trained()).map(|block| block.id)
-    }
-
-    /// The ids of all blocks, ascending.
-    pub fn all_blocks(&self) -> impl Iterator<Item = BlockId> {
-        (self.first..self.first + self.cells.len() as u64).map(BlockId)
-    }
-
-    /// Takes over a newer view of the cluster. What was accepted stays accepted.
+    /// Takes over a newer view of the cluster. What was accepted stays accepted; what processes that are gone have sent
+    /// in part is discarded.
     pub fn set_view(&self, view: ClusterView) {
-        lock(&self.state).view = view;
-    }
-
-    /// The step that is open: all before it are committed on this shard.
-    pub fn open_step(&self) -> Step {
-        lock(&self.state).open.ledger.step()
-    }
-
-    /// Whether every block has parameters.
-    pub fn is_initialised(&self) -> bool {
-        lock(&self.state).uninitialised == 0
+        let gone = {
+            let mut state = lock(&self.state);
+            state.view = view;
+            let State { view, staging, .. } = &mut *state;
+            staging.purge(view)
+        };
+        gone.into_iter().for_each(|push| self.discard(push));
     }
 
     /// Sets blocks of the parameters of step 0.
@@ -193,18 +204,15 @@ impl Shard {
     /// A caller or step that is fenced off, a slice that is not the caller's, or a contradiction.
     pub fn open(&self, header: &PushHeader) -> Result<(Push, Outcome), Refusal> {
         let announced = header.slices.iter().map(|h| (h.slice, h.weight > 0.0)).collect();
-        let push = Push { step: header.step, announced };
+        let mut push = Push { step: header.step, id: header.id(), announced, is_over: false };
+        if self.mode.is_chosen() {
+            return self.open_staged(header, push);
+        }
         let absent = {
             let mut state = lock(&self.state);
-            if header.era != state.view.era {
-                return Err(Refusal::Era { ours: state.view.era, theirs: header.era });
-            }
-            if state.uninitialised > 0 {
-                return Err(Refusal::NotInitialised);
-            }
-            fence(&state.view, header.member)?;
-            let open = state.open.ledger.step();
+            let open = admit(&state, header)?;
             if header.step.next() == open {
+                push.is_over = true;
                 return Ok((push, Outcome::default()));
             }
             if header.step != open {
@@ -246,6 +254,12 @@ impl Shard {
         if !self.tree.contains(part.node) || !push.allows(part.node) {
             return Err(Refusal::Node(part.node, self.tree.slices()));
         }
+        if push.is_over {
+            return Ok(Outcome::default());
+        }
+        if self.mode.is_chosen() {
+            return Ok(self.stage(push, cell, part));
+        }
         if cell.step() != push.step {
             return Ok(Outcome::default());
         }
@@ -270,22 +284,7 @@ impl Shard {
             state.open.ledger.close(verdict);
             state.open.ledger.absent().clone()
         };
-        self.sweep(step, &absent)
-    }
-
-    /// The verdict of a step that this shard has committed: of the last one only.
-    pub fn committed(&self, step: Step) -> Option<Verdict> {
-        lock(&self.state).last.clone().filter(|verdict| verdict.step == step)
-    }
-
-    /// The parameters of a block that `step` starts from.
-    ///
-    /// # Errors
-    /// A block of another shard.
-    pub fn version(&self, block: BlockId, step: Step, weights: Weights) -> Result<Lookup, Refusal> {
-        let cell = lock(self.cell(block)?);
-        let step = if cell.block().role.is_trained() { step } else { cell.step() };
-        Ok(cell.version(step, weights))
+        self.sweep(step, &absent).and(self.take_up_chosen())
     }
 
     fn cell(&self, block: BlockId) -> Result<&Mutex<Cell>, Refusal> {
@@ -296,6 +295,10 @@ impl Shard {
     /// Settles every cell that is still at `step`, now that all its headers are known, and applies the verdict where
     /// there is one. Others may have committed the step meanwhile: what is absent in it says nothing of the next.
     fn sweep(&self, step: Step, absent: &BTreeSet<SliceId>) -> Outcome {
+        self.sweep_with(step, |cell| cell.settle(self.tree, absent))
+    }
+
+    fn sweep_with(&self, step: Step, settle: impl Fn(&mut Cell) + Sync) -> Outcome {
         let changed = self
             .cells
             .par_iter()
@@ -304,13 +307,13 @@ impl Shard {
                 if !cell.block().role.is_trained() || cell.step() != step {
                     return false;
                 }
-                cell.settle(self.tree, absent);
+                settle(&mut cell);
                 self.count(&mut cell);
                 self.apply(&mut cell)
             })
             .reduce(|| false, |a, b| a | b);
         let advanced = self.advance(&mut lock(&self.state));
-        Outcome { changed: changed | advanced, accumulated: self.report(), fresh: false }
+        Outcome { changed: changed | advanced, accumulated: self.report(), ..Outcome::default() }
     }
 
     /// Counts the cell when its sum is complete.
@@ -337,6 +340,10 @@ impl Shard {
         let Some(verdict) = state.open.ended(self.sizes, &self.optimizer).cloned() else { return false };
         state.open = OpenStep::new(self.tree, verdict.step.next());
         state.loss_scale.follow(verdict.action);
+        match verdict.push {
+            Some(push) => state.staging.end(push, Fate::Committed(verdict.clone())),
+            None => state.staging.close(verdict.step),
+        }
         state.last = Some(verdict);
         true
     }
@@ -365,6 +372,17 @@ impl Shard {
     }
 }
 
+/// Lets in what belongs to the present; gives the step that is open.
+fn admit(state: &State, header: &PushHeader) -> Result<Step, Refusal> {
+    if header.era != state.view.era {
+        return Err(Refusal::Era { ours: state.view.era, theirs: header.era });
+    }
+    if state.uninitialised > 0 {
+        return Err(Refusal::NotInitialised);
+    }
+    fence(&state.view, header.member)?;
+    Ok(state.open.ledger.step())
+}
+
 #[cfg(test)]
-#[path = "shard_tests.rs"]
 mod tests;

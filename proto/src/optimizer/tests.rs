@@ -2,7 +2,7 @@
 //! optimizers is tested where burn is: `tests/tests/optimizers.rs`.
 
 use super::*;
-use convoy_proto::config::Moments;
+use crate::config::Moments;
 
 /// Runs a rule on one element, the gradient being the parameter itself (the loss is p²/2). A layerwise rule's
 /// direction is followed with a factor of 1.

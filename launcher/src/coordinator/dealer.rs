@@ -1,0 +1,360 @@
+//! Who computes which slice, where slices are dealt out as workers ask.
+//!
+//! Slices are dealt in the order of the data, each once; a slice whose worker dies is dealt again. Where an evaluation is
+//! due, dealing stops until everything dealt is committed and every worker has made its part, so that all score the same
+//! parameters.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use convoy_proto::{
+    clock::Clock,
+    config::Config,
+    ids::{SliceId, Step, WorkerId},
+    messages::{PushId, Work},
+    policy::{self, Pace, Policy},
+};
+
+/// What a worker that asks is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deal {
+    /// Do this.
+    Now(Work),
+    /// Wait for somebody, in words.
+    Wait(String),
+}
+
+#[derive(Clone, Debug, Default)]
+struct Hand {
+    /// The number and the place of the slice that it has in hand.
+    held: Option<(u64, u64)>,
+    /// Pushes that were committed: its clock.
+    pushes: u64,
+    scored: Option<Step>,
+    is_done: bool,
+}
+
+/// The slices of a run.
+#[derive(Clone, Debug)]
+pub struct Dealer {
+    policy: Arc<dyn Policy>,
+    clock: Clock,
+    slices: u32,
+    eval_every: u64,
+    reviews: bool,
+    reviewed: Step,
+    /// The next place in the order of slices that was never dealt, and those that came back.
+    next: u64,
+    returned: BTreeSet<u64>,
+    sequence: u64,
+    hands: BTreeMap<WorkerId, Hand>,
+    committed: u64,
+    /// The last evaluation that all workers are through with.
+    evaluated: Step,
+    is_stopping: bool,
+}
+
+impl Dealer {
+    /// Nothing is dealt yet.
+    pub fn new(config: &Config, steps: u64) -> Dealer {
+        Dealer {
+            policy: policy::of(config.mode).into(),
+            clock: Clock::new(config, steps),
+            slices: config.slices,
+            eval_every: config.eval_every,
+            reviews: config.reviews_evaluations(),
+            reviewed: Step(0),
+            next: 0,
+            returned: BTreeSet::new(),
+            sequence: 0,
+            hands: BTreeMap::new(),
+            committed: 0,
+            evaluated: Step(0),
+            is_stopping: false,
+        }
+    }
+
+    /// A worker is there. Its clock starts where the slowest is, so that nobody waits for it to catch up.
+    pub fn join(&mut self, worker: WorkerId) {
+        let pushes = self.slowest();
+        self.hands.insert(worker, Hand { pushes, ..Hand::default() });
+    }
+
+    /// A worker is gone; what it had in hand is dealt again.
+    pub fn lose(&mut self, worker: WorkerId) {
+        let held = self.hands.remove(&worker).and_then(|hand| hand.held);
+        self.returned.extend(held.map(|(_, place)| place));
+    }
+
+    /// A push is committed.
+    pub fn committed(&mut self, push: PushId) {
+        self.committed += 1;
+        if let Some(hand) = self.hands.get_mut(&push.worker) {
+            hand.pushes += 1;
+            if hand.held.is_some_and(|(sequence, _)| sequence == push.sequence) {
+                hand.held = None;
+            }
+        }
+    }
+
+    /// Whether a worker has the slice in hand that a push of this number would bear.
+    pub fn has_dealt(&self, push: PushId) -> bool {
+        let hand = self.hands.get(&push.worker);
+        hand.and_then(|hand| hand.held).is_some_and(|(sequence, _)| sequence == push.sequence)
+    }
+
+    /// Deals no other slice.
+    pub fn stop(&mut self) {
+        self.is_stopping = true;
+    }
+
+    /// An evaluation was reviewed: training may go on from it.
+    pub fn review(&mut self, step: Step) {
+        self.reviewed = self.reviewed.max(step);
+    }
+
+    /// How far ahead of the slowest a worker is.
+    pub fn lead(&self, worker: WorkerId) -> u64 {
+        self.hands.get(&worker).map_or(0, |hand| hand.pushes.saturating_sub(self.slowest()))
+    }
+
+    /// How far behind the quickest a worker is.
+    pub fn lag(&self, worker: WorkerId) -> u64 {
+        let quickest = self.hands.values().map(|hand| hand.pushes).max().unwrap_or(0);
+        self.hands.get(&worker).map_or(0, |hand| quickest - hand.pushes)
+    }
+
+    fn slowest(&self) -> u64 {
+        self.hands.values().filter(|hand| !hand.is_done).map(|hand| hand.pushes).min().unwrap_or(0)
+    }
+
+    /// What a worker is to do, which has made its part of the evaluation `scored`.
+    pub fn deal(&mut self, worker: WorkerId, scored: Option<Step>) -> Deal {
+        let Some(hand) = self.hands.get_mut(&worker) else { return Deal::Wait("its admission".into()) };
+        hand.scored = hand.scored.max(scored);
+        if let Some((sequence, place)) = hand.held {
+            return Deal::Now(self.work(sequence, place));
+        }
+        if let Some(end) = self.end() {
+            return self.finish(worker, end);
+        }
+        if let Some(wait) = self.at_barrier(worker) {
+            return wait;
+        }
+        let pace = Pace { own: self.hands[&worker].pushes, slowest: self.slowest() };
+        if !self.policy.may_go_on(pace) {
+            return Deal::Wait(format!("{}, {} steps behind", self.hindmost(), pace.own - pace.slowest));
+        }
+        let place = self.returned.pop_first().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        self.sequence += 1;
+        let held = (self.sequence, place);
+        if let Some(hand) = self.hands.get_mut(&worker) {
+            hand.held = Some(held);
+        }
+        Deal::Now(self.work(held.0, held.1))
+    }
+
+    fn work(&self, sequence: u64, place: u64) -> Work {
+        let slices = u64::from(self.slices);
+        Work::Slice { sequence, step: place / slices, slice: SliceId((place % slices) as u32) }
+    }
+
+    /// How many slices a phase of dealing goes up to: the next evaluation, or the end.
+    fn limit(&self) -> u64 {
+        let evaluated = self.clock.steps_after(self.evaluated);
+        let due = evaluated.checked_div(self.eval_every).map(|passed| (passed + 1) * self.eval_every);
+        let due = due.map(|steps| steps.saturating_mul(self.clock.commits_a_step()));
+        due.unwrap_or(u64::MAX).min(self.clock.commits())
+    }
+
+    /// How many commits the run ends with, once nothing is left to deal and to commit.
+    fn end(&self) -> Option<Step> {
+        let all = if self.is_stopping { self.committed } else { self.clock.commits() };
+        let is_idle = self.hands.values().all(|hand| hand.held.is_none());
+        (is_idle && self.committed >= all).then_some(Step(self.committed))
+    }
+
+    fn finish(&mut self, worker: WorkerId, end: Step) -> Deal {
+        let Some(hand) = self.hands.get_mut(&worker) else { return Deal::Wait("its admission".into()) };
+        if !self.is_stopping && hand.scored < Some(end) {
+            return Deal::Now(Work::Evaluate(end));
+        }
+        hand.is_done = true;
+        Deal::Now(Work::Finished(end))
+    }
+
+    /// What a worker does at an evaluation, if everything up to it is dealt; afterwards dealing goes on.
+    fn at_barrier(&mut self, worker: WorkerId) -> Option<Deal> {
+        if self.is_stopping {
+            return Some(Deal::Wait(self.holders()));
+        }
+        let limit = self.limit();
+        if self.next < limit || !self.returned.is_empty() {
+            return None;
+        }
+        if self.committed < limit {
+            return Some(Deal::Wait(self.holders()));
+        }
+        let at = Step(limit);
+        if self.hands.get(&worker).is_some_and(|hand| hand.scored < Some(at)) {
+            return Some(Deal::Now(Work::Evaluate(at)));
+        }
+        let behind = self.hands.iter().find(|(_, hand)| hand.scored < Some(at));
+        if let Some((other, _)) = behind {
+            return Some(Deal::Wait(format!("worker {other} to evaluate")));
+        }
+        if self.reviews && self.reviewed < at {
+            return Some(Deal::Wait("the review of the evaluation".into()));
+        }
+        self.evaluated = at;
+        None
+    }
+
+    fn hindmost(&self) -> String {
+        let slowest = self.hands.iter().filter(|(_, hand)| !hand.is_done).min_by_key(|(_, hand)| hand.pushes);
+        slowest.map_or_else(String::new, |(worker, _)| format!("worker {worker}"))
+    }
+
+    /// Who has slices in hand, in words.
+    pub fn holders(&self) -> String {
+        let holders = self.hands.iter().filter(|(_, hand)| hand.held.is_some());
+        let holders: Vec<_> = holders.map(|(worker, _)| worker.to_string()).collect();
+        if holders.is_empty() { "every worker".into() } else { format!("worker {} to push", holders.join(", ")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use convoy_proto::{config::layers::Layers, ids::Incarnation};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn dealer(text: &str, workers: u32, steps: u64) -> Dealer {
+        let text = format!("workers = {workers}\n{text}");
+        let config = Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap();
+        let mut dealer = Dealer::new(&config, steps);
+        (0..workers).for_each(|worker| dealer.join(WorkerId(worker)));
+        dealer
+    }
+
+    fn push(worker: u32, sequence: u64) -> PushId {
+        PushId { worker: WorkerId(worker), incarnation: Incarnation(1), sequence }
+    }
+
+    /// Plays a script: `a` to `d` ask, `A` to `D` have their push committed, `x` to `z` are a's to c's evaluation.
+    fn play(dealer: &mut Dealer, script: &str) -> String {
+        let mut told = Vec::new();
+        let mut held: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut scored: BTreeMap<u32, Step> = BTreeMap::new();
+        for event in script.chars() {
+            match event {
+                'a'..='d' => {
+                    let worker = event as u32 - 'a' as u32;
+                    told.push(match dealer.deal(WorkerId(worker), scored.get(&worker).copied()) {
+                        Deal::Now(Work::Slice { sequence, step, slice }) => {
+                            held.insert(worker, sequence);
+                            format!("{event}:{step}.{slice}")
+                        }
+                        Deal::Now(Work::Evaluate(step)) => {
+                            scored.insert(worker, step);
+                            format!("{event}:eval {step}")
+                        }
+                        Deal::Now(Work::Finished(step)) => format!("{event}:end {step}"),
+                        Deal::Wait(who) => format!("{event}:wait for {who}"),
+                    });
+                }
+                'A'..='D' => {
+                    let worker = event as u32 - 'A' as u32;
+                    dealer.committed(push(worker, held[&worker]));
+                }
+                _ => dealer.lose(WorkerId(event as u32 - 'x' as u32)),
+            }
+        }
+        told.join("; ")
+    }
+
+    /// Golden: asynchronous, with a barrier at the evaluation and at the end.
+    #[test]
+    fn dealing() {
+        let mut dealer = dealer("mode = 'async'\neval_every = 1", 2, 2);
+        let told = play(&mut dealer, "aabAaBbabaabABab");
+        let golden = "a:0.0; a:0.0; b:0.1; a:wait for worker 1 to push; b:eval 2; a:eval 2; \
+            b:wait for worker 0 to evaluate; a:1.0; a:1.0; b:1.1; a:eval 4; b:eval 4";
+        assert_eq!(told, golden);
+    }
+
+    /// Golden: with a bound of one, nobody begins a step while more than one ahead of the slowest.
+    #[test]
+    fn bounded_staleness() {
+        let mut dealer = dealer("mode = 'ssp'\neval_every = 0\n[consistency]\nmax_staleness = 1", 3, 9);
+        let told = play(&mut dealer, "abcAaAaBabBbCacAa");
+        let golden = "a:0.0; b:0.1; c:0.2; a:1.0; a:wait for worker 1, 2 steps behind; \
+            a:wait for worker 2, 2 steps behind; b:1.1; b:wait for worker 2, 2 steps behind; a:1.2; c:2.0; \
+            a:wait for worker 2, 2 steps behind";
+        assert_eq!(told, golden);
+    }
+
+    #[test]
+    fn a_slice_of_the_dead_is_dealt_again() {
+        let mut dealer = dealer("mode = 'async'\neval_every = 0", 2, 1);
+        assert_eq!(play(&mut dealer, "abAxbBbb"), "a:0.0; b:0.1; b:0.1; b:eval 2; b:end 2");
+        let mut dealer = super::tests::dealer("mode = 'async'\neval_every = 0", 2, 1);
+        assert_eq!(play(&mut dealer, "axbBbBbb"), "a:0.0; b:0.0; b:0.1; b:eval 2; b:end 2");
+    }
+
+    #[test]
+    fn a_stop_waits_for_what_is_in_hand() {
+        let mut dealer = dealer("mode = 'async'", 2, 5);
+        play(&mut dealer, "ab");
+        dealer.stop();
+        dealer.committed(push(0, 1));
+        assert_eq!(dealer.deal(WorkerId(0), None), Deal::Wait("worker 1 to push".into()));
+        dealer.committed(push(1, 2));
+        assert_eq!(dealer.deal(WorkerId(0), None), Deal::Now(Work::Finished(Step(2))));
+    }
+
+    proptest! {
+        /// Whatever workers do, and whoever dies: every slice is committed exactly once, staleness stays within its
+        /// bound, and the run ends.
+        #[test]
+        fn every_slice_once(seed in proptest::collection::vec((0u32..3, 0u8..12), 400), bound in 0u64..4, steps in 1u64..6) {
+            let text = format!("mode = 'ssp'\neval_every = 2\n[consistency]\nmax_staleness = {bound}");
+            let mut dealer = dealer(&text, 3, steps);
+            let (mut held, mut scored) = (BTreeMap::new(), BTreeMap::new());
+            let mut done: BTreeMap<(u64, u32), u32> = BTreeMap::new();
+            let mut finished = BTreeSet::new();
+            let rounds = (0..200u32).map(|round| (round % 3, 0));
+            for (worker, event) in seed.into_iter().chain(rounds) {
+                let id = WorkerId(worker);
+                if event == 11 && finished.is_empty() {
+                    dealer.lose(id);
+                    held.remove(&worker);
+                    dealer.join(id);
+                } else if let Some((sequence, place)) = held.remove(&worker) {
+                    *done.entry(place).or_default() += 1;
+                    dealer.committed(push(worker, sequence));
+                } else if let Deal::Now(work) = dealer.deal(id, scored.get(&worker).copied()) {
+                    match work {
+                        Work::Slice { sequence, step, slice } => {
+                            prop_assert!(dealer.lead(id) <= bound, "{} ahead", dealer.lead(id));
+                            held.insert(worker, (sequence, (step, slice.0)));
+                        }
+                        Work::Evaluate(step) => drop(scored.insert(worker, step)),
+                        Work::Finished(step) => {
+                            prop_assert_eq!(step.0, steps * 3);
+                            finished.insert(worker);
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(finished.len(), 3);
+            prop_assert!(done.values().all(|count| *count == 1) && done.len() as u64 == steps * 3, "{done:?}");
+        }
+    }
+}

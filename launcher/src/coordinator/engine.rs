@@ -1,0 +1,188 @@
+//! What the cluster trains, as the coordinator sees it: commits, slices in hand, scores, and the steps that they make.
+//!
+//! Knows workers by rank only; who they are and whether they may speak is the cluster's to know ([`super::core`]).
+
+use convoy_proto::{
+    clock::Clock,
+    config::Config,
+    ids::{Member, Step, WorkerId},
+    messages::{Accumulated, EvaluationPart, PushHeader, Staged, StepReport, Verdict, Weights},
+    tree::SliceTree,
+};
+
+use super::{
+    commits::{CommitError, Commits, Fate},
+    core::Event,
+    dealer::{Deal, Dealer},
+    decision::{DecisionError, Decisions},
+    evaluation::{Evaluations, Score},
+    handshake::Reference,
+    history::History,
+    stragglers::Stragglers,
+};
+
+/// The state of training.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    clock: Clock,
+    is_dealt: bool,
+    /// Whether the coordinator chooses which slices close a step.
+    has_quorum: bool,
+    eval_every: u64,
+    reviews: bool,
+    /// How many scores an evaluation has.
+    scores: u32,
+    scored: (Step, u32),
+    reviewed: Step,
+    is_stopping: bool,
+    commits: Commits,
+    dealer: Dealer,
+    decisions: Decisions,
+    evaluations: Evaluations,
+    history: History,
+    stragglers: Stragglers,
+}
+
+impl Engine {
+    /// Nothing is trained yet.
+    pub fn new(config: &Config, reference: &Reference) -> Engine {
+        let clock = Clock::new(config, reference.horizon.steps);
+        Engine {
+            clock,
+            is_dealt: config.mode.is_dealt(),
+            has_quorum: config.mode.is_chosen() && !config.mode.is_dealt(),
+            eval_every: config.eval_every,
+            reviews: config.reviews_evaluations(),
+            scores: 1 + u32::from(config.optimizer.ema.is_some()),
+            scored: (Step(0), 0),
+            reviewed: Step(0),
+            is_stopping: false,
+            commits: Commits::new(config, reference.horizon),
+            dealer: Dealer::new(config, reference.horizon.steps),
+            decisions: Decisions::new(config, &reference.manifest),
+            evaluations: Evaluations::new(SliceTree::new(config.slices), reference.kind),
+            history: History::new(clock.commits_a_step()),
+            stragglers: Stragglers::default(),
+        }
+    }
+
+    /// How commits relate to steps.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// The steps, and the commits, that are made when this commit is.
+    pub fn made(&self, commit: Step) -> (u64, u64) {
+        (self.clock.steps_after(commit.next()), commit.next().0)
+    }
+
+    /// How many commits some worker has seen on all servers, without a gap.
+    pub fn commits(&self) -> Step {
+        self.history.commits()
+    }
+
+    /// How many slices quorums were made without.
+    pub fn left_out(&self) -> u64 {
+        self.commits.left_out()
+    }
+
+    /// A worker is there.
+    pub fn join(&mut self, worker: WorkerId) {
+        self.dealer.join(worker);
+    }
+
+    /// A worker's process is gone.
+    pub fn lose(&mut self, member: Member) {
+        let worker = WorkerId(member.rank);
+        self.dealer.lose(worker);
+        self.commits.lose(worker, member.incarnation);
+        self.stragglers.forget(worker);
+    }
+
+    /// Takes note that a shard has staged a push, and commits what may be committed.
+    ///
+    /// # Errors
+    /// A push that does not belong.
+    pub fn stage(&mut self, staged: Staged) -> Result<Vec<Verdict>, CommitError> {
+        self.commits.add(staged)?;
+        Ok(self.settle())
+    }
+
+    /// Commits what may be committed.
+    pub fn settle(&mut self) -> Vec<Verdict> {
+        let mut verdicts = Vec::new();
+        while let Some(verdict) = if self.is_held() { None } else { self.commits.settle() } {
+            verdict.push.into_iter().for_each(|push| self.dealer.committed(push));
+            verdicts.push(verdict);
+        }
+        verdicts
+    }
+
+    /// A quorum does not run away from an evaluation that others still have to make, nor from a stop.
+    fn is_held(&self) -> bool {
+        let open = self.commits.open();
+        let is_scored = self.scored >= (open, self.scores) && (!self.reviews || self.reviewed >= open);
+        self.has_quorum && (self.is_stopping || (self.clock.is_due(open, self.eval_every) && !is_scored))
+    }
+
+    /// What becomes of a push.
+    pub fn fate(&self, header: &PushHeader) -> Fate {
+        self.commits.fate(header)
+    }
+
+    /// What a worker is to do, which has made its part of the evaluation `scored`.
+    pub fn deal(&mut self, worker: WorkerId, scored: Option<Step>) -> Deal {
+        self.dealer.deal(worker, scored)
+    }
+
+    /// Starts no other step. Gives the first that nobody makes, where that is the coordinator's to say.
+    pub fn stop(&mut self) -> Option<Step> {
+        self.is_stopping = true;
+        self.dealer.stop();
+        self.has_quorum.then(|| self.commits.open())
+    }
+
+    /// An evaluation was reviewed: training may go on from it.
+    pub fn review(&mut self, step: Step) {
+        self.reviewed = self.reviewed.max(step);
+        self.dealer.review(step);
+    }
+
+    /// Adds a shard's part of a decision; gives the verdict once all are there.
+    ///
+    /// # Errors
+    /// A part that does not belong.
+    pub fn decide(&mut self, part: Accumulated) -> Result<Option<Verdict>, DecisionError> {
+        self.decisions.add(part)
+    }
+
+    /// Adds a worker's part of a score.
+    pub fn evaluation(&mut self, step: Step, weights: Weights, parts: Vec<EvaluationPart>) -> Option<Event> {
+        let score = self.evaluations.add(step, weights, parts)?;
+        let before = if self.scored.0 == step { self.scored.1 } else { 0 };
+        self.scored = self.scored.max((step, before + 1));
+        let score = Score { step: self.clock.steps_after(step), ..score };
+        Some(Event::Evaluated(weights, step, score))
+    }
+
+    /// Takes in what a worker did of a commit.
+    pub fn step(&mut self, member: Member, report: StepReport) -> Vec<Event> {
+        let worker = WorkerId(member.rank);
+        let seconds = report.times.data + report.times.compute;
+        let straggler = self.stragglers.note(worker, seconds);
+        let lag = self.dealer.lag(worker);
+        let slow = straggler.map(|straggler| Event::Straggler(straggler, self.is_dealt.then_some(lag)));
+        slow.into_iter().chain(self.history.add(report.verdict).into_iter().map(Event::Step)).collect()
+    }
+
+    /// Whom a step waits for, in words, if it is not simply the workers that are behind.
+    pub fn awaited(&self) -> Vec<String> {
+        let norms = self.decisions.awaited();
+        let mut who: Vec<_> = norms.iter().map(|shard| format!("server {shard}'s gradient norm")).collect();
+        who.extend(self.commits.awaited());
+        if self.is_dealt {
+            who.push(self.dealer.holders());
+        }
+        who
+    }
+}

@@ -1,0 +1,69 @@
+//! What can be asked of a shard; nothing here changes it.
+
+use convoy_proto::{
+    ids::{BlockId, ShardId, Step},
+    messages::{Verdict, Weights},
+};
+
+use super::{
+    super::{refusal::Refusal, versions::Lookup},
+    Shard, lock,
+};
+
+impl Shard {
+    /// Which shard this is.
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// How many blocks it holds.
+    pub fn blocks(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// The ids of the blocks that training changes, ascending.
+    pub fn trained_blocks(&self) -> impl Iterator<Item = BlockId> + '_ {
+        self.cells.iter().map(|cell| *lock(cell).block()).filter(|block| block.role.is_trained()).map(|block| block.id)
+    }
+
+    /// The ids of all blocks, ascending.
+    pub fn all_blocks(&self) -> impl Iterator<Item = BlockId> {
+        (self.first..self.first + self.cells.len() as u64).map(BlockId)
+    }
+
+    /// The step that is open: all before it are committed on this shard.
+    pub fn open_step(&self) -> Step {
+        lock(&self.state).open.ledger.step()
+    }
+
+    /// Whether every block has parameters.
+    pub fn is_initialised(&self) -> bool {
+        lock(&self.state).uninitialised == 0
+    }
+
+    /// Whether slices are dealt out, so that each push is a commit of its own.
+    pub fn is_dealt(&self) -> bool {
+        self.mode.is_dealt()
+    }
+
+    /// The verdict of a step that is closed; `Some(None)` if it is closed and the verdict is gone.
+    pub fn closed(&self, step: Step) -> Option<Option<Verdict>> {
+        let state = lock(&self.state);
+        (step < state.open.ledger.step()).then(|| state.last.clone().filter(|verdict| verdict.step == step))
+    }
+
+    /// The verdict of a step that this shard has committed: of the last one only.
+    pub fn committed(&self, step: Step) -> Option<Verdict> {
+        lock(&self.state).last.clone().filter(|verdict| verdict.step == step)
+    }
+
+    /// The parameters of a block that `step` starts from.
+    ///
+    /// # Errors
+    /// A block of another shard.
+    pub fn version(&self, block: BlockId, step: Step, weights: Weights) -> Result<Lookup, Refusal> {
+        let cell = lock(self.cell(block)?);
+        let step = if cell.block().role.is_trained() { step } else { cell.step() };
+        Ok(cell.version(step, weights))
+    }
+}

@@ -1,0 +1,70 @@
+//! Training by slices that are dealt out as workers ask: asynchronous, with or without a bound on staleness.
+
+use std::time::{Duration, Instant};
+
+use convoy_proto::{
+    ids::{SliceId, Step},
+    messages::{Report, StepReport, StepTimes, Weights, Work},
+};
+
+use super::Worker;
+use crate::{
+    exchange::{ExchangeError, Position},
+    failure::WorkError,
+};
+
+impl Worker<'_> {
+    pub(super) fn train_dealt(&mut self) -> Result<(), WorkError> {
+        loop {
+            match self.ask()? {
+                Work::Slice { sequence, step, slice } => self.push_slice(sequence, Step(step), slice)?,
+                Work::Evaluate(step) => {
+                    self.step = step;
+                    self.take(Weights::Trained)?;
+                    self.evaluate()?;
+                }
+                Work::Finished(step) => {
+                    self.step = step;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Asks for something to do.
+    fn ask(&self) -> Result<Work, WorkError> {
+        let limit = Duration::from_millis(self.config.timeouts.step_ms.into());
+        let (coordinator, member) = (self.membership.coordinator.clone(), self.membership.member);
+        self.attend(async { Ok(coordinator.deal(member, self.evaluated, limit).await?) })
+    }
+
+    /// Computes a slice with the newest parameters, and pushes it until it is committed.
+    fn push_slice(&mut self, sequence: u64, step: Step, slice: SliceId) -> Result<(), WorkError> {
+        let view = self.membership.view();
+        let start = Instant::now();
+        let exchange = self.exchange.clone();
+        let pulled = self.attend(async { Ok(exchange.pull_newest(view.era).await?) })?;
+        let mut waited = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        self.load(pulled.tensors);
+        let load = start.elapsed().as_secs_f64();
+        let contribution = self.feed.contribute_dealt(&mut *self.replica, step, slice)?;
+        let (samples, mut times) = (contribution.samples, contribution.times);
+        times.compute += self.dawdle(1)?;
+        let start = Instant::now();
+        let at = Position { generation: view.generation, era: view.era, step: pulled.step, sequence };
+        let (verdict, bytes_pushed) = self.attend(async {
+            let committed = exchange.push(at, contribution).await?;
+            committed.ok_or(WorkError::Exchange(ExchangeError::Dropped { sequence }))
+        })?;
+        waited += start.elapsed().as_secs_f64();
+        self.report(Report::Step(StepReport {
+            verdict,
+            samples,
+            bytes_pushed,
+            bytes_pulled: pulled.bytes,
+            times: StepTimes { exchange: waited, load, ..times },
+        }));
+        Ok(())
+    }
+}
