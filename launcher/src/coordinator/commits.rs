@@ -195,6 +195,13 @@ impl Commits {
         }
     }
 
+    /// Drops a push that nobody was to make, unless it is over.
+    pub fn refuse(&mut self, header: &PushHeader) {
+        if self.fate(header) == Fate::Open {
+            self.end(header.id(), Fate::Dropped);
+        }
+    }
+
     fn end(&mut self, id: PushId, fate: Fate) {
         self.staged.remove(&id);
         self.over.insert(id.worker, (id, fate));

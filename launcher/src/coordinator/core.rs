@@ -277,9 +277,10 @@ impl Cluster {
             }
             Report::Initialised => out_of_place("that it initialised"),
             _ if phase < Phase::Training => out_of_place("training"),
-            // A worker that a quorum went on without leaves steps out.
+            // A quorum may go on without a worker, and a process that came back begins where the others are.
             Report::Step(report)
-                if report.verdict.step == worker.at || (mode.is_chosen() && report.verdict.step >= worker.at) =>
+                if report.verdict.step == worker.at
+                    || ((mode.is_chosen() || worker.restarts > 0) && report.verdict.step > worker.at) =>
             {
                 worker.add(&report);
                 Ok(self.engine.step(member, report))

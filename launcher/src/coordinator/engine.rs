@@ -104,6 +104,12 @@ impl Engine {
     /// # Errors
     /// A push that does not belong.
     pub fn stage(&mut self, staged: Staged) -> Result<Vec<Verdict>, CommitError> {
+        let id = staged.header.id();
+        if self.is_dealt && !self.dealer.has_dealt(id) {
+            // A worker that is gone pushed what has been dealt again.
+            self.commits.refuse(&staged.header);
+            return Ok(Vec::new());
+        }
         self.commits.add(staged)?;
         Ok(self.settle())
     }

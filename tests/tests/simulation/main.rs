@@ -1,0 +1,68 @@
+//! The cores of servers, coordinator and workers in one process, without a socket: messages are delayed, reordered,
+//! repeated and lost, workers die and come back, and after every event the invariants are checked.
+//!
+//! Each case is one seed, which a failure prints; `SIMULATION_SEED` runs that one alone.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why")]
+
+mod replay;
+mod world;
+
+use std::collections::BTreeSet;
+
+use replay::replay;
+use world::World;
+
+/// Workers, slices of a step, and steps of every case.
+const WORKERS: u32 = 3;
+const SLICES: u32 = 4;
+const STEPS: u64 = 6;
+
+fn seeds() -> Vec<u64> {
+    match std::env::var("SIMULATION_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        Some(seed) => vec![seed],
+        None => (0..1000).collect(),
+    }
+}
+
+fn simulate(mode: &str, check: impl Fn(&World)) {
+    for seed in seeds() {
+        println!("{mode:?}: seed {seed}");
+        let mut world = World::new(mode, seed);
+        world.run(true);
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert_eq!(bits(world.parameters()), bits(replay(&world)), "the parameters are what the commits make");
+        check(&world);
+    }
+}
+
+#[test]
+fn synchronous_steps_end_in_the_same_bits_whatever_happens() {
+    let mut calm = World::new("", 7);
+    calm.run(false);
+    let expected = calm.parameters();
+    simulate("", |world| {
+        assert_eq!(world.parameters(), expected);
+        assert_eq!(world.log.len() as u64, STEPS);
+    });
+}
+
+#[test]
+fn a_quorum_commits_one_set_of_slices_everywhere() {
+    simulate("[consistency]\nquorum = 3", |world| {
+        assert_eq!(world.log.len() as u64, STEPS);
+    });
+}
+
+#[test]
+fn every_slice_that_is_dealt_is_committed_once() {
+    for mode in ["mode = 'async'", "mode = 'ssp'\n[consistency]\nmax_staleness = 1"] {
+        simulate(mode, |world| {
+            let pushes = world.log.values().map(|verdict| verdict.push.unwrap());
+            let places = pushes.map(|push| world.dealt[&(push.worker.0, push.incarnation, push.sequence)]);
+            let places: Vec<_> = places.collect();
+            let distinct: BTreeSet<_> = places.iter().copied().collect();
+            assert_eq!((places.len(), distinct.len() as u64), (distinct.len(), STEPS * u64::from(SLICES)));
+        });
+    }
+}
