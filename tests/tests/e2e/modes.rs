@@ -71,7 +71,7 @@ fn every_mode_stops_when_told_to() {
 #[test]
 fn a_slow_worker_is_named_and_a_bound_on_staleness_holds() {
     let bench = bench();
-    let slow = format!("{MLP} --ssp 1 --steps 40 --eval-every 0 --slow-worker 2:30ms");
+    let slow = format!("{MLP} --ssp 1 --steps 20 --eval-every 0 --slow-worker 2:100ms");
     bench.train("slow", &slow);
     let metrics = bench.metrics("slow");
     let named: Vec<_> = metrics.iter().filter(|line| line["event"] == "straggler").collect();

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why")]
 
+mod model;
 mod replay;
 mod world;
 

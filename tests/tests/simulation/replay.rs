@@ -13,7 +13,8 @@ use convoy_proto::{
 
 use crate::{
     SLICES,
-    world::{World, gradient, weight},
+    model::{gradient, weight},
+    world::World,
 };
 
 /// The parameters that one server makes of the log, commit by commit.

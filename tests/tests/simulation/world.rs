@@ -8,12 +8,12 @@ use convoy_launcher::coordinator::{
 use convoy_proto::{
     BUILD, PROTOCOL,
     blocks::BlockMap,
-    config::{Config, layers::Layers},
+    config::Config,
     ids::{Incarnation, Member, Role, ShardId, SliceId, Step, WorkerId},
     manifest::{Manifest, TensorRole},
     messages::{
-        Accumulated, ClusterView, GradientBlock, JoinOffer, JoinPart, ParameterBlock, Phase, PushHeader, Report,
-        SliceHeader, Staged, StepReport, StepTimes, Verdict, Weights, Work, WorkerOffer,
+        GradientBlock, JoinOffer, JoinPart, ParameterBlock, Phase, PushHeader, Report, Staged, StepReport, StepTimes,
+        Verdict, Weights, Work, WorkerOffer,
     },
     order::{Purpose, below, stream},
     schedule::Horizon,
@@ -27,21 +27,10 @@ use convoy_server::core::{
     versions::Lookup,
 };
 
-use crate::{SLICES, STEPS, WORKERS};
-
-/// Something on its way.
-#[derive(Clone, Debug)]
-enum Message {
-    /// A block of a push, or its header alone.
-    Push(usize, PushHeader, Option<GradientBlock>),
-    /// To the coordinator, and back.
-    Decide(Accumulated),
-    Decided(usize, Verdict),
-    Stage(Staged),
-    Chosen(usize, Verdict),
-    Dropped(usize, PushHeader),
-    View(usize, ClusterView),
-}
+use crate::{
+    STEPS, WORKERS,
+    model::{Message, config, gradient, header_of, weight},
+};
 
 /// What a worker is about.
 #[derive(Clone, Debug)]
@@ -67,27 +56,6 @@ pub struct World {
     pub log: BTreeMap<Step, Verdict>,
     /// Of each push, which slice of the data it holds.
     pub dealt: BTreeMap<(u32, Incarnation, u64), (u64, u32)>,
-}
-
-fn config(mode: &str) -> Config {
-    let text = format!(
-        "name = 'r'\nworkers = {WORKERS}\nservers = 2\nslices = {SLICES}\nsteps = {STEPS}\neval_every = 0\n{mode}"
-    );
-    Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap()
-}
-
-pub fn gradient(place: (u64, u32), len: usize, start: u64) -> Vec<f32> {
-    let (step, slice) = place;
-    (0..len).map(|i| ((start + i as u64) as f32 * 0.3 + slice as f32 * 1.7 + step as f32).sin()).collect()
-}
-
-pub fn weight(place: (u64, u32)) -> f64 {
-    // Some slices are empty, and no two weigh the same.
-    if (place.0 + u64::from(place.1)).is_multiple_of(5) { 0.0 } else { 1.0 + f64::from(place.1) }
-}
-
-fn header_of(slice: u32, place: (u64, u32)) -> SliceHeader {
-    SliceHeader { slice: SliceId(slice), weight: weight(place), loss_sum: weight(place) * 0.5, finite: true }
 }
 
 impl World {
