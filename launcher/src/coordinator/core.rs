@@ -128,9 +128,7 @@ impl Cluster {
     /// By slice, who computes it: the living share them evenly; before anybody is there, the places that they will take.
     fn owners(&self) -> Vec<WorkerId> {
         let slices = self.config.slices;
-        let is_out = |worker: &Option<WorkerRecord>| worker.as_ref().is_some_and(|worker| !worker.is_alive);
-        let places = (0..).map(WorkerId).zip(&self.workers).filter(|(_, worker)| !is_out(worker));
-        let places: Vec<_> = places.map(|(worker, _)| worker).collect();
+        let places: Vec<_> = self.places().map(|(worker, _)| worker).collect();
         let mut owners = vec![WorkerId(0); slices as usize];
         for (part, worker) in (0..).zip(&places) {
             for slice in order::share(slices.into(), part, places.len() as u32) {
@@ -159,9 +157,10 @@ impl Cluster {
         Ok(vec![Event::Lost(member)])
     }
 
-    /// How many workers are alive.
-    pub fn living(&self) -> usize {
-        self.workers.iter().flatten().filter(|worker| worker.is_alive).count()
+    /// The places of workers but for those that somebody left, who is not waited for.
+    fn places(&self) -> impl Iterator<Item = (WorkerId, Option<&WorkerRecord>)> {
+        let places = (0..).map(WorkerId).zip(self.workers.iter().map(Option::as_ref));
+        places.filter(|(_, worker)| worker.is_none_or(|worker| worker.is_alive))
     }
 
     /// Admits a process, or names what differs.
@@ -312,16 +311,14 @@ impl Cluster {
 
     /// Every worker has pushed the steps below the least of what each has pushed, so those are committed and no other.
     fn settle_stop(&mut self) {
-        let living = self.workers.iter().filter(|worker| worker.as_ref().is_none_or(|worker| worker.is_alive));
-        let pushed: Option<Vec<Step>> = living.map(|w| w.as_ref().and_then(|w| w.pushed)).collect();
+        let pushed: Option<Vec<Step>> = self.places().map(|(_, worker)| worker?.pushed).collect();
         if self.phase == Phase::Stopping && self.stop_at.is_none() && !self.config.mode.is_chosen() {
             self.stop_at = pushed.and_then(|pushed| pushed.into_iter().min());
         }
     }
 
     fn finished(&self) -> Option<Event> {
-        let living = self.workers.iter().filter(|worker| worker.as_ref().is_none_or(|worker| worker.is_alive));
-        let ends: Option<Vec<Step>> = living.map(|w| w.as_ref().and_then(|w| w.finished)).collect();
+        let ends: Option<Vec<Step>> = self.places().map(|(_, worker)| worker?.finished).collect();
         let ends = ends?;
         if ends.windows(2).all(|pair| pair[0] == pair[1]) {
             return ends.first().map(|step| Event::Finished(*step));

@@ -102,14 +102,4 @@ impl Staging {
         gone.iter().for_each(|id| self.end(*id, Fate::Dropped));
         gone
     }
-
-    /// How many pushes wait.
-    pub fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
 }

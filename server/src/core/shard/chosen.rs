@@ -137,11 +137,6 @@ impl Shard {
         lock(&self.state).staging.fate(push)
     }
 
-    /// How many pushes wait for the word that commits them.
-    pub fn waiting(&self) -> usize {
-        lock(&self.state).staging.len()
-    }
-
     /// The newest parameters of whole commits, for a member to compute with.
     ///
     /// # Errors
