@@ -21,6 +21,10 @@ pub struct TrainArgs {
     /// Worker processes, or auto: one a GPU, one on the CPU [default: auto]
     #[arg(long, value_name = "N|auto", help_heading = "Cluster")]
     pub workers: Option<String>,
+    /// Worker processes that must be alive for the run to go on: with fewer than --workers, the others take over
+    /// what a dead one had to do [default: all]
+    #[arg(long, value_name = "N", help_heading = "Cluster")]
+    pub min_workers: Option<String>,
     /// Parameter server processes [default: 1]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub servers: Option<String>,
@@ -58,6 +62,10 @@ pub struct TrainArgs {
     /// Multiplies batch size and slices: each worker computes so many parts a step, one after the other [default: 1]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub grad_accum: Option<String>,
+    /// What becomes of an epoch's samples that fill no batch: ragged (a smaller one), drop or wrap (filled up)
+    /// [default: ragged]
+    #[arg(long, value_name = "HOW", help_heading = "Training")]
+    pub last_batch: Option<String>,
     /// sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, lamb or lion [default: adamw]
     #[arg(long, value_name = "NAME", help_heading = "Training")]
     pub optimizer: Option<String>,
@@ -323,6 +331,7 @@ impl From<&TrainArgs> for Pairs {
         let keep_best = args.keep_best.then(|| "true".to_string());
         let mut pairs = given([
             ("workers", &args.workers),
+            ("min_workers", &args.min_workers),
             ("servers", &args.servers),
             ("backend", &args.backend),
             ("precision", &args.precision),
@@ -334,6 +343,7 @@ impl From<&TrainArgs> for Pairs {
             ("batch_size", &args.batch_size),
             ("slices", &args.slices),
             ("grad_accum", &args.grad_accum),
+            ("last_batch", &args.last_batch),
             ("optimizer.name", &args.optimizer),
             ("optimizer.lr", &args.lr),
             ("schedule.name", &args.schedule),

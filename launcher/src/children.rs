@@ -5,6 +5,7 @@
 //! launcher, which decides what it means.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     path::PathBuf,
     process::{ExitStatus, Stdio},
@@ -50,6 +51,8 @@ pub struct Children {
     sender: mpsc::Sender<ChildExit>,
     exits: mpsc::Receiver<ChildExit>,
     kill: CancellationToken,
+    /// By role and rank, what kills one.
+    kills: BTreeMap<(Role, u32), CancellationToken>,
     tasks: TaskTracker,
 }
 
@@ -57,14 +60,15 @@ impl Children {
     /// None yet; at most `count` will be started.
     pub fn new(count: usize) -> Children {
         let (sender, exits) = mpsc::channel(count.max(1));
-        Children { sender, exits, kill: CancellationToken::new(), tasks: TaskTracker::new() }
+        let (kill, kills) = (CancellationToken::new(), BTreeMap::new());
+        Children { sender, exits, kill, kills, tasks: TaskTracker::new() }
     }
 
     /// Starts a child.
     ///
     /// # Errors
     /// The program or the log cannot be opened.
-    pub fn start(&self, spec: ChildSpec) -> Result<(), Failure> {
+    pub fn start(&mut self, spec: ChildSpec) -> Result<(), Failure> {
         let ChildSpec { role, rank, arguments, log } = spec;
         let cannot = |problem: std::io::Error| Failure::Environment(format!("cannot start {role} {rank}: {problem}"));
         let output = File::create(&log).map_err(cannot)?;
@@ -77,7 +81,8 @@ impl Children {
         let pid = child.id().unwrap_or_default();
         // Waiting would close it, and with it the child's life-line.
         let life_line = child.stdin.take();
-        let (sender, kill) = (self.sender.clone(), self.kill.clone());
+        let (sender, kill) = (self.sender.clone(), self.kill.child_token());
+        self.kills.insert((role, rank), kill.clone());
         self.tasks.spawn(async move {
             let status = tokio::select! {
                 status = child.wait() => status,
@@ -99,6 +104,11 @@ impl Children {
     /// Waits for the next child to end.
     pub async fn next_exit(&mut self) -> Option<ChildExit> {
         self.exits.recv().await
+    }
+
+    /// Kills one, if it is there.
+    pub fn kill_one(&self, role: Role, rank: u32) {
+        self.kills.get(&(role, rank)).inspect(|kill| kill.cancel());
     }
 
     /// Kills those that are left and waits until none is.
@@ -126,6 +136,16 @@ impl ChildExit {
     #[cfg(not(unix))]
     pub fn signal(&self) -> Option<i32> {
         None
+    }
+
+    /// Whether it ended without a word: killed, or by a panic.
+    pub fn is_sudden(&self) -> bool {
+        self.signal().is_some() || self.status.code() == Some(101)
+    }
+
+    /// Whether it ended because of what it was told, or where: others would, too.
+    pub fn is_misled(&self) -> bool {
+        matches!(self.status.code(), Some(0 | 2 | 3))
     }
 
     /// Who ended, and how.

@@ -31,11 +31,11 @@ use crate::{
 
 mod ending;
 mod listen;
+mod losses;
 mod prepare;
 mod review;
 mod signals;
 
-use ending::with_log;
 use prepare::{Prepared, prepare};
 use review::Review;
 use signals::Signals;
@@ -79,6 +79,8 @@ struct Session {
     last_change: Instant,
     skips_in_a_row: u64,
     stopping: Option<i32>,
+    /// The step that the run ends with, once all workers have made it.
+    ended: Option<Step>,
     review: Review,
     /// Which score comes last in an evaluation.
     reviewed: Weights,
@@ -105,6 +107,7 @@ impl Session {
             last_change: Instant::now(),
             skips_in_a_row: 0,
             stopping: None,
+            ended: None,
             review: Review::new(config.patience),
             reviewed: if config.optimizer.ema.is_some() { Weights::Averaged } else { Weights::Trained },
             prepared,
@@ -156,7 +159,7 @@ impl Session {
         Ok(())
     }
 
-    fn start_children(&self, address: SocketAddr) -> Result<(), Failure> {
+    fn start_children(&mut self, address: SocketAddr) -> Result<(), Failure> {
         // Absolute, so that a person finds a child by its run wherever they are.
         let run = std::path::absolute(self.run_dir.path()).unwrap_or_else(|_| self.run_dir.path().into());
         let run = run.display().to_string();
@@ -170,24 +173,33 @@ impl Session {
     async fn watch(&mut self, signals: &mut Signals) -> Result<Step, Failure> {
         let mut tick = tokio::time::interval(TICK);
         loop {
+            if let Some(end) = self.ended {
+                return Ok(end);
+            }
             tokio::select! {
                 biased;
                 signal = signals.next() => self.stop(signal)?,
-                Some(event) = self.events.recv() => {
-                    let scored = match event {
-                        Event::Evaluated(weights, at, score) if weights == self.reviewed => Some((at, score)),
-                        _ => None,
-                    };
-                    if let Some(step) = self.follow(event)? {
-                        return Ok(step);
-                    }
-                    if let Some((at, score)) = scored {
-                        self.review(at, score, signals).await?;
-                    }
+                Some(event) = self.events.recv() => self.heed(event, signals).await?,
+                Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
+                _ = tick.tick() => {
+                    self.check_leases(signals).await?;
+                    self.check_progress()?;
                 }
-                Some(exit) = self.children.next_exit() => return Err(self.diagnose(exit).await),
-                _ = tick.tick() => self.check_deadlines()?,
             }
+        }
+    }
+
+    /// Follows an event, and reviews an evaluation that it completes.
+    async fn heed(&mut self, event: Event, signals: &mut Signals) -> Result<(), Failure> {
+        let scored = match event {
+            Event::Evaluated(weights, at, score) if weights == self.reviewed => Some((at, score)),
+            _ => None,
+        };
+        self.follow(event)?;
+        match scored {
+            // Saving the best parameters minds signals and children, too.
+            Some((at, score)) => Box::pin(self.review(at, score, signals)).await,
+            None => Ok(()),
         }
     }
 
@@ -203,7 +215,7 @@ impl Session {
         Ok(())
     }
 
-    fn follow(&mut self, event: Event) -> Result<Option<Step>, Failure> {
+    fn follow(&mut self, event: Event) -> Result<(), Failure> {
         self.last_change = Instant::now();
         match event {
             Event::Joined(member) => self.metric(&json!({ "event": "joined", "era": 0, "member": member.to_string() })),
@@ -218,11 +230,15 @@ impl Session {
             Event::Step(verdict) => self.committed(&verdict)?,
             Event::Evaluated(weights, _, score) => self.evaluated(weights, score),
             Event::Lost(member) => self.metric(&json!({ "event": "lost", "era": 0, "member": member.to_string() })),
+            Event::TooFew(alive) => {
+                let least = self.prepared.config.min_workers;
+                return Err(Failure::Lost(format!("{} left, at least {least} must be there", losses::workers(alive))));
+            }
             Event::Straggler(straggler, lag) => self.straggles(straggler, lag),
-            Event::Finished(step) => return Ok(Some(step)),
+            Event::Finished(step) => self.ended = Some(step),
             Event::Diverging(problem) => return Err(Failure::Failed(problem)),
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Names a worker that has become slow.
@@ -319,13 +335,8 @@ impl Session {
         Ok(())
     }
 
-    fn check_deadlines(&self) -> Result<(), Failure> {
+    fn check_progress(&self) -> Result<(), Failure> {
         let cluster = self.service.cluster();
-        if let Some((member, silence)) = cluster.silent(self.service.now_ms()).first() {
-            let log = self.run_dir.log(&format!("{}-{}", member.role, member.rank));
-            let what = format!("{member} has not been heard of for {:.1} s", *silence as f64 / 1e3);
-            return Err(Failure::Lost(with_log(&what, &log)));
-        }
         let timeouts = &self.prepared.config.timeouts;
         let (what, limit_ms) = match cluster.phase() {
             Phase::Gathering | Phase::Initialising => ("start", timeouts.start_ms),

@@ -277,6 +277,19 @@ pub enum PulledPart {
     Committed(Verdict),
     /// The push came too late; this step is open.
     Missed(Step),
+    /// Slices have changed hands since the view that the push acts on: this is the generation.
+    Outdated(Generation),
+}
+
+/// What a shard says of a push in the end.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PushAnswer {
+    /// It is committed.
+    Committed(Verdict),
+    /// It came too late; this step is open.
+    Missed(Step),
+    /// Slices have changed hands; this is the generation.
+    Outdated(Generation),
 }
 
 /// Which values of the parameters are meant.

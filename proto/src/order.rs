@@ -1,8 +1,9 @@
 //! The order of the data: which samples a slice of a step holds.
 //!
 //! A pure function of (seed, step, slice), whoever computes it. Each epoch is a ChaCha8 permutation of the training
-//! samples; a step takes the next `batch` of them, the last step of an epoch what is left; a step's samples are cut
-//! into slices as evenly as integers allow, so a ragged batch may leave slices empty.
+//! samples; a step takes the next `batch` of them, the last step of an epoch what is left, or, if that is asked for,
+//! none or a full batch; a step's samples are cut into slices as evenly as integers allow, so a ragged batch may leave
+//! slices empty.
 
 use std::ops::Range;
 
@@ -133,6 +134,27 @@ pub fn share(len: u64, part: u32, parts: u32) -> Range<u64> {
     cut(part)..cut(part + 1)
 }
 
+/// What becomes of an epoch's samples that fill no batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastBatch {
+    /// They make a smaller one, and count by their number like all others.
+    Ragged,
+    /// They are left out, other ones each epoch.
+    Drop,
+    /// They are filled up with the epoch's first samples, which so are used again.
+    Wrap,
+}
+
+impl std::fmt::Display for LastBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            LastBatch::Ragged => "ragged",
+            LastBatch::Drop => "drop",
+            LastBatch::Wrap => "wrap",
+        })
+    }
+}
+
 /// The order of a run's training data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataOrder {
@@ -144,12 +166,19 @@ pub struct DataOrder {
     pub batch: u32,
     /// Slices per step.
     pub slices: u32,
+    /// What becomes of samples that fill no batch.
+    pub last_batch: LastBatch,
 }
 
 impl DataOrder {
-    /// Steps in one pass over the data, a ragged last one included.
+    /// Steps in one pass over the data; at least one, if only with a batch that is smaller than asked for.
     pub fn steps_per_epoch(&self) -> u64 {
-        u64::from(self.samples).div_ceil(u64::from(self.batch)).max(1)
+        let (samples, batch) = (u64::from(self.samples), u64::from(self.batch));
+        match self.last_batch {
+            LastBatch::Ragged | LastBatch::Wrap => samples.div_ceil(batch),
+            LastBatch::Drop => samples / batch,
+        }
+        .max(1)
     }
 
     /// The epoch a step belongs to.
@@ -162,12 +191,14 @@ impl DataOrder {
         EpochOrder::new(&mut stream(self.seed, Purpose::Order, epoch, 0), self.samples)
     }
 
-    /// Where in its epoch's order a slice of a step lies; empty for an empty slice.
-    pub fn range(&self, step: Step, slice: SliceId) -> Range<usize> {
-        let start = step.0 % self.steps_per_epoch() * u64::from(self.batch);
-        let len = (u64::from(self.samples) - start).min(u64::from(self.batch));
+    /// The places in its epoch's order that a slice of a step holds; none for an empty slice.
+    pub fn places(&self, step: Step, slice: SliceId) -> impl ExactSizeIterator<Item = usize> + use<> {
+        let (samples, batch) = (u64::from(self.samples), u64::from(self.batch));
+        let start = step.0 % self.steps_per_epoch() * batch;
+        let len = if self.last_batch == LastBatch::Wrap { batch } else { (samples - start).min(batch) };
         let share = share(len, slice.0, self.slices);
-        (start + share.start) as usize..(start + share.end) as usize
+        let places = (start + share.start) as usize..(start + share.end) as usize;
+        places.map(move |place| place % samples as usize)
     }
 
     /// The seed of burn's generator for a slice.
@@ -185,30 +216,54 @@ mod tests {
     /// Golden: a change here changes every run.
     #[test]
     fn the_order_of_a_small_epoch() {
-        let order = DataOrder { seed: 7, samples: 10, batch: 4, slices: 2 };
+        let order = DataOrder { seed: 7, samples: 10, batch: 4, slices: 2, last_batch: LastBatch::Ragged };
         assert_eq!(order.epoch_order(0), EpochOrder::Stored(GOLDEN.to_vec()));
         assert_ne!(order.epoch_order(1), order.epoch_order(0));
         assert_eq!(order.steps_per_epoch(), 3);
-        assert_eq!(order.range(Step(2), SliceId(0)), 8..9);
-        assert_eq!(order.range(Step(3), SliceId(1)), 2..4);
+        let places = |order: DataOrder, step, slice| order.places(Step(step), SliceId(slice)).collect::<Vec<_>>();
+        assert_eq!((places(order, 2, 0), places(order, 2, 1)), (vec![8], vec![9]));
+        assert_eq!(places(order, 3, 1), [2, 3]);
+        let dropping = DataOrder { last_batch: LastBatch::Drop, ..order };
+        assert_eq!((dropping.steps_per_epoch(), places(dropping, 2, 0)), (2, vec![0, 1]));
+        let wrapping = DataOrder { last_batch: LastBatch::Wrap, ..order };
+        assert_eq!(
+            (wrapping.steps_per_epoch(), places(wrapping, 2, 0), places(wrapping, 2, 1)),
+            (3, vec![8, 9], vec![0, 1])
+        );
     }
 
     const GOLDEN: [u32; 10] = [3, 5, 6, 1, 7, 2, 4, 9, 0, 8];
 
     proptest! {
         #[test]
-        fn every_sample_is_used_once_an_epoch(seed: u64, samples in 1u32..300, batch in 1u32..64, slices in 1u32..9) {
-            let order = DataOrder { seed, samples, batch, slices };
+        fn every_sample_is_used_once_an_epoch(
+            seed: u64,
+            samples in 1u32..300,
+            batch in 1u32..64,
+            slices in 1u32..9,
+            last_batch in prop::sample::select(&[LastBatch::Ragged, LastBatch::Drop, LastBatch::Wrap]),
+        ) {
+            let order = DataOrder { seed, samples, batch, slices, last_batch };
             let samples_in_order = order.epoch_order(3);
             let mut used = Vec::new();
             for step in 0..order.steps_per_epoch() {
+                let before = used.len();
                 for slice in 0..slices {
-                    let range = order.range(Step(step), SliceId(slice));
-                    used.extend(range.map(|place| samples_in_order.sample(place)));
+                    used.extend(order.places(Step(step), SliceId(slice)).map(|place| samples_in_order.sample(place)));
                 }
+                let is_full = used.len() - before == batch as usize;
+                prop_assert!(is_full || last_batch == LastBatch::Ragged || samples < batch);
             }
+            let total = used.len() as u32;
             used.sort_unstable();
-            prop_assert_eq!(used, (0..samples).collect::<Vec<_>>());
+            used.dedup();
+            let unique = used.len() as u32;
+            match last_batch {
+                LastBatch::Ragged => prop_assert_eq!((total, unique), (samples, samples)),
+                // Less than a batch is left out, or comes twice.
+                LastBatch::Drop => prop_assert!(unique == total && samples - unique < batch),
+                LastBatch::Wrap => prop_assert!(unique == samples && total - samples < batch),
+            }
         }
 
         #[test]

@@ -4,6 +4,7 @@
 //! depends on burn, so a server stays small.
 
 pub mod core;
+mod frames;
 pub mod run;
 pub mod service;
 

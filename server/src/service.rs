@@ -8,8 +8,7 @@ use std::{
 
 use convoy_proto::{
     ids::{BlockId, Member, Role, Step},
-    limits,
-    messages::{ClusterView, Extent, ParameterBlock, Pull, Pulled, PulledPart, PushPart, Weights},
+    messages::{ClusterView, Extent, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Weights},
     transport::Membership,
     wire::{self, parameters_service_server::ParametersService},
 };
@@ -19,11 +18,14 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, error};
 
-use crate::core::{
-    refusal::Refusal,
-    shard::{Outcome, Push, Shard},
-    staging::Fate,
-    versions::{Lookup, parameter_block},
+use crate::{
+    core::{
+        refusal::Refusal,
+        shard::{Outcome, Push, Shard},
+        staging::Fate,
+        versions::{Lookup, parameter_block},
+    },
+    frames::Frames,
 };
 
 /// Frames on their way to one reader: enough to keep the connection busy, few enough to bound memory.
@@ -51,9 +53,11 @@ impl From<Refusal> for Status {
         let text = refusal.to_string();
         match refusal {
             Refusal::NotInitialised => Status::failed_precondition(text),
-            Refusal::Era { .. } | Refusal::Fenced { .. } | Refusal::Step { .. } | Refusal::Missed { .. } => {
-                Status::aborted(text)
-            }
+            Refusal::Era { .. }
+            | Refusal::Generation { .. }
+            | Refusal::Fenced { .. }
+            | Refusal::Step { .. }
+            | Refusal::Missed { .. } => Status::aborted(text),
             Refusal::Stranger(_) | Refusal::NotOwner { .. } => Status::permission_denied(text),
             Refusal::Initialised(_) => Status::already_exists(text),
             Refusal::UnknownBlock { .. } => Status::not_found(text),
@@ -84,6 +88,7 @@ impl ParameterServer {
     pub fn set_view(&self, view: ClusterView) {
         if let Some(shard) = &*self.inner.shard.borrow() {
             shard.set_view(view);
+            self.inner.changes.send_modify(|changes| *changes += 1);
         }
     }
 
@@ -158,6 +163,18 @@ impl Inner {
         self.membership.lost.cancel();
     }
 
+    /// Opens a push, or gives the answer that ends it at once. A view that the shard has not heard of is on its way.
+    async fn open(&self, shard: &Shard, header: &PushHeader) -> Result<Result<(Push, Outcome), PulledPart>, Status> {
+        let open = || match shard.open(header) {
+            Ok(opened) => Ok(Some(Ok(opened))),
+            Err(Refusal::Generation { ours, theirs }) if theirs > ours => Ok(None),
+            Err(Refusal::Generation { ours, .. }) => Ok(Some(Err(PulledPart::Outdated(ours)))),
+            Err(Refusal::Missed { open, .. }) => Ok(Some(Err(PulledPart::Missed(open)))),
+            Err(refusal) => Err(refusal.into()),
+        };
+        self.wait(open).await
+    }
+
     /// Adds every block of a push; returns how many were new.
     async fn receive<R>(
         self: &Arc<Self>,
@@ -191,30 +208,18 @@ impl Inner {
         outbound: &mpsc::Sender<Result<M, Status>>,
         wrap: impl Fn(Vec<ParameterBlock>) -> M,
     ) -> Result<(), Status> {
-        let closed = |_| Status::cancelled("the reader is gone");
-        let (mut frame, mut bytes) = (Vec::new(), 0);
+        let mut frames = Frames::new(outbound, wrap);
         for block in blocks {
-            let mut version = look_up(shard, block, step, weights)?;
-            if version.is_none() && !frame.is_empty() {
-                outbound.send(Ok(wrap(std::mem::take(&mut frame)))).await.map_err(closed)?;
-                bytes = 0;
-            }
-            if version.is_none() {
-                version = Some(self.wait(|| look_up(shard, block, step, weights)).await?);
-            }
-            let Some(version) = version else { continue };
-            let size = version.payload.len();
-            if bytes + size > limits::FRAME_BYTES && !frame.is_empty() {
-                outbound.send(Ok(wrap(std::mem::take(&mut frame)))).await.map_err(closed)?;
-                bytes = 0;
-            }
-            bytes += size;
-            frame.push(version);
+            let version = match look_up(shard, block, step, weights)? {
+                Some(version) => version,
+                None => {
+                    frames.flush().await?;
+                    self.wait(|| look_up(shard, block, step, weights)).await?
+                }
+            };
+            frames.add(version).await?;
         }
-        if !frame.is_empty() {
-            outbound.send(Ok(wrap(frame))).await.map_err(closed)?;
-        }
-        Ok(())
+        frames.flush().await
     }
 
     /// Waits for a push's commit. Where steps are closed by all, the updated blocks are streamed as they are formed.
@@ -256,7 +261,6 @@ impl Inner {
         outbound: &mpsc::Sender<Result<wire::PullResponse, Status>>,
     ) -> Result<(), Status> {
         let Pull { member, step, weights, extent, .. } = pull;
-        let closed = |_| Status::cancelled("the reader is gone");
         if let Some(step) = step {
             let wrap = |blocks| Pulled { step, blocks }.into();
             return match extent {
@@ -267,20 +271,15 @@ impl Inner {
             };
         }
         let (step, versions) = shard.newest(member, (weights, extent))?;
-        // A shard without blocks says which step it is at, too.
-        let mut pulled = Pulled { step, blocks: Vec::new() };
-        let mut bytes = 0;
-        for (block, version) in versions {
-            let block = parameter_block(block, version);
-            bytes += block.payload.len();
-            if bytes > limits::FRAME_BYTES && !pulled.blocks.is_empty() {
-                bytes = block.payload.len();
-                let full = std::mem::take(&mut pulled.blocks);
-                outbound.send(Ok(Pulled { step, blocks: full }.into())).await.map_err(closed)?;
-            }
-            pulled.blocks.push(block);
+        let mut frames = Frames::new(outbound, |blocks| Pulled { step, blocks }.into());
+        if versions.is_empty() {
+            // A shard without blocks says which step it is at, too.
+            return frames.send().await;
         }
-        outbound.send(Ok(pulled.into())).await.map_err(closed)
+        for (block, version) in versions {
+            frames.add(parameter_block(block, version)).await?;
+        }
+        frames.flush().await
     }
 }
 
@@ -293,7 +292,7 @@ fn look_up(shard: &Shard, block: BlockId, step: Step, weights: Weights) -> Resul
 }
 
 /// The header that opens a push.
-async fn opening<R>(inbound: &mut Streaming<R>) -> Result<convoy_proto::messages::PushHeader, Status>
+async fn opening<R>(inbound: &mut Streaming<R>) -> Result<PushHeader, Status>
 where
     PushPart: TryFrom<R, Error = convoy_proto::convert::WireError>,
 {
@@ -374,13 +373,9 @@ impl ParametersService for ParameterServer {
         let shard = self.inner.shard().await?;
         let mut inbound = request.into_inner();
         let header = opening(&mut inbound).await?;
-        let (push, outcome) = match shard.open(&header) {
+        let (push, outcome) = match self.inner.open(&shard, &header).await? {
             Ok(opened) => opened,
-            Err(Refusal::Missed { open, .. }) => {
-                let missed = Ok(PulledPart::Missed(open).into());
-                return Ok(Response::new(Box::pin(tokio_stream::once(missed))));
-            }
-            Err(refusal) => return Err(refusal.into()),
+            Err(answer) => return Ok(Response::new(Box::pin(tokio_stream::once(Ok(answer.into()))))),
         };
         self.inner.follow(&shard, outcome);
         let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);

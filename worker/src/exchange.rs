@@ -10,7 +10,7 @@ use convoy_proto::{
     blocks::{Block, BlockMap},
     ids::{BlockId, Era, Generation, Member, ShardId, Step},
     manifest::Manifest,
-    messages::{ClusterView, Extent, GradientBlock, ParameterBlock, Pull, PushHeader, Verdict, Weights},
+    messages::{ClusterView, Extent, GradientBlock, ParameterBlock, Pull, PushAnswer, PushHeader, Verdict, Weights},
     sum,
     transport::{ShardClient, TransportError},
     tree::Node,
@@ -96,24 +96,40 @@ pub struct Pulled {
     pub bytes: u64,
 }
 
-/// A shard's answer to a push: its verdict, or that it was missed; and the blocks that came before it.
-type Answer = (ShardId, Result<Verdict, Step>, Vec<ParameterBlock>);
+/// A shard's answer to a push, and the blocks that came before it.
+type Answer = (ShardId, PushAnswer, Vec<ParameterBlock>);
 /// The verdict that all shards gave, and their blocks.
 type Agreed = (Verdict, Vec<(ShardId, Vec<ParameterBlock>)>);
 
-/// What all shards say, which must be one thing; nothing if some shard missed the push.
-fn agreed(at: Position, answers: Vec<Answer>) -> Result<Option<Agreed>, ExchangeError> {
+/// What all shards say, which must be one thing.
+fn agreed(at: Position, answers: Vec<Answer>) -> Result<Answered<Agreed>, ExchangeError> {
     let mut verdict: Option<Verdict> = None;
     let mut pulled = Vec::new();
-    for (shard, outcome, blocks) in answers {
-        let Ok(own) = outcome else { return Ok(None) };
+    for (shard, answer, blocks) in answers {
+        let own = match answer {
+            PushAnswer::Committed(verdict) => verdict,
+            PushAnswer::Missed(_) => return Ok(Answered::Missed),
+            PushAnswer::Outdated(generation) => return Ok(Answered::Outdated(generation)),
+        };
         if verdict.as_ref().is_some_and(|first| *first != own) {
             return Err(ExchangeError::Verdict { shard, step: at.step });
         }
         verdict = Some(own);
         pulled.push((shard, blocks));
     }
-    Ok(verdict.map(|verdict| (verdict, pulled)))
+    // A cluster has at least one server.
+    Ok(verdict.map_or(Answered::Missed, |verdict| Answered::Committed((verdict, pulled))))
+}
+
+/// What became of a push.
+#[derive(Clone, Debug)]
+pub enum Answered<T> {
+    /// It is committed on all shards.
+    Committed(T),
+    /// Some shard went on without it.
+    Missed,
+    /// Slices have changed hands: it has to be made anew in the view of this generation.
+    Outdated(Generation),
 }
 
 /// A step that is committed on all shards.
@@ -253,12 +269,16 @@ impl Exchange {
     pub async fn push_pull(
         &self,
         at: Position,
-        contribution: Contribution,
-    ) -> Result<Option<Exchanged>, ExchangeError> {
+        contribution: &Contribution,
+    ) -> Result<Answered<Exchanged>, ExchangeError> {
         let (answers, pushed) = self.send(at, contribution).await?;
-        let Some((verdict, pulled)) = agreed(at, answers)? else { return Ok(None) };
+        let (verdict, pulled) = match agreed(at, answers)? {
+            Answered::Committed(agreed) => agreed,
+            Answered::Missed => return Ok(Answered::Missed),
+            Answered::Outdated(generation) => return Ok(Answered::Outdated(generation)),
+        };
         let tensors = self.gather(&pulled, |block| block.role.is_trained())?;
-        Ok(Some(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes() }))
+        Ok(Answered::Committed(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes() }))
     }
 
     /// Pushes a slice that was dealt out, until every shard has committed it; gives the bytes that were pushed, too.
@@ -268,15 +288,18 @@ impl Exchange {
     pub async fn push(
         &self,
         at: Position,
-        contribution: Contribution,
+        contribution: &Contribution,
     ) -> Result<Option<(Verdict, u64)>, ExchangeError> {
         let (answers, pushed) = self.send(at, contribution).await?;
-        Ok(agreed(at, answers)?.map(|(verdict, _)| (verdict, pushed)))
+        Ok(match agreed(at, answers)? {
+            Answered::Committed((verdict, _)) => Some((verdict, pushed)),
+            Answered::Missed | Answered::Outdated(_) => None,
+        })
     }
 
     /// Sends a contribution to all shards; gives their answers and the bytes that were pushed.
-    async fn send(&self, at: Position, contribution: Contribution) -> Result<(Vec<Answer>, u64), ExchangeError> {
-        let Contribution { headers, nodes, loss_scale, .. } = contribution;
+    async fn send(&self, at: Position, contribution: &Contribution) -> Result<(Vec<Answer>, u64), ExchangeError> {
+        let Contribution { headers, nodes, loss_scale, .. } = contribution.clone();
         let nodes = Arc::new(nodes);
         let Position { generation, era, step, sequence } = at;
         let header = PushHeader { member: self.member, generation, era, step, sequence, slices: headers, loss_scale };

@@ -50,6 +50,23 @@ pub struct Contribution {
     pub loss_scale: f64,
 }
 
+impl Contribution {
+    /// Nothing is computed yet; the loss will be multiplied by `loss_scale`.
+    pub fn new(loss_scale: f64) -> Contribution {
+        Contribution { loss_scale, ..Contribution::default() }
+    }
+
+    /// Forgets sums over slices that are not `owned`; gives the owned slices that are not in it.
+    fn keep(&mut self, owned: &BTreeSet<SliceId>) -> BTreeSet<SliceId> {
+        self.nodes.retain(|(node, _)| node.slices().all(|slice| owned.contains(&slice)));
+        let nodes = &self.nodes;
+        let is_summed = |slice: SliceId| nodes.iter().any(|(node, _)| node.covers(Node::leaf(slice)));
+        self.headers.retain(|h| owned.contains(&h.slice) && (h.weight == 0.0 || is_summed(h.slice)));
+        let there: BTreeSet<_> = self.headers.iter().map(|header| header.slice).collect();
+        owned - &there
+    }
+}
+
 /// The data of a run, in the run's order.
 pub struct Feed {
     data: Arc<dyn Dataset>,
@@ -100,23 +117,23 @@ impl Feed {
             Some((cached, samples)) if *cached == epoch => samples,
             stale => &mut stale.insert((epoch, order.epoch_order(epoch))).1,
         };
-        HostBatch::read(data, Part::Train, order.range(step, slice).map(|place| samples.sample(place)))
+        HostBatch::read(data, Part::Train, order.places(step, slice).map(|place| samples.sample(place)))
     }
 
-    /// Computes the slices in `owned` of a commit that starts from `parameters`, the loss times `loss_scale`, and adds
+    /// Computes the slices in `owned` of a commit that starts from `parameters`, but for those that are `done`, and adds
     /// them up as far as the tree allows. Only local steps look at the parameters: the replica has them.
     ///
     /// # Errors
-    /// Data that can no longer be read.
+    /// Data that can no longer be read; then nothing is done.
     pub fn contribute(
         &mut self,
         replica: &mut dyn Replica,
         (commit, parameters): (Step, &Tensors),
-        (owned, loss_scale): (&BTreeSet<SliceId>, f64),
+        (owned, mut done): (&BTreeSet<SliceId>, Contribution),
     ) -> Result<Contribution, DataError> {
-        let mut done = Contribution { loss_scale, ..Contribution::default() };
+        let missing = done.keep(owned);
         let mut problem = None;
-        for node in self.tree.cover(owned) {
+        for node in self.tree.cover(&missing) {
             let mut compute = |slice| match self.local.take() {
                 None => self.leaf(replica, commit, slice, &mut done),
                 Some(mut local) => {
@@ -257,7 +274,8 @@ pub fn horizon(config: &Config, train: u32) -> Horizon {
 
 /// The order of a run's data, of which `train` samples are trained on.
 pub fn order_of(config: &Config, train: u32) -> DataOrder {
-    DataOrder { seed: config.seed, samples: train, batch: config.batch_size, slices: config.slices }
+    let Config { seed, batch_size: batch, slices, last_batch, .. } = *config;
+    DataOrder { seed, samples: train, batch, slices, last_batch }
 }
 
 fn add(mut left: Tensors, right: Tensors) -> Tensors {

@@ -1,7 +1,7 @@
 //! Who computes which slice, where slices are dealt out as workers ask.
 //!
 //! Slices are dealt in the order of the data, each once; a slice whose worker dies is dealt again. Where an evaluation is
-//! due, dealing stops until everything dealt is committed and every worker has made its part, so that all score the same
+//! due, dealing stops until everything dealt is committed and the evaluation is complete, so that all score the same
 //! parameters.
 
 use std::{
@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use super::evaluation::Lacking;
 use convoy_proto::{
     clock::Clock,
     config::Config,
@@ -32,7 +33,6 @@ struct Hand {
     held: Option<(u64, u64)>,
     /// Pushes that were committed: its clock.
     pushes: u64,
-    scored: Option<Step>,
     is_done: bool,
 }
 
@@ -130,17 +130,16 @@ impl Dealer {
         self.hands.values().filter(|hand| !hand.is_done).map(|hand| hand.pushes).min().unwrap_or(0)
     }
 
-    /// What a worker is to do, which has made its part of the evaluation `scored`.
-    pub fn deal(&mut self, worker: WorkerId, scored: Option<Step>) -> Deal {
-        let Some(hand) = self.hands.get_mut(&worker) else { return Deal::Wait("its admission".into()) };
-        hand.scored = hand.scored.max(scored);
+    /// What a worker is to do; `lacking` says what a step's evaluation still needs from it or from others.
+    pub fn deal(&mut self, worker: WorkerId, lacking: impl Fn(Step) -> Lacking) -> Deal {
+        let Some(hand) = self.hands.get(&worker) else { return Deal::Wait("its admission".into()) };
         if let Some((sequence, place)) = hand.held {
             return Deal::Now(self.work(sequence, place));
         }
         if let Some(end) = self.end() {
-            return self.finish(worker, end);
+            return self.finish(worker, end, lacking(end));
         }
-        if let Some(wait) = self.at_barrier(worker) {
+        if let Some(wait) = self.at_barrier(lacking) {
             return wait;
         }
         let pace = Pace { own: self.hands[&worker].pushes, slowest: self.slowest() };
@@ -179,17 +178,16 @@ impl Dealer {
         (is_idle && self.committed >= all).then_some(Step(self.committed))
     }
 
-    fn finish(&mut self, worker: WorkerId, end: Step) -> Deal {
-        let Some(hand) = self.hands.get_mut(&worker) else { return Deal::Wait("its admission".into()) };
-        if !self.is_stopping && hand.scored < Some(end) {
+    fn finish(&mut self, worker: WorkerId, end: Step, lacking: Lacking) -> Deal {
+        if !self.is_stopping && lacking == Lacking::Own {
             return Deal::Now(Work::Evaluate(end));
         }
-        hand.is_done = true;
+        self.hands.entry(worker).or_default().is_done = true;
         Deal::Now(Work::Finished(end))
     }
 
     /// What a worker does at an evaluation, if everything up to it is dealt; afterwards dealing goes on.
-    fn at_barrier(&mut self, worker: WorkerId) -> Option<Deal> {
+    fn at_barrier(&mut self, lacking: impl Fn(Step) -> Lacking) -> Option<Deal> {
         if self.is_stopping {
             return Some(Deal::Wait(self.holders()));
         }
@@ -201,12 +199,10 @@ impl Dealer {
             return Some(Deal::Wait(self.holders()));
         }
         let at = Step(limit);
-        if self.hands.get(&worker).is_some_and(|hand| hand.scored < Some(at)) {
-            return Some(Deal::Now(Work::Evaluate(at)));
-        }
-        let behind = self.hands.iter().find(|(_, hand)| hand.scored < Some(at));
-        if let Some((other, _)) = behind {
-            return Some(Deal::Wait(format!("worker {other} to evaluate")));
+        match lacking(at) {
+            Lacking::Own => return Some(Deal::Now(Work::Evaluate(at))),
+            Lacking::Others => return Some(Deal::Wait("others to evaluate".into())),
+            Lacking::Nothing => {}
         }
         if self.reviews && self.reviewed < at {
             return Some(Deal::Wait("the review of the evaluation".into()));
@@ -247,22 +243,32 @@ mod tests {
         PushId { worker: WorkerId(worker), incarnation: Incarnation(1), sequence }
     }
 
+    /// What an evaluation lacks of which some workers have made their parts.
+    fn lacking(scored: &BTreeSet<(u32, Step)>, alive: &[u32], worker: u32, step: Step) -> Lacking {
+        match (scored.contains(&(worker, step)), alive.iter().all(|other| scored.contains(&(*other, step)))) {
+            (false, _) => Lacking::Own,
+            (true, false) => Lacking::Others,
+            (true, true) => Lacking::Nothing,
+        }
+    }
+
     /// Plays a script: `a` to `d` ask, `A` to `D` have their push committed, `x` to `z` are a's to c's evaluation.
     fn play(dealer: &mut Dealer, script: &str) -> String {
         let mut told = Vec::new();
         let mut held: BTreeMap<u32, u64> = BTreeMap::new();
-        let mut scored: BTreeMap<u32, Step> = BTreeMap::new();
+        let mut scored: BTreeSet<(u32, Step)> = BTreeSet::new();
         for event in script.chars() {
             match event {
                 'a'..='d' => {
                     let worker = event as u32 - 'a' as u32;
-                    told.push(match dealer.deal(WorkerId(worker), scored.get(&worker).copied()) {
+                    let alive: Vec<u32> = dealer.hands.keys().map(|worker| worker.0).collect();
+                    told.push(match dealer.deal(WorkerId(worker), |step| lacking(&scored, &alive, worker, step)) {
                         Deal::Now(Work::Slice { sequence, step, slice }) => {
                             held.insert(worker, sequence);
                             format!("{event}:{step}.{slice}")
                         }
                         Deal::Now(Work::Evaluate(step)) => {
-                            scored.insert(worker, step);
+                            scored.insert((worker, step));
                             format!("{event}:eval {step}")
                         }
                         Deal::Now(Work::Finished(step)) => format!("{event}:end {step}"),
@@ -285,7 +291,7 @@ mod tests {
         let mut dealer = dealer("mode = 'async'\neval_every = 1", 2, 2);
         let told = play(&mut dealer, "aabAaBbabaabABab");
         let golden = "a:0.0; a:0.0; b:0.1; a:wait for worker 1 to push; b:eval 2; a:eval 2; \
-            b:wait for worker 0 to evaluate; a:1.0; a:1.0; b:1.1; a:eval 4; b:eval 4";
+            b:wait for others to evaluate; a:1.0; a:1.0; b:1.1; a:eval 4; b:eval 4";
         assert_eq!(told, golden);
     }
 
@@ -314,9 +320,9 @@ mod tests {
         play(&mut dealer, "ab");
         dealer.stop();
         dealer.committed(push(0, 1));
-        assert_eq!(dealer.deal(WorkerId(0), None), Deal::Wait("worker 1 to push".into()));
+        assert_eq!(dealer.deal(WorkerId(0), |_| Lacking::Own), Deal::Wait("worker 1 to push".into()));
         dealer.committed(push(1, 2));
-        assert_eq!(dealer.deal(WorkerId(0), None), Deal::Now(Work::Finished(Step(2))));
+        assert_eq!(dealer.deal(WorkerId(0), |_| Lacking::Own), Deal::Now(Work::Finished(Step(2))));
     }
 
     proptest! {
@@ -326,7 +332,7 @@ mod tests {
         fn every_slice_once(seed in proptest::collection::vec((0u32..3, 0u8..12), 400), bound in 0u64..4, steps in 1u64..6) {
             let text = format!("mode = 'ssp'\neval_every = 2\n[consistency]\nmax_staleness = {bound}");
             let mut dealer = dealer(&text, 3, steps);
-            let (mut held, mut scored) = (BTreeMap::new(), BTreeMap::new());
+            let (mut held, mut scored) = (BTreeMap::new(), BTreeSet::new());
             let mut done: BTreeMap<(u64, u32), u32> = BTreeMap::new();
             let mut finished = BTreeSet::new();
             let rounds = (0..200u32).map(|round| (round % 3, 0));
@@ -339,13 +345,13 @@ mod tests {
                 } else if let Some((sequence, place)) = held.remove(&worker) {
                     *done.entry(place).or_default() += 1;
                     dealer.committed(push(worker, sequence));
-                } else if let Deal::Now(work) = dealer.deal(id, scored.get(&worker).copied()) {
+                } else if let Deal::Now(work) = dealer.deal(id, |step| lacking(&scored, &[0, 1, 2], worker, step)) {
                     match work {
                         Work::Slice { sequence, step, slice } => {
                             prop_assert!(dealer.lead(id) <= bound, "{} ahead", dealer.lead(id));
                             held.insert(worker, (sequence, (step, slice.0)));
                         }
-                        Work::Evaluate(step) => drop(scored.insert(worker, step)),
+                        Work::Evaluate(step) => drop(scored.insert((worker, step))),
                         Work::Finished(step) => {
                             prop_assert_eq!(step.0, steps * 3);
                             finished.insert(worker);

@@ -2,11 +2,13 @@
 //!
 //! Knows workers by rank only; who they are and whether they may speak is the cluster's to know ([`super::core`]).
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use convoy_proto::{
     clock::Clock,
     config::Config,
-    ids::{Member, Step, WorkerId},
-    messages::{Accumulated, EvaluationPart, PushHeader, Staged, StepReport, Verdict, Weights},
+    ids::{Member, SliceId, Step, WorkerId},
+    messages::{Accumulated, EvaluationPart, PushHeader, PushId, Staged, StepReport, Verdict, Weights},
     tree::SliceTree,
 };
 
@@ -15,7 +17,7 @@ use super::{
     core::Event,
     dealer::{Deal, Dealer},
     decision::{DecisionError, Decisions},
-    evaluation::{Evaluations, Score},
+    evaluation::{Evaluations, Lacking, Score},
     handshake::Reference,
     history::History,
     stragglers::Stragglers,
@@ -30,9 +32,6 @@ pub struct Engine {
     has_quorum: bool,
     eval_every: u64,
     reviews: bool,
-    /// How many scores an evaluation has.
-    scores: u32,
-    scored: (Step, u32),
     reviewed: Step,
     is_stopping: bool,
     commits: Commits,
@@ -40,27 +39,28 @@ pub struct Engine {
     decisions: Decisions,
     evaluations: Evaluations,
     history: History,
+    /// What was chosen here and no worker has reported yet.
+    chosen: BTreeMap<Step, Verdict>,
     stragglers: Stragglers,
 }
 
 impl Engine {
     /// Nothing is trained yet.
     pub fn new(config: &Config, reference: &Reference) -> Engine {
-        let clock = Clock::new(config, reference.horizon.steps);
+        let (clock, tree) = (Clock::new(config, reference.horizon.steps), SliceTree::new(config.slices));
         Engine {
             clock,
             is_dealt: config.mode.is_dealt(),
             has_quorum: config.mode.is_chosen() && !config.mode.is_dealt(),
             eval_every: config.eval_every,
             reviews: config.reviews_evaluations(),
-            scores: 1 + u32::from(config.optimizer.ema.is_some()),
-            scored: (Step(0), 0),
             reviewed: Step(0),
             is_stopping: false,
             commits: Commits::new(config, reference.horizon),
             dealer: Dealer::new(config, reference.horizon.steps),
             decisions: Decisions::new(config, &reference.manifest),
-            evaluations: Evaluations::new(SliceTree::new(config.slices), reference.kind),
+            evaluations: Evaluations::new(tree, reference.kind, config.optimizer.ema.is_some()),
+            chosen: BTreeMap::new(),
             history: History::new(clock.commits_a_step()),
             stragglers: Stragglers::default(),
         }
@@ -91,12 +91,18 @@ impl Engine {
         self.dealer.join(worker);
     }
 
-    /// A worker's process is gone.
-    pub fn lose(&mut self, member: Member) {
+    /// A worker's process is gone. What it pushed and was committed counts, although it cannot report that any more.
+    pub fn lose(&mut self, member: Member) -> Vec<Event> {
         let worker = WorkerId(member.rank);
         self.dealer.lose(worker);
         self.commits.lose(worker, member.incarnation);
         self.stragglers.forget(worker);
+        let its = |push: &PushId| push.worker == worker && push.incarnation == member.incarnation;
+        let (its, others) = std::mem::take(&mut self.chosen)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(_, verdict)| verdict.push.as_ref().is_some_and(its));
+        self.chosen = others;
+        its.into_values().flat_map(|verdict| self.history.add(verdict)).map(Event::Step).collect()
     }
 
     /// Takes note that a shard has staged a push, and commits what may be committed.
@@ -119,6 +125,7 @@ impl Engine {
         let mut verdicts = Vec::new();
         while let Some(verdict) = if self.is_held() { None } else { self.commits.settle() } {
             verdict.push.into_iter().for_each(|push| self.dealer.committed(push));
+            self.chosen.insert(verdict.step, verdict.clone());
             verdicts.push(verdict);
         }
         verdicts
@@ -127,8 +134,13 @@ impl Engine {
     /// A quorum does not run away from an evaluation that others still have to make, nor from a stop.
     fn is_held(&self) -> bool {
         let open = self.commits.open();
-        let is_scored = self.scored >= (open, self.scores) && (!self.reviews || self.reviewed >= open);
+        let is_scored = self.is_scored(open) && (!self.reviews || self.reviewed >= open);
         self.has_quorum && (self.is_stopping || (self.clock.is_due(open, self.eval_every) && !is_scored))
+    }
+
+    /// Whether a step's evaluation is complete.
+    pub fn is_scored(&self, step: Step) -> bool {
+        self.evaluations.lacking(step, &BTreeSet::new()) == Lacking::Nothing
     }
 
     /// What becomes of a push.
@@ -136,9 +148,9 @@ impl Engine {
         self.commits.fate(header)
     }
 
-    /// What a worker is to do, which has made its part of the evaluation `scored`.
-    pub fn deal(&mut self, worker: WorkerId, scored: Option<Step>) -> Deal {
-        self.dealer.deal(worker, scored)
+    /// What a worker is to do, which owns these slices of an evaluation.
+    pub fn deal(&mut self, worker: WorkerId, owned: &BTreeSet<SliceId>) -> Deal {
+        self.dealer.deal(worker, |step| self.evaluations.lacking(step, owned))
     }
 
     /// Starts no other step. Gives the first that nobody makes, where that is the coordinator's to say.
@@ -159,14 +171,16 @@ impl Engine {
     /// # Errors
     /// A part that does not belong.
     pub fn decide(&mut self, part: Accumulated) -> Result<Option<Verdict>, DecisionError> {
-        self.decisions.add(part)
+        let verdict = self.decisions.add(part)?;
+        if let (Some(verdict), Some(chosen)) = (&verdict, verdict.as_ref().and_then(|v| self.chosen.get_mut(&v.step))) {
+            chosen.clone_from(verdict);
+        }
+        Ok(verdict)
     }
 
     /// Adds a worker's part of a score.
     pub fn evaluation(&mut self, step: Step, weights: Weights, parts: Vec<EvaluationPart>) -> Option<Event> {
         let score = self.evaluations.add(step, weights, parts)?;
-        let before = if self.scored.0 == step { self.scored.1 } else { 0 };
-        self.scored = self.scored.max((step, before + 1));
         let score = Score { step: self.clock.steps_after(step), ..score };
         Some(Event::Evaluated(weights, step, score))
     }
@@ -178,7 +192,30 @@ impl Engine {
         let straggler = self.stragglers.note(worker, seconds);
         let lag = self.dealer.lag(worker);
         let slow = straggler.map(|straggler| Event::Straggler(straggler, self.is_dealt.then_some(lag)));
-        slow.into_iter().chain(self.history.add(report.verdict).into_iter().map(Event::Step)).collect()
+        let mut events: Vec<_> = slow.into_iter().collect();
+        if self.has_quorum {
+            // A step proves those before it, also if who would have reported them is dead.
+            events.extend(self.catch_up(report.verdict.step));
+        }
+        self.chosen.remove(&report.verdict.step);
+        events.extend(self.history.add(report.verdict).into_iter().map(Event::Step));
+        events
+    }
+
+    /// All workers that are alive are past a step. Where nothing was chosen here, what nobody has told of by now, nobody
+    /// will.
+    pub fn passed(&mut self, step: Step) -> Vec<Event> {
+        if self.is_dealt || self.has_quorum {
+            return Vec::new();
+        }
+        self.history.skip_to(step).into_iter().map(Event::Step).collect()
+    }
+
+    /// Takes in what was chosen here and committed before a step, whoever was to report it.
+    pub fn catch_up(&mut self, before: Step) -> Vec<Event> {
+        let later = self.chosen.split_off(&before);
+        let proven = std::mem::replace(&mut self.chosen, later);
+        proven.into_values().flat_map(|verdict| self.history.add(verdict)).map(Event::Step).collect()
     }
 
     /// Whom a step waits for, in words, if it is not simply the workers that are behind.

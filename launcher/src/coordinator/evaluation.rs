@@ -1,6 +1,6 @@
 //! Scores of the held-out data, put together from the workers' slices in tree order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use convoy_proto::{
     ids::{SliceId, Step},
@@ -81,27 +81,62 @@ pub fn score(
     })
 }
 
-/// Parts of evaluations that are not complete yet.
+/// What an evaluation still lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacking {
+    /// Nothing.
+    Nothing,
+    /// Slices of whoever asks.
+    Own,
+    /// Slices of others.
+    Others,
+}
+
+/// The parts of evaluations, and which evaluations are complete.
 #[derive(Clone, Debug)]
 pub struct Evaluations {
     tree: SliceTree,
     kind: Kind,
+    /// What an evaluation scores.
+    scores: Vec<Weights>,
     open: BTreeMap<(Step, Weights), BTreeMap<SliceId, EvaluationPart>>,
+    /// Those of the last evaluation that are complete.
+    complete: BTreeSet<(Step, Weights)>,
 }
 
 impl Evaluations {
-    /// No part yet.
-    pub fn new(tree: SliceTree, kind: Kind) -> Evaluations {
-        Evaluations { tree, kind, open: BTreeMap::new() }
+    /// No part yet, of evaluations that score the weights, and their average if there is one.
+    pub fn new(tree: SliceTree, kind: Kind, is_averaged: bool) -> Evaluations {
+        let scores = [Weights::Trained, Weights::Averaged].into_iter().take(1 + usize::from(is_averaged)).collect();
+        Evaluations { tree, kind, scores, open: BTreeMap::new(), complete: BTreeSet::new() }
     }
 
-    /// Adds parts; gives the score once all slices are there.
+    /// Adds parts; gives the score once all slices are there. Parts of what is complete change nothing.
     pub fn add(&mut self, step: Step, weights: Weights, parts: Vec<EvaluationPart>) -> Option<Score> {
+        if self.complete.contains(&(step, weights)) {
+            return None;
+        }
         let open = self.open.entry((step, weights)).or_default();
         open.extend(parts.into_iter().map(|part| (part.slice, part)));
         let score = score(step, self.tree, self.kind, |slice| open.get(&slice).copied())?;
         self.open.remove(&(step, weights));
+        self.complete.retain(|(scored, _)| *scored >= step);
+        self.complete.insert((step, weights));
         Some(score)
+    }
+
+    /// What the evaluation of a step lacks, for a worker that owns these slices.
+    pub fn lacking(&self, step: Step, owned: &BTreeSet<SliceId>) -> Lacking {
+        let open = self.scores.iter().map(|weights| (step, *weights)).filter(|key| !self.complete.contains(key));
+        let open: Vec<_> = open.collect();
+        let has = |key, slice| self.open.get(key).is_some_and(|parts| parts.contains_key(slice));
+        if open.is_empty() {
+            Lacking::Nothing
+        } else if open.iter().any(|key| owned.iter().any(|slice| !has(key, slice))) {
+            Lacking::Own
+        } else {
+            Lacking::Others
+        }
     }
 }
 
@@ -113,13 +148,28 @@ mod tests {
     fn a_score_needs_every_slice() {
         let part =
             |slice, weight, loss_sum, correct| EvaluationPart { slice: SliceId(slice), weight, loss_sum, correct };
-        let mut evaluations = Evaluations::new(SliceTree::new(3), Kind::Classes);
-        let mut add = |step, parts| evaluations.add(Step(step), Weights::Trained, parts);
-        assert_eq!(add(5, vec![part(2, 4.0, 2.0, 4), part(0, 4.0, 1.0, 2)]), None);
-        assert_eq!(add(6, vec![part(1, 4.0, 1.0, 2)]), None);
-        let score = add(5, vec![part(1, 0.0, 0.0, 0)]).unwrap();
+        let mut evaluations = Evaluations::new(SliceTree::new(3), Kind::Classes, false);
+        let add = |all: &mut Evaluations, step, parts| all.add(Step(step), Weights::Trained, parts);
+        let lacking = |all: &Evaluations, slice| all.lacking(Step(5), &BTreeSet::from([SliceId(slice)]));
+        assert_eq!(add(&mut evaluations, 5, vec![part(2, 4.0, 2.0, 4), part(0, 4.0, 1.0, 2)]), None);
+        assert_eq!(add(&mut evaluations, 6, vec![part(1, 4.0, 1.0, 2)]), None);
+        assert_eq!((lacking(&evaluations, 1), lacking(&evaluations, 2)), (Lacking::Own, Lacking::Others));
+        let score = add(&mut evaluations, 5, vec![part(1, 0.0, 0.0, 0)]).unwrap();
         assert_eq!((score.step, score.loss, score.accuracy, score.samples), (5, 0.375, Some(0.75), 8.0));
         assert_eq!((score.perplexity, score.rmse), (None, None));
+        assert_eq!(add(&mut evaluations, 5, vec![part(1, 0.0, 0.0, 0)]), None, "it is complete");
+        assert_eq!(lacking(&evaluations, 1), Lacking::Nothing);
+    }
+
+    #[test]
+    fn an_average_is_scored_beside_the_weights() {
+        let part = EvaluationPart { slice: SliceId(0), weight: 1.0, loss_sum: 1.0, correct: 1 };
+        let mut evaluations = Evaluations::new(SliceTree::new(1), Kind::Classes, true);
+        let own = BTreeSet::from([SliceId(0)]);
+        assert!(evaluations.add(Step(1), Weights::Trained, vec![part]).is_some());
+        assert_eq!(evaluations.lacking(Step(1), &own), Lacking::Own);
+        assert!(evaluations.add(Step(1), Weights::Averaged, vec![part]).is_some());
+        assert_eq!(evaluations.lacking(Step(1), &own), Lacking::Nothing);
     }
 
     #[test]

@@ -34,6 +34,17 @@ impl History {
         if verdict.step >= self.next {
             self.ahead.entry(verdict.step).or_insert(verdict);
         }
+        self.drain()
+    }
+
+    /// Counts the commits before this one as seen: who could have told of them is dead. Only where a commit is a step.
+    pub fn skip_to(&mut self, commit: Step) -> Vec<Verdict> {
+        self.next = self.next.max(commit);
+        self.ahead.retain(|step, _| *step >= commit);
+        self.drain()
+    }
+
+    fn drain(&mut self) -> Vec<Verdict> {
         let mut whole = Vec::new();
         while let Some(verdict) = self.ahead.remove(&self.next) {
             self.next = self.next.next();
@@ -81,6 +92,10 @@ mod tests {
         assert_eq!(history.add(verdict(0, 1.0)).len(), 2);
         assert_eq!(history.add(verdict(1, 1.0)), []);
         assert_eq!(history.commits(), Step(2));
+        assert_eq!(history.add(verdict(4, 1.0)), []);
+        assert_eq!(history.skip_to(Step(3)), [], "one is missing still");
+        assert_eq!((history.skip_to(Step(4)).len(), history.commits()), (1, Step(5)));
+        assert_eq!(history.skip_to(Step(2)), []);
     }
 
     #[test]

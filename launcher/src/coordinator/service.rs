@@ -102,7 +102,8 @@ impl CoordinatorService {
         self.publish();
     }
 
-    fn publish(&self) {
+    /// Tells every member how the cluster stands now.
+    pub fn publish(&self) {
         // Under the cluster's lock, so that views go out in the order in which they came about.
         let cluster = self.cluster();
         let view = cluster.view();
@@ -142,7 +143,7 @@ impl CoordinatorService {
 }
 
 /// The most events that one call brings about.
-const EVENTS_A_CALL: usize = 4;
+const EVENTS_A_CALL: usize = 8;
 
 fn hand_on(room: PermitIterator<'_, Event>, events: Vec<Event>) {
     room.zip(events).for_each(|(place, event)| place.send(event));
@@ -248,16 +249,12 @@ impl CoordinationService for CoordinatorService {
     async fn deal(&self, request: Request<wire::DealRequest>) -> Result<Response<wire::DealResponse>, Status> {
         let request = request.into_inner();
         let member = member(request.member)?;
-        let scored = request.scored.map(Step);
         let deal = || {
-            Ok(match self.cluster().deal(member, scored)? {
+            Ok(match self.cluster().deal(member)? {
                 Deal::Now(work) => Ok(work),
                 Deal::Wait(who) => Err(who),
             })
         };
-        // Whoever waits for this worker at an evaluation looks again, even if it has to wait itself.
-        let is_waiting = deal()?.is_err();
-        self.inner.changes.send_modify(|changes| *changes += u64::from(is_waiting && scored.is_some()));
         let work = self.wait(deal).await?;
         self.inner.changes.send_modify(|changes| *changes += 1);
         Ok(Response::new(work.into()))

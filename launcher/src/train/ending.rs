@@ -3,14 +3,14 @@
 use std::{path::Path, time::Duration};
 
 use convoy_proto::{
-    ids::Step,
+    ids::{Role, Step},
     manifest::Manifest,
     messages::{Phase, Weights},
 };
 use convoy_worker::{exchange::Exchange, parameters::Tensors};
 use serde_json::json;
 
-use super::{GATHER_EXITS, GOODBYE, Session, signals::Signals};
+use super::{GOODBYE, Session, losses::workers, signals::Signals};
 use crate::{
     args::Which,
     children::ChildExit,
@@ -23,13 +23,8 @@ use crate::{
 };
 
 impl Session {
-    /// Finds out what happened first when a child ends before its time.
-    pub(super) async fn diagnose(&mut self, first: ChildExit) -> Failure {
-        let mut exits = vec![first];
-        let deadline = tokio::time::Instant::now() + GATHER_EXITS;
-        while let Ok(Some(exit)) = tokio::time::timeout_at(deadline, self.children.next_exit()).await {
-            exits.push(exit);
-        }
+    /// Finds out what happened first when children end before their time.
+    pub(super) fn diagnose(&mut self, mut exits: Vec<ChildExit>) -> Failure {
         // Stable: of equal suspicion, the first to go.
         exits.sort_by_key(ChildExit::suspicion);
         let cause = &exits[0];
@@ -37,6 +32,13 @@ impl Session {
         let description = cause.describe();
         self.metric(&json!({ "event": "fault", "era": 0, "what": description }));
         let message = with_log(&description, &cause.log);
+        let (alive, least) = (self.service.cluster().alive(), self.prepared.config.min_workers);
+        let message = match cause.role {
+            Role::Worker if least < self.prepared.config.workers => {
+                format!("{message}\nof {} before it, at least {least} must be there", workers(alive))
+            }
+            _ => message,
+        };
         match (cause.signal(), cause.status.code()) {
             (None, Some(2)) => Failure::Usage(message),
             (None, Some(3)) => Failure::Environment(message),
@@ -84,7 +86,7 @@ impl Session {
                 }
                 // The first asks for an end with the parameters saved, and that is what this is.
                 signal = signals.next() => self.stop(signal)?,
-                Some(exit) = self.children.next_exit() => return Err(self.diagnose(exit).await),
+                Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
             }
         }
     }

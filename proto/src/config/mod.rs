@@ -25,7 +25,7 @@ pub use optimizer::{Clip, Group, Moments, Optimizer, Rule, TensorSettings};
 pub use raw::RawConfig;
 pub use schedule::Schedule;
 
-use crate::slow::SlowWorker;
+use crate::{order::LastBatch, slow::SlowWorker};
 
 /// A configuration that cannot be used, and where it came from.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -159,6 +159,8 @@ pub struct Config {
     pub run_dir: String,
     /// Worker processes.
     pub workers: u32,
+    /// Worker processes that must be alive for the run to go on.
+    pub min_workers: u32,
     /// Server processes, which are the shards.
     pub servers: u32,
     /// When gradients are aggregated.
@@ -175,6 +177,8 @@ pub struct Config {
     pub batch_size: u32,
     /// Parts of a step's batch; a sum's bits depend on it, not on the number of workers.
     pub slices: u32,
+    /// What becomes of an epoch's samples that fill no batch.
+    pub last_batch: LastBatch,
     /// The seed of everything random.
     pub seed: u64,
     /// Steps between evaluations; 0 evaluates at the end only.

@@ -13,7 +13,7 @@ use super::{
     optimizer::RawOptimizer,
     schedule::RawSchedule,
 };
-use crate::{loss_scale::LossScale, slow::SlowWorker};
+use crate::{loss_scale::LossScale, order::LastBatch, slow::SlowWorker};
 
 /// A whole number or `auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,7 @@ pub struct RawConfig {
     pub name: Option<String>,
     pub run_dir: Option<String>,
     pub workers: Option<CountOrAuto>,
+    pub min_workers: Option<u64>,
     pub servers: Option<u64>,
     pub mode: Option<String>,
     pub task: Option<String>,
@@ -51,6 +52,7 @@ pub struct RawConfig {
     pub batch_size: Option<u64>,
     pub slices: Option<u64>,
     pub grad_accum: Option<u64>,
+    pub last_batch: Option<String>,
     pub seed: Option<u64>,
     pub eval_every: Option<u64>,
     pub eval_samples: Option<u64>,
@@ -150,6 +152,7 @@ impl RawConfig {
             Some(CountOrAuto::Count(n)) => count("workers", n, 1, 4096)?,
             Some(CountOrAuto::Auto(Auto::Auto)) | None => auto_workers,
         };
+        let min_workers = count("min_workers", self.min_workers.unwrap_or(workers.into()), 1, workers)?;
         let backend = self.backend()?;
         let length = match (self.steps, self.epochs) {
             (Some(steps), None) => Length::Steps(u64::from(count("steps", steps, 1, u32::MAX)?)),
@@ -187,6 +190,7 @@ impl RawConfig {
             name: run_name(self.name.unwrap_or_default())?,
             run_dir: self.run_dir.unwrap_or_else(|| "runs".into()),
             workers,
+            min_workers,
             servers: count("servers", self.servers.unwrap_or(1), 1, 1024)?,
             mode,
             data: self.data.unwrap_or_else(|| "digits".into()),
@@ -195,6 +199,7 @@ impl RawConfig {
             length,
             batch_size,
             slices,
+            last_batch: last_batch(self.last_batch.as_deref().unwrap_or("ragged"))?,
             seed: self.seed.unwrap_or(0),
             eval_every,
             eval_samples: count("eval_samples", self.eval_samples.unwrap_or(10_000), 0, u32::MAX)?,
@@ -203,7 +208,7 @@ impl RawConfig {
             precision,
             loss_scale,
             max_skipped: u64::from(count("max_skipped", self.max_skipped.unwrap_or(10), 1, u32::MAX)?),
-            slow_worker: slow_worker(self.slow_worker.as_deref())?,
+            slow_worker: slow_worker(self.slow_worker.as_deref(), workers)?,
             listen: listen(self.listen.as_deref().unwrap_or("127.0.0.1:0"))?,
             input: self.input.resolve()?,
             optimizer: self.optimizer.resolve()?,
@@ -234,10 +239,22 @@ fn precision(word: Option<&str>, loss_scale: Option<f64>) -> Result<(Precision, 
     }
 }
 
-fn slow_worker(text: Option<&str>) -> Result<Option<SlowWorker>, ConfigError> {
-    let read =
-        |text: &str| text.parse().map_err(|problem: String| value_error("slow_worker", format!("\"{text}\""), problem));
-    text.filter(|text| !text.is_empty()).map(read).transpose()
+fn last_batch(word: &str) -> Result<LastBatch, ConfigError> {
+    Ok(match choice("last_batch", word, &["ragged", "drop", "wrap"])? {
+        "drop" => LastBatch::Drop,
+        "wrap" => LastBatch::Wrap,
+        _ => LastBatch::Ragged,
+    })
+}
+
+fn slow_worker(text: Option<&str>, workers: u32) -> Result<Option<SlowWorker>, ConfigError> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let wrong = |problem: String| value_error("slow_worker", format!("\"{text}\""), problem);
+    let slow: SlowWorker = text.parse().map_err(wrong)?;
+    match slow.who {
+        Some(rank) if rank.0 >= workers => Err(wrong(format!("there is no worker {rank} in a run of {workers}"))),
+        _ => Ok(Some(slow)),
+    }
 }
 
 fn run_name(name: String) -> Result<String, ConfigError> {
@@ -293,6 +310,7 @@ impl From<&Config> for RawConfig {
             name: Some(config.name.clone()),
             run_dir: Some(config.run_dir.clone()),
             workers: Some(CountOrAuto::Count(config.workers.into())),
+            min_workers: Some(config.min_workers.into()),
             servers: Some(config.servers.into()),
             mode: Some(config.mode.name().into()),
             task: Some(config.task.clone()),
@@ -303,6 +321,7 @@ impl From<&Config> for RawConfig {
             batch_size: Some(config.batch_size.into()),
             slices: Some(config.slices.into()),
             grad_accum: Some(1),
+            last_batch: Some(config.last_batch.to_string()),
             seed: Some(config.seed),
             eval_every: Some(config.eval_every),
             eval_samples: Some(config.eval_samples.into()),

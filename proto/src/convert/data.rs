@@ -180,6 +180,7 @@ impl From<PulledPart> for wire::PushPullResponse {
             }
             PulledPart::Committed(verdict) => Part::Committed(verdict.into()),
             PulledPart::Missed(step) => Part::Missed(step.0),
+            PulledPart::Outdated(generation) => Part::Outdated(generation.0),
         };
         wire::PushPullResponse { part: Some(part) }
     }
@@ -194,6 +195,7 @@ impl TryFrom<wire::PushPullResponse> for PulledPart {
             Part::Frame(frame) => Ok(PulledPart::Blocks(all(frame.blocks)?)),
             Part::Committed(verdict) => Ok(PulledPart::Committed(Some(verdict).try_into()?)),
             Part::Missed(step) => Ok(PulledPart::Missed(Step(step))),
+            Part::Outdated(generation) => Ok(PulledPart::Outdated(Generation(generation))),
         }
     }
 }

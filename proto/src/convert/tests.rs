@@ -66,8 +66,9 @@ fn work_and_what_was_missed_survive_the_wire() {
     for work in [slice, Work::Evaluate(Step(6)), Work::Finished(Step(7))] {
         assert_eq!(Work::try_from(wire::DealResponse::from(work)), Ok(work));
     }
-    let missed = PulledPart::Missed(Step(8));
-    assert_eq!(PulledPart::try_from(wire::PushPullResponse::from(missed.clone())), Ok(missed));
+    for part in [PulledPart::Missed(Step(8)), PulledPart::Outdated(Generation(3))] {
+        assert_eq!(PulledPart::try_from(wire::PushPullResponse::from(part.clone())), Ok(part));
+    }
     for step in [None, Some(Step(9))] {
         let pull = Pull { member: member(), era: Era(1), step, weights: Weights::Trained, extent: Extent::Trained };
         assert_eq!(Pull::try_from(wire::PullRequest::from(pull)), Ok(pull));

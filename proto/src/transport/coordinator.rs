@@ -7,7 +7,7 @@ use tonic::{Request, transport::Channel};
 
 use super::{CALL_MS, Peer, TransportError, control_channel};
 use crate::{
-    ids::{Member, Step},
+    ids::Member,
     limits,
     manifest::Manifest,
     messages::{Accumulated, Admission, ClusterView, JoinOffer, Report, Staged, Verdict, Work},
@@ -128,13 +128,12 @@ impl Coordinator {
         verdict.transpose().map_err(TransportError::malformed(&self.peer))
     }
 
-    /// Asks for something to do, and waits for it up to `limit`; `scored` is the last evaluation that was made.
+    /// Asks for something to do, and waits for it up to `limit`.
     ///
     /// # Errors
     /// The wait was too long, or the coordinator is gone.
-    pub async fn deal(&self, member: Member, scored: Option<Step>, limit: Duration) -> Result<Work, TransportError> {
-        let scored = scored.map(|step| step.0);
-        let request = within(wire::DealRequest { member: Some(member.into()), scored }, limit);
+    pub async fn deal(&self, member: Member, limit: Duration) -> Result<Work, TransportError> {
+        let request = within(wire::DealRequest { member: Some(member.into()) }, limit);
         let response = self.client.clone().deal(request).await.map_err(self.failed())?.into_inner();
         response.try_into().map_err(TransportError::malformed(&self.peer))
     }

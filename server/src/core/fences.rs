@@ -13,6 +13,15 @@ pub fn check_length(cell: &Cell, got: usize) -> Result<(), Refusal> {
     if want == got { Ok(()) } else { Err(Refusal::Length { block: cell.block().id, want, got }) }
 }
 
+/// Lets in what acts on a view that the shard knows.
+pub fn known(view: &ClusterView, header: &PushHeader) -> Result<(), Refusal> {
+    if header.generation > view.generation { Err(outdated(view, header)) } else { Ok(()) }
+}
+
+fn outdated(view: &ClusterView, header: &PushHeader) -> Refusal {
+    Refusal::Generation { ours: view.generation, theirs: header.generation }
+}
+
 /// Lets in a worker's current incarnation only.
 pub fn fence(view: &ClusterView, member: Member) -> Result<(), Refusal> {
     match view.incarnations.get(member.rank as usize) {
@@ -27,6 +36,8 @@ pub fn own(view: &ClusterView, header: &PushHeader) -> Result<(), Refusal> {
     for slice in header.slices.iter().map(|header| header.slice) {
         match view.owners.get(slice.index()) {
             Some(owner) if owner.0 == header.member.rank => {}
+            // The caller may not know yet that slices have changed hands.
+            Some(_) if header.generation < view.generation => return Err(outdated(view, header)),
             Some(owner) => return Err(Refusal::NotOwner { slice, owner: *owner, member: header.member }),
             None => return Err(LedgerError::UnknownSlice(slice, view.owners.len() as u32).into()),
         }

@@ -1,7 +1,7 @@
 //! Why a shard does not do what it was asked. A refusal changes nothing.
 
 use convoy_proto::{
-    ids::{BlockId, Era, Incarnation, Member, ShardId, SliceId, Step, WorkerId},
+    ids::{BlockId, Era, Generation, Incarnation, Member, ShardId, SliceId, Step, WorkerId},
     messages::PushId,
     tree::Node,
 };
@@ -18,6 +18,14 @@ pub enum Refusal {
         ours: Era,
         /// The caller's.
         theirs: Era,
+    },
+    /// Slices have changed hands between the caller's view of the cluster and the shard's.
+    #[error("the push acts on generation {theirs} of the cluster, this shard knows generation {ours}")]
+    Generation {
+        /// The shard's.
+        ours: Generation,
+        /// The caller's.
+        theirs: Generation,
     },
     /// The caller's place has been taken by another process.
     #[error("{member} with incarnation {} is not the one that owns the place (incarnation {current})", member.incarnation)]

@@ -4,6 +4,7 @@
 
 mod bits;
 mod data;
+mod elastic;
 mod faults;
 mod features;
 mod grpc;

@@ -7,6 +7,7 @@
 
 mod model;
 mod replay;
+mod workers;
 mod world;
 
 use std::collections::BTreeSet;
@@ -18,6 +19,8 @@ use world::World;
 const WORKERS: u32 = 3;
 const SLICES: u32 = 4;
 const STEPS: u64 = 6;
+/// Steps between two evaluations.
+const EVAL_EVERY: u64 = 2;
 
 fn seeds() -> Vec<u64> {
     match std::env::var("SIMULATION_SEED").ok().and_then(|seed| seed.parse().ok()) {
@@ -26,13 +29,29 @@ fn seeds() -> Vec<u64> {
     }
 }
 
+fn bits(values: Vec<f32>) -> Vec<u32> {
+    values.into_iter().map(f32::to_bits).collect()
+}
+
+/// Runs a mode with every seed, and looks whether the parameters are what its commits make, one by one.
 fn simulate(mode: &str, check: impl Fn(&World)) {
+    disturb(mode, |world| {
+        assert_eq!(bits(world.parameters()), bits(replay(world)), "the parameters are what the commits make");
+        check(world);
+    });
+}
+
+/// Runs a mode with every seed.
+fn disturb(mode: &str, check: impl Fn(&World)) {
     for seed in seeds() {
         println!("{mode:?}: seed {seed}");
         let mut world = World::new(mode, seed);
         world.run(true);
-        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        assert_eq!(bits(world.parameters()), bits(replay(&world)), "the parameters are what the commits make");
+        assert!(world.told.is_sorted_by(|a, b| a < b), "steps are told of in order, each once: {:?}", world.told);
+        assert_eq!(world.steps(), STEPS);
+        let is_complete = world.told.len() as u64 == STEPS;
+        assert!(is_complete || world.returned, "unless all who saw a step died, it is told of: {:?}", world.told);
+        assert_eq!(world.scores, [(2, 2.5), (4, 2.5), (6, 2.5)], "every evaluation is complete");
         check(&world);
     }
 }
@@ -46,6 +65,15 @@ fn synchronous_steps_end_in_the_same_bits_whatever_happens() {
         assert_eq!(world.parameters(), expected);
         assert_eq!(world.log.len() as u64, STEPS);
     });
+}
+
+#[test]
+fn so_do_steps_that_all_shards_decide_together() {
+    let mode = "[optimizer]\nname = 'lamb'\nclip_norm = 0.1";
+    let mut calm = World::new(mode, 7);
+    calm.run(false);
+    let expected = bits(calm.parameters());
+    disturb(mode, |world| assert_eq!(bits(world.parameters()), expected));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use convoy_proto::{
     messages::{Accumulated, ClusterView, GradientBlock, PushHeader, SliceHeader, Staged, Verdict},
 };
 
-use crate::{SLICES, STEPS, WORKERS};
+use crate::{EVAL_EVERY, SLICES, STEPS, WORKERS};
 
 /// Something on its way.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub enum Message {
 /// The configuration of a case.
 pub fn config(mode: &str) -> Config {
     let text = format!(
-        "name = 'r'\nworkers = {WORKERS}\nservers = 2\nslices = {SLICES}\nsteps = {STEPS}\neval_every = 0\n{mode}"
+        "name = 'r'\nworkers = {WORKERS}\nservers = 2\nslices = {SLICES}\nsteps = {STEPS}\neval_every = {EVAL_EVERY}\nmin_workers = 1\n{mode}"
     );
     Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap()
 }
@@ -40,6 +40,11 @@ pub fn gradient(place: (u64, u32), len: usize, start: u64) -> Vec<f32> {
 pub fn weight(place: (u64, u32)) -> f64 {
     // Some slices are empty, and no two weigh the same.
     if (place.0 + u64::from(place.1)).is_multiple_of(5) { 0.0 } else { 1.0 + f64::from(place.1) }
+}
+
+/// The loss of a slice of the held-out data.
+pub fn score_of(slice: SliceId) -> f64 {
+    f64::from(slice.0 + 1)
 }
 
 /// The header of a push's slice, which is the one at a place of the data.

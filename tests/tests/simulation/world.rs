@@ -3,59 +3,55 @@
 use std::collections::BTreeMap;
 
 use convoy_launcher::coordinator::{
-    commits::Fate as Chosen, core::Cluster, dealer::Deal, evaluation::Kind, handshake::Reference,
+    commits::Fate as Chosen,
+    core::{Cluster, Event},
+    evaluation::Kind,
+    handshake::Reference,
 };
 use convoy_proto::{
     BUILD, PROTOCOL,
     blocks::BlockMap,
     config::Config,
-    ids::{Incarnation, Member, Role, ShardId, SliceId, Step, WorkerId},
+    ids::{Incarnation, Member, Role, ShardId, Step},
     manifest::{Manifest, TensorRole},
-    messages::{
-        GradientBlock, JoinOffer, JoinPart, ParameterBlock, Phase, PushHeader, Report, Staged, StepReport, StepTimes,
-        Verdict, Weights, Work, WorkerOffer,
-    },
+    messages::{JoinOffer, JoinPart, ParameterBlock, Phase, Staged, Verdict, Weights, WorkerOffer},
     order::{Purpose, below, stream},
     schedule::Horizon,
     sum::payload_of,
-    tree::Node,
 };
 use convoy_server::core::{
     refusal::Refusal,
     shard::{Outcome, Shard},
-    staging::Fate,
     versions::Lookup,
 };
 
 use crate::{
     STEPS, WORKERS,
-    model::{Message, config, gradient, header_of, weight},
+    model::{Message, config},
+    workers::Hand,
 };
-
-/// What a worker is about.
-#[derive(Clone, Debug)]
-struct Hand {
-    step: Step,
-    /// The headers of what it has pushed and that is not known to be committed.
-    pushed: Option<PushHeader>,
-    done: bool,
-}
 
 pub struct World {
     pub config: Config,
     pub manifest: Manifest,
-    random: Box<dyn FnMut(u64) -> u64>,
-    cluster: Cluster,
-    shards: Vec<Shard>,
-    members: BTreeMap<u32, Member>,
-    hands: BTreeMap<u32, Hand>,
-    mail: Vec<Message>,
+    pub random: Box<dyn FnMut(u64) -> u64>,
+    pub cluster: Cluster,
+    pub shards: Vec<Shard>,
+    pub members: BTreeMap<u32, Member>,
+    pub hands: BTreeMap<u32, Hand>,
+    pub mail: Vec<Message>,
     /// Staged pushes that wait for the coordinator's word.
     waiting: Vec<Staged>,
     /// Every commit, as the first shard that made it saw it.
     pub log: BTreeMap<Step, Verdict>,
     /// Of each push, which slice of the data it holds.
     pub dealt: BTreeMap<(u32, Incarnation, u64), (u64, u32)>,
+    /// Steps and scores, in the order in which the coordinator told of them.
+    pub told: Vec<u64>,
+    pub scores: Vec<(u64, f64)>,
+    pub ended: bool,
+    /// Whether a worker came back.
+    pub returned: bool,
 }
 
 impl World {
@@ -87,6 +83,10 @@ impl World {
             waiting: Vec::new(),
             log: BTreeMap::new(),
             dealt: BTreeMap::new(),
+            told: Vec::new(),
+            scores: Vec::new(),
+            ended: false,
+            returned: false,
         };
         (0..2).for_each(|rank| world.join(Role::Server, rank));
         (0..WORKERS).for_each(|rank| world.join(Role::Worker, rank));
@@ -105,7 +105,7 @@ impl World {
         world
     }
 
-    fn draw(&mut self, bound: u64) -> u64 {
+    pub fn draw(&mut self, bound: u64) -> u64 {
         (self.random)(bound)
     }
 
@@ -128,119 +128,13 @@ impl World {
         let member = Member { role, rank, incarnation };
         if role == Role::Worker {
             self.members.insert(rank, member);
-            self.hands.insert(rank, Hand { step: Step(0), pushed: None, done: false });
+            self.hands.insert(rank, Hand::at(Step(0)));
         }
     }
 
     fn tell_shards(&mut self) {
         let view = self.cluster.view();
         (0..self.shards.len()).for_each(|shard| self.mail.push(Message::View(shard, view.clone())));
-    }
-
-    fn is_dealt(&self) -> bool {
-        self.config.mode.is_dealt()
-    }
-
-    /// The parts of a push to all shards: some are lost now and then, and the worker sends them again.
-    fn send(&mut self, header: &PushHeader, places: &[(u32, (u64, u32))]) {
-        let map = BlockMap::new(&self.manifest, 2);
-        for shard in 0..2 {
-            self.mail.push(Message::Push(shard, header.clone(), None));
-            for block in map.of_shard(ShardId(shard as u32)) {
-                for (slice, place) in places.iter().filter(|(_, place)| weight(*place) > 0.0) {
-                    let values = gradient(*place, block.len as usize, block.start);
-                    let (node, payload) = (Node::leaf(SliceId(*slice)), payload_of(&values).to_vec().into());
-                    let block = GradientBlock { block: block.id, node, payload };
-                    self.mail.push(Message::Push(shard, header.clone(), Some(block)));
-                }
-            }
-        }
-    }
-
-    /// Lets a worker do its next thing, or send again what it has in hand.
-    fn act(&mut self, rank: u32) {
-        let member = self.members[&rank];
-        let hand = self.hands[&rank].clone();
-        if hand.done {
-            return;
-        }
-        if let Some(header) = &hand.pushed {
-            return self.look(rank, header.clone());
-        }
-        let (mut step, mut sequence, mut places) = (hand.step, hand.step.0, Vec::new());
-        if self.is_dealt() {
-            match self.cluster.deal(member, Some(Step(u64::MAX))).unwrap() {
-                Deal::Now(Work::Slice { sequence: number, step: of, slice }) => {
-                    self.dealt.insert((rank, member.incarnation, number), (of, slice.0));
-                    places.push((0, (of, slice.0)));
-                    sequence = number;
-                    step = self.shards.iter().map(Shard::open_step).min().unwrap();
-                }
-                Deal::Now(Work::Finished(_)) => self.hands.get_mut(&rank).unwrap().done = true,
-                Deal::Now(Work::Evaluate(_)) | Deal::Wait(_) => {}
-            }
-        } else {
-            let view = self.cluster.view();
-            places.extend(view.owned_by(WorkerId(rank)).iter().map(|slice| (slice.0, (step.0, slice.0))));
-        }
-        if places.is_empty() {
-            return;
-        }
-        let view = self.cluster.view();
-        let header = PushHeader {
-            member,
-            generation: view.generation,
-            era: view.era,
-            step,
-            sequence,
-            slices: places.iter().map(|(slice, place)| header_of(*slice, *place)).collect(),
-            loss_scale: 1.0,
-        };
-        self.send(&header, &places);
-        self.hands.get_mut(&rank).unwrap().pushed = Some(header);
-    }
-
-    /// Sees whether a push is through; if not, maybe sends it again, with what the worker owns by now.
-    fn look(&mut self, rank: u32, header: PushHeader) {
-        let is_dealt = self.is_dealt();
-        let verdict = |shard: &Shard| match is_dealt {
-            true => match shard.fate(header.id()) {
-                Fate::Committed(verdict) => Some(verdict),
-                _ => None,
-            },
-            false => shard.closed(header.step).flatten(),
-        };
-        let verdicts: Vec<_> = self.shards.iter().filter_map(verdict).collect();
-        let opens: Vec<_> = self.shards.iter().map(Shard::open_step).collect();
-        let hand = self.hands.get_mut(&rank).unwrap();
-        if verdicts.len() == self.shards.len() {
-            assert_eq!(verdicts[0], verdicts[1], "both shards decided the same");
-            hand.step = if is_dealt { hand.step } else { header.step.next() };
-            hand.pushed = None;
-            hand.done = !is_dealt && hand.step.0 == STEPS;
-            let (samples, times) = (1, StepTimes::default());
-            let report = StepReport { verdict: verdicts[0].clone(), samples, bytes_pushed: 1, bytes_pulled: 1, times };
-            self.cluster.report(self.members[&rank], Report::Step(report)).unwrap();
-        } else if !is_dealt && opens.iter().all(|open| *open > header.step.next() && *open == opens[0]) {
-            // A quorum went on without it.
-            (hand.step, hand.pushed, hand.done) = (opens[0], None, opens[0].0 == STEPS);
-        } else if self.draw(4) == 0 {
-            let place = |slice: u32| match is_dealt {
-                true => self.dealt[&(rank, header.member.incarnation, header.sequence)],
-                false => (header.step.0, slice),
-            };
-            let owned: Vec<u32> = match is_dealt {
-                true => vec![0],
-                false => self.cluster.view().owned_by(WorkerId(rank)).iter().map(|slice| slice.0).collect(),
-            };
-            let places: Vec<_> = owned.into_iter().map(|slice| (slice, place(slice))).collect();
-            let slices: Vec<_> = places.iter().map(|(slice, place)| header_of(*slice, *place)).collect();
-            // Another set of slices is another push.
-            let sequence = header.sequence + if slices == header.slices { 0 } else { STEPS };
-            let again = PushHeader { slices, sequence, generation: self.cluster.view().generation, ..header };
-            self.send(&again, &places);
-            self.hands.get_mut(&rank).unwrap().pushed = Some(again);
-        }
     }
 
     fn follow(&mut self, outcome: Outcome) {
@@ -263,6 +157,7 @@ impl World {
                     }
                     Err(
                         Refusal::Fenced { .. }
+                        | Refusal::Generation { .. }
                         | Refusal::Step { .. }
                         | Refusal::Missed { .. }
                         | Refusal::NotOwner { .. },
@@ -333,23 +228,45 @@ impl World {
                 self.mail.push(message.clone());
             }
             self.deliver(message);
-        } else if faults && kind == 99 {
-            let rank = self.draw(u64::from(WORKERS)) as u32;
-            if !self.hands[&rank].done {
-                self.cluster.lose(self.members[&rank]).unwrap();
-                let step = self.shards.iter().map(Shard::open_step).min().unwrap();
-                self.tell_shards();
-                self.join(Role::Worker, rank);
-                self.tell_shards();
-                let dealt = self.is_dealt();
-                let hand = self.hands.get_mut(&rank).unwrap();
-                (hand.step, hand.done) = (step, !dealt && step.0 == STEPS);
-            }
+        } else if faults && kind >= 98 {
+            self.die_or_return();
         } else {
             let rank = self.draw(u64::from(WORKERS)) as u32;
             self.act(rank);
         }
         self.check();
+    }
+
+    /// A worker dies, but never the last, or one that died comes back.
+    fn die_or_return(&mut self) {
+        let rank = self.draw(u64::from(WORKERS)) as u32;
+        if let Some(member) = self.members.get(&rank).copied() {
+            if self.members.len() > 1 {
+                self.members.remove(&rank);
+                self.hands.remove(&rank);
+                let events = self.cluster.lose(member).unwrap();
+                self.note(events);
+            }
+        } else {
+            self.join(Role::Worker, rank);
+            let step = self.shards.iter().map(Shard::open_step).min().unwrap();
+            self.hands.insert(rank, Hand::at(step));
+            self.returned = true;
+        }
+        self.tell_shards();
+    }
+
+    /// Takes note of what the coordinator tells.
+    pub fn note(&mut self, events: Vec<Event>) {
+        for event in events {
+            match event {
+                Event::Step(verdict) => self.told.push(self.cluster.engine().made(verdict.step).0),
+                Event::Evaluated(_, _, score) => self.scores.push((score.step, score.loss)),
+                Event::Finished(_) => self.ended = true,
+                Event::Diverging(problem) => panic!("{problem}"),
+                _ => {}
+            }
+        }
     }
 
     /// What holds at every moment.
@@ -365,6 +282,11 @@ impl World {
                 assert_eq!(*known, verdict, "a step has one verdict");
             }
         }
+    }
+
+    /// Steps that the coordinator counts.
+    pub fn steps(&self) -> u64 {
+        self.cluster.steps()
     }
 
     pub fn parameters(&self) -> Vec<f32> {
@@ -383,7 +305,7 @@ impl World {
     pub fn run(&mut self, faults: bool) {
         for _ in 0..200_000u32 {
             let is_quiet = self.mail.is_empty() && self.waiting.is_empty();
-            if is_quiet && self.hands.values().all(|hand| hand.done) {
+            if is_quiet && self.ended {
                 return;
             }
             self.tick(faults);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use convoy_proto::{
     ids::{SliceId, Step},
-    messages::{Report, StepReport, StepTimes, Weights, Work},
+    messages::{Report, StepReport, StepTimes, Work},
 };
 
 use super::Worker;
@@ -20,7 +20,6 @@ impl Worker<'_> {
                 Work::Slice { sequence, step, slice } => self.push_slice(sequence, Step(step), slice)?,
                 Work::Evaluate(step) => {
                     self.step = step;
-                    self.take(Weights::Trained)?;
                     self.evaluate()?;
                 }
                 Work::Finished(step) => {
@@ -35,7 +34,7 @@ impl Worker<'_> {
     fn ask(&self) -> Result<Work, WorkError> {
         let limit = Duration::from_millis(self.config.timeouts.step_ms.into());
         let (coordinator, member) = (self.membership.coordinator.clone(), self.membership.member);
-        self.attend(async { Ok(coordinator.deal(member, self.evaluated, limit).await?) })
+        self.attend(async { Ok(coordinator.deal(member, limit).await?) })
     }
 
     /// Computes a slice with the newest parameters, and pushes it until it is committed.
@@ -54,7 +53,7 @@ impl Worker<'_> {
         let start = Instant::now();
         let at = Position { generation: view.generation, era: view.era, step: pulled.step, sequence };
         let (verdict, bytes_pushed) = self.attend(async {
-            let committed = exchange.push(at, contribution).await?;
+            let committed = exchange.push(at, &contribution).await?;
             committed.ok_or(WorkError::Exchange(ExchangeError::Dropped { sequence }))
         })?;
         waited += start.elapsed().as_secs_f64();

@@ -21,14 +21,14 @@ use convoy_proto::{
     process,
     transport::{Coordinator, Membership, TransportError},
 };
-use tokio::{runtime::Runtime, sync::mpsc};
+use tokio::runtime::Runtime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info};
 
 use crate::{
     data::{self, Dataset},
     device::{self, DeviceName},
-    exchange::Exchange,
+    exchange::{Exchange, ExchangeError},
     failure::WorkError,
     learner::Replica,
     parameters::Tensors,
@@ -37,10 +37,10 @@ use crate::{
 };
 
 mod dealt;
+mod reports;
 mod steps;
 
-/// Reports that wait to be sent: more than a coordinator can fall behind in a lease.
-const REPORTS_AHEAD: usize = 4096;
+use reports::Reports;
 
 /// What a worker is told on its command line.
 #[derive(Args, Clone, Debug)]
@@ -128,8 +128,7 @@ struct Worker<'a> {
     feed: Feed,
     membership: Membership,
     exchange: Exchange,
-    reports: mpsc::Sender<Report>,
-    sender: tokio::task::JoinHandle<Result<(), TransportError>>,
+    reports: Reports,
     /// How many commits this worker's parameters have seen, and how many the run has.
     step: Step,
     commits: Step,
@@ -138,7 +137,10 @@ struct Worker<'a> {
     /// What local steps start from; empty in other modes.
     parameters: Tensors,
     loss_scale: LossScale,
-    evaluated: Option<Step>,
+    /// The last evaluation that this worker took part in, and the slices of it that it scored.
+    evaluated: Option<(Step, BTreeSet<SliceId>)>,
+    /// Pushes that this worker began, where it numbers them itself.
+    pushes: u64,
     /// Whether the coordinator knows what this worker has pushed before it stops.
     announced: bool,
 }
@@ -152,16 +154,14 @@ impl<'a> Worker<'a> {
         replica: Box<dyn Replica>,
         membership: Membership,
     ) -> Result<Self, WorkError> {
-        let (reports, queue) = mpsc::channel(REPORTS_AHEAD);
-        let sender = runtime.spawn(send_reports(membership.clone(), queue));
+        let reports = Reports::start(runtime, membership.clone());
         let lost = || WorkError::Lost;
         let (exchange, tensors) = runtime.block_on(async {
             let view = membership.reached(Phase::Initialising).await.ok_or_else(lost)?;
             let exchange = Exchange::connect(membership.member, replica.manifest(), &view).await?;
             if view.initialiser == WorkerId(membership.member.rank) && view.phase == Phase::Initialising {
                 exchange.initialise(replica.initial(config.seed)).await?;
-                // The queue is empty and its reader lives as long as the runtime.
-                let _ = reports.send(Report::Initialised).await;
+                reports.queue().put(Report::Initialised).await;
             }
             let view = membership.reached(Phase::Training).await.ok_or_else(lost)?;
             let tensors = exchange.pull(view.era, Step(0), Weights::Trained).await?;
@@ -177,13 +177,13 @@ impl<'a> Worker<'a> {
             membership,
             exchange,
             reports,
-            sender,
             step: Step(0),
             commits: Step(0),
             made: 0,
             parameters: Tensors::new(),
             loss_scale,
             evaluated: None,
+            pushes: 0,
             announced: false,
         };
         worker.commits = Step(worker.feed.clock().commits());
@@ -240,23 +240,68 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// Scores the parameters and, where one is kept, their average. Nobody can commit this step meanwhile, so both stay.
+    /// Scores the parameters and, where one is kept, their average: the slices that are this worker's and that it has
+    /// not scored yet. Nobody can commit this step before the coordinator has the scores, so both versions stay.
     fn evaluate(&mut self) -> Result<(), WorkError> {
-        self.score(Weights::Trained)?;
-        if self.config.optimizer.ema.is_some() {
-            self.take(Weights::Averaged)?;
-            self.score(Weights::Averaged)?;
-            self.take(Weights::Trained)?;
+        let scored = match self.evaluated.take() {
+            Some((step, scored)) if step == self.step => scored,
+            _ => BTreeSet::new(),
+        };
+        let missing = &self.owned(&self.membership.view()) - &scored;
+        if !missing.is_empty() {
+            // Unless this is a step's beginning, the replica may hold anything.
+            if self.config.mode.is_dealt() || !scored.is_empty() {
+                match self.take(Weights::Trained) {
+                    // They are kept until they are scored: others have done it.
+                    Err(WorkError::Exchange(ExchangeError::Transport(TransportError::Refused { .. }))) => {
+                        self.evaluated = Some((self.step, scored));
+                        return Ok(());
+                    }
+                    taken => taken?,
+                }
+            }
+            self.score(Weights::Trained, &missing)?;
+            if self.config.optimizer.ema.is_some() {
+                self.take(Weights::Averaged)?;
+                self.score(Weights::Averaged, &missing)?;
+                self.take(Weights::Trained)?;
+            }
         }
-        self.evaluated = Some(self.step);
+        self.evaluated = Some((self.step, &scored | &missing));
+        let queue = self.reports.queue();
+        self.attend(async { queue.delivered().await })
+    }
+
+    fn is_evaluated(&self) -> bool {
+        self.evaluated.as_ref().is_some_and(|(step, _)| *step == self.step)
+    }
+
+    fn score(&mut self, weights: Weights, slices: &BTreeSet<SliceId>) -> Result<(), WorkError> {
+        let parts = self.feed.evaluate(&*self.replica, slices)?;
+        self.report(Report::Evaluation { step: self.step, weights, parts });
         Ok(())
     }
 
-    fn score(&mut self, weights: Weights) -> Result<(), WorkError> {
-        let owned = self.owned(&self.membership.view());
-        let parts = self.feed.evaluate(&*self.replica, &owned)?;
-        self.report(Report::Evaluation { step: self.step, weights, parts });
-        Ok(())
+    /// Waits for a view of the cluster. Where others die meanwhile, takes over their part of the last evaluation.
+    fn await_view(&mut self, wanted: impl Fn(&ClusterView) -> bool) -> Result<ClusterView, WorkError> {
+        loop {
+            let worker = WorkerId(self.membership.member.rank);
+            let scored = self.evaluated.as_ref().filter(|(step, _)| *step == self.step).map(|(_, scored)| scored);
+            let lacks = |view: &ClusterView| scored.is_some_and(|scored| !view.owned_by(worker).is_subset(scored));
+            let mut views = self.membership.views();
+            let view = self.runtime.block_on(async {
+                tokio::select! {
+                    known = views.wait_for(|view| wanted(view) || lacks(view)) => {
+                        known.map(|view| view.clone()).map_err(|_| WorkError::Lost)
+                    }
+                    () = self.membership.lost.cancelled() => Err(WorkError::Lost),
+                }
+            })?;
+            if wanted(&view) {
+                return Ok(view);
+            }
+            self.evaluate()?;
+        }
     }
 
     /// Pulls this step's parameters, or their average.
@@ -269,36 +314,20 @@ impl<'a> Worker<'a> {
     }
 
     fn report(&self, report: Report) {
-        // Fails only if the coordinator is gone, which `lost` tells, too.
-        let _ = self.reports.blocking_send(report);
+        let queue = self.reports.queue();
+        self.runtime.block_on(queue.put(report));
     }
 
     /// Hands in the last reports and stays until the cluster ends.
-    fn finish(self) -> Result<(), WorkError> {
+    fn finish(mut self) -> Result<(), WorkError> {
         self.report(Report::Finished { step: self.step });
-        let Worker { runtime, membership, reports, sender, .. } = self;
-        drop(reports);
+        self.await_view(|view| view.phase == Phase::Ended)?;
+        let Worker { runtime, membership, reports, .. } = self;
         runtime.block_on(async {
-            if let Ok(sent) = sender.await {
-                sent?;
-            }
-            membership.reached(Phase::Ended).await.ok_or(WorkError::Lost)?;
+            reports.close().await?;
             // The coordinator may be gone by now, which is all the same.
             let _ = membership.coordinator.leave(membership.member, "finished").await;
             Ok(())
         })
     }
-}
-
-/// Sends reports in order, as many at once as have gathered.
-async fn send_reports(membership: Membership, mut queue: mpsc::Receiver<Report>) -> Result<(), TransportError> {
-    let mut reports = Vec::new();
-    while queue.recv_many(&mut reports, REPORTS_AHEAD).await > 0 {
-        let batch = std::mem::take(&mut reports);
-        if let Err(problem) = membership.coordinator.report(membership.member, batch).await {
-            membership.lost.cancel();
-            return Err(problem);
-        }
-    }
-    Ok(())
 }

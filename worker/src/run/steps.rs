@@ -1,22 +1,31 @@
 //! Training in steps that everybody makes: synchronous, by quorum, or in rounds of local steps.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
-use convoy_proto::messages::{ClusterView, Phase, Report, StepReport, StepTimes, Weights};
+use convoy_proto::{
+    ids::{SliceId, WorkerId},
+    messages::{ClusterView, Phase, Report, StepReport, StepTimes, Weights},
+};
+use tokio::sync::watch;
 
 use super::Worker;
 use crate::{
-    exchange::{Exchanged, Position},
+    exchange::{Answered, Exchanged, Position},
     failure::WorkError,
     step::Contribution,
 };
 
-/// What became of a push.
-enum Pushed {
-    /// Its step is committed.
+/// What became of a step.
+enum Ended {
+    /// It is committed.
     Committed(Exchanged),
-    /// A quorum went on without it.
+    /// A quorum went on without this worker.
     Missed,
+    /// Slices have changed hands; so much is done already.
+    Changed,
     /// The cluster stops, and nobody makes this step.
     GivenUp,
 }
@@ -31,17 +40,14 @@ impl Worker<'_> {
             } else if view.phase >= Phase::Stopping {
                 return self.pause();
             } else {
-                self.make_step(&view)?;
+                self.make_step(view)?;
             }
         }
-        if self.evaluated != Some(self.step) {
-            self.evaluate()?;
-        }
-        Ok(())
+        if self.is_evaluated() { Ok(()) } else { self.evaluate() }
     }
 
     fn is_evaluation_due(&self) -> bool {
-        self.evaluated != Some(self.step) && self.feed.clock().is_due(self.step, self.config.eval_every)
+        !self.is_evaluated() && self.feed.clock().is_due(self.step, self.config.eval_every)
     }
 
     /// Pushes nothing more and waits until it is known where everybody stops, which is here, or where a quorum got to.
@@ -49,8 +55,8 @@ impl Worker<'_> {
         if !std::mem::replace(&mut self.announced, true) {
             self.report(Report::Pausing { pushed: self.step });
         }
-        self.await_view(|view| view.stop_at.is_some())?;
-        let stop = self.membership.view().stop_at.unwrap_or(self.step);
+        let view = self.await_view(|view| view.stop_at.is_some())?;
+        let stop = view.stop_at.unwrap_or(self.step);
         if self.step < stop {
             self.step = stop;
             self.take(Weights::Trained)?;
@@ -60,47 +66,45 @@ impl Worker<'_> {
     }
 
     /// Where evaluations are reviewed, waits for the word that training goes on, or that it stops.
-    fn await_review(&self) -> Result<(), WorkError> {
+    fn await_review(&mut self) -> Result<(), WorkError> {
         if !self.config.reviews_evaluations() || self.step == self.commits {
             return Ok(());
         }
         let step = self.step;
-        self.await_view(move |view| view.reviewed >= step || view.phase >= Phase::Stopping)
+        self.await_view(move |view| view.reviewed >= step || view.phase >= Phase::Stopping).map(drop)
     }
 
-    fn await_view(&self, wanted: impl FnMut(&ClusterView) -> bool) -> Result<(), WorkError> {
-        let mut views = self.membership.views();
-        self.runtime.block_on(async {
-            tokio::select! {
-                known = views.wait_for(wanted) => known.map(drop).map_err(|_| WorkError::Lost),
-                () = self.membership.lost.cancelled() => Err(WorkError::Lost),
-            }
-        })
-    }
-
-    /// Makes a step, unless the cluster stops and somebody has not pushed it.
-    fn make_step(&mut self, view: &ClusterView) -> Result<(), WorkError> {
-        let owned = self.owned(view);
-        let asked = (&owned, self.loss_scale.get());
-        let start = (self.step, &self.parameters);
-        let contribution = self.feed.contribute(&mut *self.replica, start, asked)?;
+    /// Makes a step, unless the cluster stops and somebody has not pushed it. When slices change hands meanwhile, because
+    /// somebody died, computes those that have become this worker's and pushes again.
+    fn make_step(&mut self, mut view: ClusterView) -> Result<(), WorkError> {
         let made = self.feed.clock().steps_of(self.step);
-        let (samples, mut times) = (contribution.samples, contribution.times);
-        times.compute += self.dawdle(made.end - made.start)?;
-        let start = Instant::now();
-        let exchanged = match self.exchange(view, contribution)? {
-            Pushed::Committed(exchanged) => exchanged,
-            Pushed::Missed => return self.catch_up(),
-            Pushed::GivenUp => return Ok(()),
+        let mut dawdled = Some(made.end - made.start);
+        let mut contribution = Contribution::new(self.loss_scale.get());
+        let (exchanged, exchange) = loop {
+            let (owned, start) = (self.owned(&view), (self.step, &self.parameters));
+            contribution = self.feed.contribute(&mut *self.replica, start, (&owned, contribution))?;
+            if let Some(steps) = dawdled.take() {
+                contribution.times.compute += self.dawdle(steps)?;
+            }
+            let start = Instant::now();
+            match self.exchange(&view, (&contribution, &owned))? {
+                Ended::Committed(exchanged) => break (exchanged, start.elapsed().as_secs_f64()),
+                Ended::Missed => return self.catch_up(),
+                Ended::GivenUp => return Ok(()),
+                Ended::Changed => {}
+            }
+            view = self.membership.view();
+            if self.is_evaluated() {
+                self.evaluate()?;
+            }
         };
-        let exchange = start.elapsed().as_secs_f64();
         let start = Instant::now();
         self.load(exchanged.tensors);
         self.loss_scale.follow(exchanged.verdict.action);
-        let times = StepTimes { exchange, load: start.elapsed().as_secs_f64(), ..times };
+        let times = StepTimes { exchange, load: start.elapsed().as_secs_f64(), ..contribution.times };
         self.report(Report::Step(StepReport {
             verdict: exchanged.verdict,
-            samples,
+            samples: contribution.samples,
             bytes_pushed: exchanged.pushed,
             bytes_pulled: exchanged.pulled,
             times,
@@ -119,20 +123,25 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Pushes and pulls. When the cluster stops meanwhile, this step is finished if all have pushed it and given up if
-    /// not, which the coordinator knows once all have said what they pushed.
-    fn exchange(&mut self, view: &ClusterView, contribution: Contribution) -> Result<Pushed, WorkError> {
+    /// Pushes and pulls, until slices change hands. When the cluster stops meanwhile, this step is finished if all have
+    /// pushed it and given up if not, which the coordinator knows once all have said what they pushed.
+    fn exchange(
+        &mut self,
+        view: &ClusterView,
+        (contribution, owned): (&Contribution, &BTreeSet<SliceId>),
+    ) -> Result<Ended, WorkError> {
         let (step, limit_ms) = (self.step, self.config.timeouts.step_ms);
-        let at = Position { generation: view.generation, era: view.era, step, sequence: step.0 };
-        let mut views = self.membership.views();
+        self.pushes += 1;
+        let at = Position { generation: view.generation, era: view.era, step, sequence: self.pushes };
+        let (mut views, mut other_views) = (self.membership.views(), self.membership.views());
         let (exchange, lost) = (self.exchange.clone(), self.membership.lost.clone());
-        let (pushing, reports) = (Report::Pausing { pushed: step.next() }, self.reports.clone());
-        let (result, announced) = self.runtime.block_on(async {
-            let mut announced = false;
+        let (pushing, reports) = (Report::Pausing { pushed: step.next() }, self.reports.queue());
+        let worker = WorkerId(self.membership.member.rank);
+        let mut announced = self.announced;
+        let result = self.runtime.block_on(async {
             let given_up = async {
-                if views.wait_for(|view| view.phase >= Phase::Stopping).await.is_ok() {
-                    // Fails only if the coordinator is gone, which `lost` tells, too.
-                    let _ = reports.send(pushing).await;
+                if views.wait_for(|view| view.phase >= Phase::Stopping).await.is_ok() && !announced {
+                    reports.put(pushing).await;
                     announced = true;
                 }
                 let given_up = |view: &ClusterView| view.stop_at.is_some_and(|stop| stop <= step);
@@ -140,19 +149,34 @@ impl Worker<'_> {
                     std::future::pending::<()>().await;
                 }
             };
-            let result = tokio::select! {
+            let push = async {
+                Ok(match exchange.push_pull(at, contribution).await? {
+                    Answered::Committed(exchanged) => Ended::Committed(exchanged),
+                    Answered::Missed => Ended::Missed,
+                    Answered::Outdated(generation) => {
+                        // Fails only if the coordinator is gone, which `lost` tells, too.
+                        let _ = other_views.wait_for(|view| view.generation >= generation).await;
+                        Ended::Changed
+                    }
+                })
+            };
+            tokio::select! {
                 biased;
-                exchanged = exchange.push_pull(at, contribution) => match exchanged {
-                    Ok(exchanged) => Ok(exchanged.map_or(Pushed::Missed, Pushed::Committed)),
-                    Err(problem) => Err(problem.into()),
-                },
-                () = given_up => Ok(Pushed::GivenUp),
+                ended = push => ended,
+                () = given_up => Ok(Ended::GivenUp),
+                () = changed(self.membership.views(), worker, owned) => Ok(Ended::Changed),
                 () = lost.cancelled() => Err(WorkError::Lost),
                 () = tokio::time::sleep(Duration::from_millis(limit_ms.into())) => Err(WorkError::Late { step, limit_ms }),
-            };
-            (result, announced)
+            }
         });
-        self.announced |= announced;
+        self.announced = announced;
         result
+    }
+}
+
+/// Waits until a worker no longer owns just these slices.
+async fn changed(mut views: watch::Receiver<ClusterView>, worker: WorkerId, owned: &BTreeSet<SliceId>) {
+    if views.wait_for(|view| view.owned_by(worker) != *owned).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }

@@ -33,7 +33,7 @@ mod reading;
 use super::{
     accumulator::Inserted,
     cell::{Cell, Progress},
-    fences::{check_length, fence, own},
+    fences::{check_length, fence, known, own},
     open::{OpenStep, Question, Sizes},
     refusal::Refusal,
     staging::{Fate, Staging},
@@ -380,6 +380,7 @@ fn admit(state: &State, header: &PushHeader) -> Result<Step, Refusal> {
     if state.uninitialised > 0 {
         return Err(Refusal::NotInitialised);
     }
+    known(&state.view, header)?;
     fence(&state.view, header.member)?;
     Ok(state.open.ledger.step())
 }

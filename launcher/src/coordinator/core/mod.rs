@@ -22,6 +22,8 @@ use super::{
     stragglers::Straggler,
 };
 
+mod endings;
+
 /// Something that happened, for whoever watches.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -31,6 +33,8 @@ pub enum Event {
     Phase(Phase),
     /// A member is gone.
     Lost(Member),
+    /// So few workers are alive, fewer than there must be.
+    TooFew(u32),
     /// A step, or as many commits as make one, was committed.
     Step(Verdict),
     /// A worker has become slow; where slices are dealt out, with how many pushes it is behind the quickest.
@@ -145,24 +149,6 @@ impl Cluster {
         self.engine.settle();
     }
 
-    /// A member's process is gone: its place is free, and what it had to do is others'.
-    ///
-    /// # Errors
-    /// A caller that is not a current member.
-    pub fn lose(&mut self, member: Member) -> Result<Vec<Event>, Refusal> {
-        self.worker(member)?.is_alive = false;
-        self.changes += 1;
-        self.engine.lose(member);
-        self.engine.settle();
-        Ok(vec![Event::Lost(member)])
-    }
-
-    /// The places of workers but for those that somebody left, who is not waited for.
-    fn places(&self) -> impl Iterator<Item = (WorkerId, Option<&WorkerRecord>)> {
-        let places = (0..).map(WorkerId).zip(self.workers.iter().map(Option::as_ref));
-        places.filter(|(_, worker)| worker.is_none_or(|worker| worker.is_alive))
-    }
-
     /// Admits a process, or names what differs.
     ///
     /// # Errors
@@ -222,7 +208,8 @@ impl Cluster {
 
     /// Members that have not been heard of for a lease, and for how long.
     pub fn silent(&self, now_ms: u64) -> Vec<(Member, u64)> {
-        let workers = self.workers.iter().flatten().map(|worker| (worker.member, worker.heard_ms));
+        let alive = self.workers.iter().flatten().filter(|worker| worker.is_alive);
+        let workers = alive.map(|worker| (worker.member, worker.heard_ms));
         let servers = self.servers.iter().flatten().map(|server| (server.member, server.heard_ms));
         let lease = u64::from(self.config.timeouts.lease_ms);
         let silence = workers.chain(servers).map(|(member, heard)| (member, now_ms.saturating_sub(heard)));
@@ -267,7 +254,8 @@ impl Cluster {
     /// A caller that is not a current member, or a report out of place.
     pub fn report(&mut self, member: Member, report: Report) -> Result<Vec<Event>, Refusal> {
         let (phase, last, slices) = (self.phase, Step(self.engine.clock().commits()), self.config.slices);
-        let mode = self.config.mode;
+        // A quorum may go on without a worker. So may others that have taken over all that it had to do.
+        let may_skip = self.config.mode.is_chosen() || self.has_lost_any();
         let worker = self.worker(member)?;
         let out_of_place = |what| Err(Refusal::OutOfPlace { member, what });
         match report {
@@ -276,13 +264,13 @@ impl Cluster {
             }
             Report::Initialised => out_of_place("that it initialised"),
             _ if phase < Phase::Training => out_of_place("training"),
-            // A quorum may go on without a worker, and a process that came back begins where the others are.
             Report::Step(report)
-                if report.verdict.step == worker.at
-                    || ((mode.is_chosen() || worker.restarts > 0) && report.verdict.step > worker.at) =>
+                if report.verdict.step == worker.at || (may_skip && report.verdict.step > worker.at) =>
             {
                 worker.add(&report);
-                Ok(self.engine.step(member, report))
+                let mut events = self.engine.step(member, report);
+                events.extend(self.engine.passed(self.hindmost()));
+                Ok(events)
             }
             Report::Step(_) => out_of_place("a step out of order"),
             Report::Evaluation { step, parts, .. }
@@ -291,9 +279,12 @@ impl Cluster {
                 out_of_place("an evaluation that the run does not have")
             }
             Report::Evaluation { step, weights, parts } => {
-                let event = self.engine.evaluation(step, weights, parts);
+                let mut events: Vec<_> = self.engine.evaluation(step, weights, parts).into_iter().collect();
                 self.engine.settle();
-                Ok(event.into_iter().collect())
+                if !events.is_empty() {
+                    events.extend(self.finished());
+                }
+                Ok(events)
             }
             Report::Pausing { pushed } => {
                 worker.pushed = Some(pushed);
@@ -304,27 +295,9 @@ impl Cluster {
                 worker.finished = Some(step);
                 worker.pushed = Some(step);
                 self.settle_stop();
-                Ok(self.finished().into_iter().collect())
+                Ok(self.finished())
             }
         }
-    }
-
-    /// Every worker has pushed the steps below the least of what each has pushed, so those are committed and no other.
-    fn settle_stop(&mut self) {
-        let pushed: Option<Vec<Step>> = self.places().map(|(_, worker)| worker?.pushed).collect();
-        if self.phase == Phase::Stopping && self.stop_at.is_none() && !self.config.mode.is_chosen() {
-            self.stop_at = pushed.and_then(|pushed| pushed.into_iter().min());
-        }
-    }
-
-    fn finished(&self) -> Option<Event> {
-        let ends: Option<Vec<Step>> = self.places().map(|(_, worker)| worker?.finished).collect();
-        let ends = ends?;
-        if ends.windows(2).all(|pair| pair[0] == pair[1]) {
-            return ends.first().map(|step| Event::Finished(*step));
-        }
-        let ends: Vec<_> = ends.iter().map(ToString::to_string).collect();
-        Some(Event::Diverging(format!("workers ended after different numbers of steps: {}", ends.join(", "))))
     }
 
     /// Adds a shard's part of a decision; gives the verdict once all are there.
@@ -345,16 +318,18 @@ impl Cluster {
         Ok(self.engine.stage(staged)?)
     }
 
-    /// What a worker is to do, which has made its part of the evaluation `scored`.
+    /// What a worker is to do.
     ///
     /// # Errors
     /// A caller that is not a current member, or a run in which nothing is dealt out.
-    pub fn deal(&mut self, member: Member, scored: Option<Step>) -> Result<Deal, Refusal> {
+    pub fn deal(&mut self, member: Member) -> Result<Deal, Refusal> {
         self.worker(member)?;
         if !self.config.mode.is_dealt() {
             return Err(Refusal::OutOfPlace { member, what: "that it has nothing to do" });
         }
-        Ok(self.engine.deal(WorkerId(member.rank), scored))
+        let worker = WorkerId(member.rank);
+        let owned = self.view().owned_by(worker);
+        Ok(self.engine.deal(worker, &owned))
     }
 
     /// Moves on to a later phase; nothing happens if the cluster is there or further.
@@ -401,5 +376,4 @@ fn place<T>(
 }
 
 #[cfg(test)]
-#[path = "core_tests.rs"]
 mod tests;

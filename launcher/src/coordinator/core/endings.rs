@@ -1,0 +1,88 @@
+//! Who leaves, where everybody stops, and when the run is over.
+
+use convoy_proto::{
+    ids::{Member, Step, WorkerId},
+    messages::Phase,
+};
+
+use super::{super::records::WorkerRecord, super::refusal::Refusal, Cluster, Event};
+
+impl Cluster {
+    /// A worker's process is gone: its place is free, and what it had to do is others'.
+    ///
+    /// # Errors
+    /// A caller that is not a current member.
+    pub fn lose(&mut self, member: Member) -> Result<Vec<Event>, Refusal> {
+        self.worker(member)?.is_alive = false;
+        self.changes += 1;
+        let mut events = vec![Event::Lost(member)];
+        events.extend(self.engine.lose(member));
+        self.engine.settle();
+        self.settle_stop();
+        let alive = self.alive();
+        if alive < self.config.min_workers {
+            events.push(Event::TooFew(alive));
+        } else {
+            events.extend(self.finished());
+        }
+        Ok(events)
+    }
+
+    /// Whether a worker was ever lost.
+    pub(super) fn has_lost_any(&self) -> bool {
+        self.workers.iter().flatten().any(|worker| !worker.is_alive || worker.restarts > 0)
+    }
+
+    /// The step that the hindmost worker is at.
+    pub(super) fn hindmost(&self) -> Step {
+        let steps = self.places().map(|(_, worker)| worker.map_or(Step(0), |worker| worker.at));
+        steps.min().unwrap_or(Step(0))
+    }
+
+    /// How many places of workers are not left.
+    pub fn alive(&self) -> u32 {
+        self.places().count() as u32
+    }
+
+    /// The worker in a place, if its process is there and training has begun, so that others could take over.
+    pub fn replaceable(&self, rank: u32) -> Option<Member> {
+        let worker = self.workers.get(rank as usize).and_then(Option::as_ref).filter(|worker| worker.is_alive)?;
+        let is_training = matches!(self.phase, Phase::Training | Phase::Stopping);
+        (is_training && self.alive() > self.config.min_workers).then_some(worker.member)
+    }
+
+    /// The places of workers but for those that somebody left, who is not waited for.
+    pub(super) fn places(&self) -> impl Iterator<Item = (WorkerId, Option<&WorkerRecord>)> {
+        let places = (0..).map(WorkerId).zip(self.workers.iter().map(Option::as_ref));
+        places.filter(|(_, worker)| worker.is_none_or(|worker| worker.is_alive))
+    }
+
+    /// Every worker has pushed the steps below the least of what each has pushed, so those are committed and no other.
+    pub(super) fn settle_stop(&mut self) {
+        let pushed: Option<Vec<Step>> = self.places().map(|(_, worker)| worker?.pushed).collect();
+        if self.phase == Phase::Stopping && self.stop_at.is_none() && !self.config.mode.is_chosen() {
+            self.stop_at = pushed.and_then(|pushed| pushed.into_iter().min());
+        }
+    }
+
+    /// What happens when all workers have made their last step, and the last evaluation is complete.
+    pub(super) fn finished(&mut self) -> Vec<Event> {
+        let ends: Option<Vec<Step>> = self.places().map(|(_, worker)| worker?.finished).collect();
+        let Some(ends) = ends else { return Vec::new() };
+        if ends.windows(2).any(|pair| pair[0] != pair[1]) {
+            let ends: Vec<_> = ends.iter().map(ToString::to_string).collect();
+            let problem = format!("workers ended after different numbers of steps: {}", ends.join(", "));
+            return vec![Event::Diverging(problem)];
+        }
+        let Some(end) = ends.first().copied().filter(|end| self.is_scored(*end)) else { return Vec::new() };
+        let mut events = self.engine.catch_up(end);
+        events.extend(self.engine.passed(end));
+        events.push(Event::Finished(end));
+        events
+    }
+
+    /// Whether an end is scored, if it is to be: a run that stops ends without.
+    fn is_scored(&self, end: Step) -> bool {
+        end.0 < self.engine.clock().commits() || self.engine.is_scored(end)
+    }
+}

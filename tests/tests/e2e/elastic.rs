@@ -1,0 +1,107 @@
+//! Workers that die while others go on: the same bits where the mode is exact, an end in any case.
+
+use std::process::Child;
+
+use convoy_tests::{Bench, Ended, finish};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::bench;
+
+/// Delays change nothing, but leave time to strike. Every evaluation is one more thing to take over.
+const RUN: &str = "--backend cpu --task mlp --set model.hidden=[24] --set model.dropout=0.1 --workers 4 --slices 8 \
+    --servers 2 --steps 24 --eval-every 4 --eval-samples 200 --slow-worker any:15ms";
+
+fn start(bench: &Bench, name: &str, how: &str) -> Child {
+    bench.command(&format!("{RUN} {how} --name {name}")).spawn().unwrap()
+}
+
+/// Sends a signal to a worker once the run has come to a step.
+fn strike(bench: &Bench, name: &str, (rank, step): (u32, u64), signal: Signal) {
+    bench.await_steps(name, step);
+    let (run, rank) = (format!("/{name} "), format!("--rank {rank} "));
+    let is_it = |line: &str| line.contains(" worker ") && line.contains(&run) && line.contains(&rank);
+    let processes = bench.processes();
+    let victim = processes.iter().find(|(_, line)| is_it(line)).unwrap_or_else(|| panic!("{rank}: {processes:?}"));
+    kill(Pid::from_raw(victim.0), signal).unwrap();
+}
+
+fn end(bench: &Bench, name: &str, child: Child) -> (Ended, Value) {
+    let ended = finish(child);
+    bench.await_no_process();
+    (ended, bench.summary(name))
+}
+
+#[test]
+fn what_the_living_take_over_ends_in_the_same_bits() {
+    let bench = bench();
+    let modes = ["--sync", "--clip-norm 0.1 --optimizer lamb --ema 0.9 --keep-best", "--local-steps 2"];
+    for (m, mode) in modes.into_iter().enumerate() {
+        let calm = format!("calm{m}");
+        let (ended, calm) = end(&bench, &calm, start(&bench, &calm, mode));
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        for (v, victims) in [[(1, 2), (3, 9)], [(0, 4), (2, 5)], [(3, 16), (0, 16)]].into_iter().enumerate() {
+            let name = format!("m{m}v{v}");
+            let child = start(&bench, &name, &format!("{mode} --min-workers 2"));
+            victims.into_iter().for_each(|victim| strike(&bench, &name, victim, Signal::SIGKILL));
+            let (ended, summary) = end(&bench, &name, child);
+            assert_eq!(ended.code, Some(0), "{name}: {}", ended.stderr);
+            assert!(ended.stderr.contains("2 workers take over what worker "), "{}", ended.stderr);
+            for field in ["params_sha256", "eval", "final_loss", "steps", "best", "exact"] {
+                assert_eq!(summary[field], calm[field], "{name} {mode}: {field}");
+            }
+            assert_eq!((summary["faults"].as_u64(), summary["status"].as_str()), (Some(2), Some("done")));
+            let scored = |event: &&Value| event["event"] == "eval" && event["of"] == "weights";
+            let scored: Vec<_> = bench.metrics(&name).iter().filter(scored).map(|e| e["step"].clone()).collect();
+            assert_eq!(scored, [4, 8, 12, 16, 20, 24], "{name}: every evaluation is complete, once");
+        }
+    }
+}
+
+#[test]
+fn modes_that_are_not_exact_go_on_too() {
+    let bench = bench();
+    for (m, mode) in ["--quorum 6", "--async", "--ssp 2 --clip-norm 0.5"].into_iter().enumerate() {
+        let name = format!("m{m}");
+        let child = start(&bench, &name, &format!("{mode} --min-workers 1"));
+        for victim in [(2, 3), (0, 7), (1, 12)] {
+            strike(&bench, &name, victim, Signal::SIGKILL);
+        }
+        let (ended, summary) = end(&bench, &name, child);
+        assert_eq!(ended.code, Some(0), "{mode}: {}", ended.stderr);
+        assert_eq!((summary["steps"].as_u64(), summary["faults"].as_u64()), (Some(24), Some(3)), "{mode}");
+        assert_eq!(summary["eval"]["step"], 24, "{mode}");
+        let steps: Vec<_> =
+            bench.metrics(&name).iter().filter(|e| e["event"] == "step").map(|e| e["step"].clone()).collect();
+        assert_eq!(steps, (1..=24).collect::<Vec<u64>>(), "{mode}: every step is told of, in order");
+    }
+}
+
+#[test]
+fn a_worker_that_hangs_is_fenced_off() {
+    let bench = bench();
+    let (_, calm) = end(&bench, "calm", start(&bench, "calm", "--sync"));
+    let lease = "--set timeouts.heartbeat_ms=50 --set timeouts.lease_ms=4000 --min-workers 3";
+    let child = start(&bench, "hung", lease);
+    strike(&bench, "hung", (1, 6), Signal::SIGSTOP);
+    let (ended, summary) = end(&bench, "hung", child);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("worker 1 has not been heard of for"), "{}", ended.stderr);
+    assert_eq!(summary["params_sha256"], calm["params_sha256"]);
+}
+
+#[test]
+fn too_few_workers_end_the_run() {
+    let bench = bench();
+    let child = start(&bench, "r", "--min-workers 3");
+    strike(&bench, "r", (1, 2), Signal::SIGKILL);
+    strike(&bench, "r", (2, 5), Signal::SIGKILL);
+    let (ended, summary) = end(&bench, "r", child);
+    assert_eq!(ended.code, Some(4), "{}", ended.stderr);
+    assert!(ended.stderr.contains("error: worker 2 "), "{}", ended.stderr);
+    assert!(ended.stderr.contains("of 3 workers before it, at least 3 must be there"), "{}", ended.stderr);
+    assert_eq!((summary["status"].as_str(), summary["faults"].as_u64()), (Some("failed"), Some(2)));
+}

@@ -1,0 +1,202 @@
+//! What workers do: ask, evaluate, push, look whether it is through, and push again when slices have changed hands.
+
+use std::collections::BTreeSet;
+
+use convoy_launcher::coordinator::dealer::Deal;
+use convoy_proto::{
+    blocks::BlockMap,
+    clock::Clock,
+    ids::{Member, ShardId, SliceId, Step, WorkerId},
+    messages::{EvaluationPart, GradientBlock, PushHeader, Report, StepReport, StepTimes, Verdict, Weights, Work},
+    sum::payload_of,
+    tree::Node,
+};
+use convoy_server::core::{shard::Shard, staging::Fate, versions::Lookup};
+
+use crate::{
+    EVAL_EVERY, STEPS,
+    model::{Message, gradient, header_of, score_of, weight},
+    world::World,
+};
+
+/// What a worker is about.
+#[derive(Clone, Debug)]
+pub struct Hand {
+    /// The step that its parameters are the input of.
+    pub step: Step,
+    /// The headers of what it has pushed and that is not known to be committed.
+    pushed: Option<PushHeader>,
+    /// The evaluation that it took part in last, and its slices of it.
+    evaluated: Option<(Step, BTreeSet<SliceId>)>,
+    /// Whether it has said that it made its last step.
+    finished: bool,
+}
+
+impl Hand {
+    /// A worker that takes up with a step.
+    pub fn at(step: Step) -> Hand {
+        Hand { step, pushed: None, evaluated: None, finished: false }
+    }
+}
+
+impl World {
+    fn is_dealt(&self) -> bool {
+        self.config.mode.is_dealt()
+    }
+
+    fn owned(&self, rank: u32) -> BTreeSet<SliceId> {
+        self.cluster.view().owned_by(WorkerId(rank))
+    }
+
+    /// The parts of a push to all shards: some are lost now and then, and the worker sends them again.
+    fn send(&mut self, header: &PushHeader, places: &[(u32, (u64, u32))]) {
+        let map = BlockMap::new(&self.manifest, 2);
+        for shard in 0..2 {
+            self.mail.push(Message::Push(shard, header.clone(), None));
+            for block in map.of_shard(ShardId(shard as u32)) {
+                for (slice, place) in places.iter().filter(|(_, place)| weight(*place) > 0.0) {
+                    let values = gradient(*place, block.len as usize, block.start);
+                    let (node, payload) = (Node::leaf(SliceId(*slice)), payload_of(&values).to_vec().into());
+                    let block = GradientBlock { block: block.id, node, payload };
+                    self.mail.push(Message::Push(shard, header.clone(), Some(block)));
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, member: Member, report: Report) {
+        let events = self.cluster.report(member, report).unwrap();
+        self.note(events);
+    }
+
+    /// Scores what is this worker's of a step's evaluation and not scored yet, with parameters that must be there.
+    fn evaluate(&mut self, member: Member, step: Step) {
+        let owned = self.owned(member.rank);
+        let scored = match self.hands[&member.rank].evaluated.clone() {
+            Some((at, scored)) if at == step => scored,
+            _ => BTreeSet::new(),
+        };
+        let missing = &owned - &scored;
+        let find =
+            |shard: &Shard| shard.all_blocks().map(|b| shard.version(b, step, Weights::Trained).unwrap()).collect();
+        let found: Vec<Vec<Lookup>> = self.shards.iter().map(find).collect();
+        let is_gone = found.iter().flatten().any(|found| matches!(found, Lookup::Gone));
+        assert!(!is_gone || self.cluster.engine().is_scored(step), "parameters are kept until they are scored");
+        if missing.is_empty() || !found.iter().flatten().all(|found| matches!(found, Lookup::Ready(_))) {
+            return;
+        }
+        self.hands.get_mut(&member.rank).unwrap().evaluated = Some((step, &scored | &missing));
+        let part =
+            |slice: &SliceId| EvaluationPart { slice: *slice, weight: 1.0, loss_sum: score_of(*slice), correct: 0 };
+        let parts = missing.iter().map(part).collect();
+        self.report(member, Report::Evaluation { step, weights: Weights::Trained, parts });
+    }
+
+    /// Lets a worker do its next thing, or send again what it has in hand.
+    pub fn act(&mut self, rank: u32) {
+        let Some(member) = self.members.get(&rank).copied() else { return };
+        let hand = self.hands[&rank].clone();
+        if let Some(header) = &hand.pushed {
+            self.look(rank, header.clone());
+        } else if hand.finished {
+            // It stays until all are through, and takes over what others leave.
+            self.evaluate(member, hand.step);
+        } else if self.is_dealt() {
+            self.ask(member);
+        } else {
+            self.make_step(member, hand.step);
+        }
+    }
+
+    fn ask(&mut self, member: Member) {
+        match self.cluster.deal(member).unwrap() {
+            Deal::Now(Work::Slice { sequence, step: of, slice }) => {
+                self.dealt.insert((member.rank, member.incarnation, sequence), (of, slice.0));
+                let step = self.shards.iter().map(Shard::open_step).min().unwrap();
+                self.push(member, (step, sequence), &[(0, (of, slice.0))]);
+            }
+            Deal::Now(Work::Evaluate(step)) => self.evaluate(member, step),
+            Deal::Now(Work::Finished(step)) => self.finish(member, step),
+            Deal::Wait(_) => {}
+        }
+    }
+
+    fn make_step(&mut self, member: Member, step: Step) {
+        if Clock::new(&self.config, STEPS).is_due(step, EVAL_EVERY) || step.0 == STEPS {
+            self.evaluate(member, step);
+        }
+        if step.0 == STEPS {
+            return self.finish(member, step);
+        }
+        let places: Vec<_> = self.owned(member.rank).iter().map(|slice| (slice.0, (step.0, slice.0))).collect();
+        self.push(member, (step, step.0), &places);
+    }
+
+    fn finish(&mut self, member: Member, step: Step) {
+        let hand = self.hands.get_mut(&member.rank).unwrap();
+        (hand.step, hand.finished) = (step, true);
+        self.report(member, Report::Finished { step });
+    }
+
+    fn push(&mut self, member: Member, (step, sequence): (Step, u64), places: &[(u32, (u64, u32))]) {
+        if places.is_empty() {
+            return;
+        }
+        let view = self.cluster.view();
+        let header = PushHeader {
+            member,
+            generation: view.generation,
+            era: view.era,
+            step,
+            sequence,
+            slices: places.iter().map(|(slice, place)| header_of(*slice, *place)).collect(),
+            loss_scale: 1.0,
+        };
+        self.send(&header, places);
+        self.hands.get_mut(&member.rank).unwrap().pushed = Some(header);
+    }
+
+    /// Sees whether a push is through; if not, maybe sends it again, with what the worker owns by now.
+    fn look(&mut self, rank: u32, header: PushHeader) {
+        let is_dealt = self.is_dealt();
+        let verdict = |shard: &Shard| match is_dealt {
+            true => match shard.fate(header.id()) {
+                Fate::Committed(verdict) => Some(verdict),
+                _ => None,
+            },
+            false => shard.closed(header.step).flatten(),
+        };
+        let verdicts: Vec<Verdict> = self.shards.iter().filter_map(verdict).collect();
+        let opens: Vec<_> = self.shards.iter().map(Shard::open_step).collect();
+        let hand = self.hands.get_mut(&rank).unwrap();
+        if verdicts.len() == self.shards.len() {
+            assert_eq!(verdicts[0], verdicts[1], "both shards decided the same");
+            hand.step = if is_dealt { hand.step } else { header.step.next() };
+            hand.pushed = None;
+            let (samples, times) = (1, StepTimes::default());
+            let report = StepReport { verdict: verdicts[0].clone(), samples, bytes_pushed: 1, bytes_pulled: 1, times };
+            self.report(self.members[&rank], Report::Step(report));
+        } else if !is_dealt && opens.iter().all(|open| *open > header.step.next() && *open == opens[0]) {
+            // A quorum went on without it.
+            (hand.step, hand.pushed) = (opens[0], None);
+        } else if self.draw(4) == 0 {
+            self.push_again(rank, header);
+        }
+    }
+
+    fn push_again(&mut self, rank: u32, header: PushHeader) {
+        let member = header.member;
+        let is_evaluated = self.hands[&rank].evaluated.as_ref().is_some_and(|(at, _)| *at == header.step);
+        if is_evaluated && !self.is_dealt() {
+            self.evaluate(member, header.step);
+        }
+        let places: Vec<_> = match self.is_dealt() {
+            true => vec![(0, self.dealt[&(rank, member.incarnation, header.sequence)])],
+            false => self.owned(rank).iter().map(|slice| (slice.0, (header.step.0, slice.0))).collect(),
+        };
+        let slices: Vec<_> = places.iter().map(|(slice, place)| header_of(*slice, *place)).collect();
+        // Another set of slices is another push.
+        let sequence = header.sequence + if slices == header.slices { 0 } else { STEPS };
+        self.push(member, (header.step, sequence), &places);
+    }
+}
