@@ -22,7 +22,12 @@ use crate::{
     args::{Places, TrainArgs, Which},
     children::Children,
     cli::say,
-    coordinator::{core::Event, evaluation::Score, service::CoordinatorService, stragglers::Straggler},
+    coordinator::{
+        core::{Event, Lag},
+        evaluation::Score,
+        service::CoordinatorService,
+        stragglers::Straggler,
+    },
     outcome::Failure,
     progress::Progress,
     run_dir::RunDir,
@@ -242,9 +247,13 @@ impl Session {
     }
 
     /// Names a worker that has become slow.
-    fn straggles(&mut self, straggler: Straggler, lag: Option<u64>) {
+    fn straggles(&mut self, straggler: Straggler, lag: Lag) {
         let Straggler { worker, seconds, usual } = straggler;
-        let lag_text = lag.map(|lag| format!(", {lag} pushes behind the quickest")).unwrap_or_default();
+        let (lag, lag_text) = match lag {
+            Lag::None => (None, String::new()),
+            Lag::Pushes(lag) => (Some(lag), format!(", {lag} pushes behind the quickest")),
+            Lag::Missed(lag) => (Some(lag), format!(", {lag} steps were made without it")),
+        };
         self.progress.say(&format!(
             "worker {worker} is slow: {:.0} ms a step, the others {:.0} ms{lag_text}",
             seconds * 1e3,

@@ -40,51 +40,99 @@ impl Block {
     }
 }
 
-/// All blocks, and which shard holds which.
+/// The blocks of one tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    /// Its first block.
+    first: u64,
+    /// Where it starts in the parameter space, in elements.
+    offset: u64,
+    elements: u64,
+    role: TensorRole,
+}
+
+impl Span {
+    fn blocks(&self) -> u64 {
+        self.elements.div_ceil(BLOCK_ELEMENTS)
+    }
+}
+
+/// All blocks, and which shard holds which. Its size is that of the manifest: blocks are computed when they are asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockMap {
-    blocks: Vec<Block>,
-    shards: Vec<Range<usize>>,
+    tensors: Vec<Span>,
+    shards: Vec<Range<u64>>,
+    blocks: u64,
     elements: u64,
 }
 
 impl BlockMap {
     /// Cuts the manifest's tensors into blocks and gives each of `shards` a contiguous run of about equal size.
     pub fn new(manifest: &Manifest, shards: u32) -> BlockMap {
-        let mut blocks = Vec::new();
-        for (tensor, entry) in manifest.tensors().iter().enumerate() {
-            let end = entry.offset + entry.elements();
-            let mut start = entry.offset;
-            while start < end {
-                let len = (end - start).min(BLOCK_ELEMENTS) as u32;
-                blocks.push(Block { id: BlockId(blocks.len() as u64), tensor, start, len, role: entry.role });
-                start += u64::from(len);
+        let (mut tensors, mut blocks) = (Vec::new(), 0);
+        for entry in manifest.tensors() {
+            let span = Span { first: blocks, offset: entry.offset, elements: entry.elements(), role: entry.role };
+            blocks += span.blocks();
+            tensors.push(span);
+        }
+        let mut map = BlockMap { tensors, shards: Vec::new(), blocks, elements: manifest.elements() };
+        let shards = shards.max(1);
+        let mut start = 0;
+        for shard in 0..shards {
+            let end = map.first_beyond(shard, shards);
+            map.shards.push(start..end);
+            start = end;
+        }
+        map
+    }
+
+    /// The first block whose middle lies beyond a shard's share of the elements.
+    fn first_beyond(&self, shard: u32, shards: u32) -> u64 {
+        let is_within = |id: u64| {
+            self.get(BlockId(id)).is_some_and(|block| {
+                let middle = u128::from(block.start) + u128::from(block.len / 2);
+                middle * u128::from(shards) / u128::from(self.elements.max(1)) <= u128::from(shard)
+            })
+        };
+        let (mut low, mut high) = (0, self.blocks);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if is_within(middle) {
+                low = middle + 1;
+            } else {
+                high = middle;
             }
         }
-        let (shards, elements) = (shards.max(1), manifest.elements());
-        let holder = |block: &Block| {
-            let middle = u128::from(block.start) + u128::from(block.len / 2);
-            (middle * u128::from(shards) / u128::from(elements.max(1))) as u32
-        };
-        let shards = (0..shards)
-            .map(|shard| blocks.partition_point(|b| holder(b) < shard)..blocks.partition_point(|b| holder(b) <= shard))
-            .collect();
-        BlockMap { blocks, shards, elements }
+        low
     }
 
     /// Every block, in order of the parameter space.
-    pub fn blocks(&self) -> &[Block] {
-        &self.blocks
+    pub fn blocks(&self) -> Blocks<'_> {
+        Blocks { map: self, tensor: 0, next: 0, end: self.blocks }
     }
 
     /// The block with this id, if there is one.
-    pub fn get(&self, id: BlockId) -> Option<&Block> {
-        self.blocks.get(usize::try_from(id.0).ok()?)
+    pub fn get(&self, id: BlockId) -> Option<Block> {
+        let tensor = self.tensor_of(id.0);
+        (id.0 < self.blocks).then(|| self.block(id.0, tensor))
     }
 
-    /// The blocks that a shard holds; empty for a shard that holds none.
-    pub fn of_shard(&self, shard: ShardId) -> &[Block] {
-        self.shards.get(shard.index()).map_or(&[], |range| &self.blocks[range.clone()])
+    /// The tensor of a block that there is.
+    fn tensor_of(&self, id: u64) -> usize {
+        self.tensors.partition_point(|span| span.first <= id).saturating_sub(1)
+    }
+
+    fn block(&self, id: u64, tensor: usize) -> Block {
+        let span = &self.tensors[tensor];
+        let within = (id - span.first) * BLOCK_ELEMENTS;
+        let len = (span.elements - within).min(BLOCK_ELEMENTS) as u32;
+        Block { id: BlockId(id), tensor, start: span.offset + within, len, role: span.role }
+    }
+
+    /// The blocks that a shard holds, in order; none for a shard that holds none.
+    pub fn of_shard(&self, shard: ShardId) -> Blocks<'_> {
+        let range = self.shards.get(shard.index()).cloned().unwrap_or(0..0);
+        Blocks { map: self, tensor: self.tensor_of(range.start), next: range.start, end: range.end }
     }
 
     /// How many shards there are.
@@ -98,6 +146,38 @@ impl BlockMap {
     }
 }
 
+/// A run of blocks, each computed as it comes.
+#[derive(Clone, Debug)]
+pub struct Blocks<'a> {
+    map: &'a BlockMap,
+    tensor: usize,
+    next: u64,
+    end: u64,
+}
+
+impl Iterator for Blocks<'_> {
+    type Item = Block;
+
+    fn next(&mut self) -> Option<Block> {
+        if self.next >= self.end {
+            return None;
+        }
+        let span = |tensor: usize| &self.map.tensors[tensor];
+        while self.next >= span(self.tensor).first + span(self.tensor).blocks() {
+            self.tensor += 1;
+        }
+        self.next += 1;
+        Some(self.map.block(self.next - 1, self.tensor))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = (self.end - self.next) as usize;
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Blocks<'_> {}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -109,32 +189,50 @@ mod tests {
         Manifest::new(tensors).unwrap()
     }
 
-    fn draw(map: &BlockMap) -> String {
-        (0..map.shards())
-            .map(|s| {
-                map.of_shard(ShardId(s)).iter().map(|b| format!("{}+{}", b.start, b.len)).collect::<Vec<_>>().join(" ")
-            })
-            .collect::<Vec<_>>()
-            .join(" | ")
+    /// `start+length` of each block, shards apart.
+    fn draw(sizes: &[u64], shards: u32) -> String {
+        let map = BlockMap::new(&manifest(sizes), shards);
+        let block = |block: Block| format!("{}+{}", block.start, block.len);
+        let shard = |shard| map.of_shard(ShardId(shard)).map(block).collect::<Vec<_>>().join(" ");
+        (0..shards).map(shard).collect::<Vec<_>>().join(" | ")
     }
 
-    /// Golden cases: a change here makes older checkpoints and mixed versions unreadable.
+    /// Golden: a change here makes older checkpoints and mixed versions unreadable.
     #[test]
     fn maps() {
-        assert_eq!(draw(&BlockMap::new(&manifest(&[10, 10, 10]), 1)), "0+10 10+10 20+10");
-        assert_eq!(draw(&BlockMap::new(&manifest(&[10, 10, 10, 10]), 2)), "0+10 10+10 | 20+10 30+10");
-        assert_eq!(draw(&BlockMap::new(&manifest(&[1]), 3)), " |  | 0+1".replace(" |  | 0+1", "0+1 |  | "));
-        assert_eq!(
-            draw(&BlockMap::new(&manifest(&[65_537, 131_072]), 2)),
-            "0+65536 65536+1 | 65537+65536 131073+65536"
-        );
+        let golden: [(&[u64], u32, &str); 6] = [
+            (&[10, 10, 10], 1, "0+10 10+10 20+10"),
+            (&[10, 10, 10, 10], 2, "0+10 10+10 | 20+10 30+10"),
+            (&[1], 3, "0+1 |  | "),
+            (&[5, 1, 1, 1], 2, "0+5 | 5+1 6+1 7+1"),
+            (&[65_537, 131_072], 2, "0+65536 65536+1 | 65537+65536 131073+65536"),
+            (&[200_000], 3, "0+65536 | 65536+65536 | 131072+65536 196608+3392"),
+        ];
+        for (sizes, shards, map) in golden {
+            assert_eq!(draw(sizes, shards), map, "{sizes:?} on {shards}");
+        }
     }
 
+    /// Golden: 10^12 elements in three tensors on seven shards. No memory grows with it.
     #[test]
-    fn a_terabyte_is_arithmetic() {
-        let map = BlockMap::new(&manifest(&[1 << 32]), 7);
-        assert_eq!(map.blocks().len(), 1 << 16);
-        assert_eq!(map.blocks().last().unwrap().range().end, 1 << 32);
+    fn four_terabytes_are_arithmetic() {
+        let sizes = [400_000_000_000, 3, 599_999_999_997];
+        let map = BlockMap::new(&manifest(&sizes), 7);
+        assert_eq!((map.elements(), map.blocks().len()), (1_000_000_000_000, 15_258_791));
+        let last = map.get(BlockId(15_258_790)).unwrap();
+        assert_eq!((last.tensor, last.start, last.len), (2, 999_999_971_331, 28_669));
+        assert_eq!(last.range().end as u64, map.elements());
+        assert_eq!(map.get(BlockId(15_258_791)), None);
+        let small = map.get(BlockId(6_103_516)).unwrap();
+        assert_eq!((small.tensor, small.start, small.len), (1, 400_000_000_000, 3));
+        let shares: Vec<_> = (0..7).map(|shard| map.of_shard(ShardId(shard)).len() as u64).collect();
+        assert_eq!(shares.iter().sum::<u64>(), 15_258_791);
+        assert!(shares.iter().all(|blocks| blocks.abs_diff(15_258_791 / 7) <= 1), "{shares:?}");
+        for shard in 1..7 {
+            let first = map.of_shard(ShardId(shard)).next().unwrap();
+            assert_eq!(Some(first), map.get(first.id), "shard {shard}");
+            assert!(first.start.abs_diff(map.elements() / 7 * u64::from(shard)) <= BLOCK_ELEMENTS, "shard {shard}");
+        }
     }
 
     proptest! {
@@ -153,7 +251,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(at, sizes.iter().sum::<u64>());
-            let bytes = |s| map.of_shard(ShardId(s)).iter().map(|b| u64::from(b.len)).sum::<u64>();
+            let bytes = |s| map.of_shard(ShardId(s)).map(|b| u64::from(b.len)).sum::<u64>();
             let fair = at / u64::from(shards);
             prop_assert!((0..shards).all(|s| bytes(s) <= fair + BLOCK_ELEMENTS));
         }

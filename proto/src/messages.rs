@@ -314,19 +314,26 @@ pub struct StepTimes {
     pub load: f64,
 }
 
+/// What a worker did for a step, or a slice.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Effort {
+    /// Samples it computed.
+    pub samples: u64,
+    /// Payload bytes up.
+    pub bytes_pushed: u64,
+    /// Payload bytes down.
+    pub bytes_pulled: u64,
+    /// Where the time went.
+    pub times: StepTimes,
+}
+
 /// A committed step, seen by one worker.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
     /// How it ended.
     pub verdict: Verdict,
-    /// Samples this worker computed for it.
-    pub samples: u64,
-    /// Payload bytes this worker pushed for it.
-    pub bytes_pushed: u64,
-    /// Payload bytes it pulled.
-    pub bytes_pulled: u64,
-    /// Where the time went.
-    pub times: StepTimes,
+    /// What the worker did for it.
+    pub effort: Effort,
 }
 
 /// Sums over one slice of the held-out data.
@@ -362,6 +369,13 @@ pub enum Report {
     Pausing {
         /// The first step it has not pushed.
         pushed: Step,
+    },
+    /// A step was made without the worker.
+    Missed {
+        /// The step that it takes up with.
+        next: Step,
+        /// What it did in vain.
+        effort: Effort,
     },
     /// The worker made its last step.
     Finished {

@@ -172,20 +172,41 @@ mod tests {
         SliceHeader { slice: SliceId(slice), weight, loss_sum, finite }
     }
 
-    #[test]
-    fn a_verdict_counts_what_is_present() {
-        let headers = [header(0, 3.0, 1.5, true), header(1, 0.0, 0.0, true), header(2, 1.0, 2.5, true)];
-        let verdict = Verdict::from_headers(Step(4), SliceTree::new(3), &headers, TERMS);
-        assert_eq!((verdict.action, verdict.weight, verdict.loss()), (Action::Apply, 4.0, 1.0));
-        assert_eq!(verdict.slices, [SliceId(0), SliceId(2)]);
+    /// The verdict on headers written as `weight:loss`, `-` for an empty slice, `!` behind what is not finite.
+    fn judge(text: &str) -> String {
+        let read = |(slice, word): (u32, &str)| {
+            let finite = !word.ends_with('!');
+            let (weight, loss_sum) = word.trim_end_matches('!').split_once(':').unwrap_or(("0", "0"));
+            header(slice, weight.parse().unwrap(), loss_sum.parse().unwrap(), finite)
+        };
+        let headers: Vec<_> = (0..).zip(text.split_whitespace()).map(read).collect();
+        let tree = SliceTree::new(headers.len() as u32);
+        let verdict = Verdict::from_headers(Step(4), tree, &headers, TERMS);
+        assert_eq!(verdict, verdict.clone(), "a loss that is not a number is the same on both sides");
+        let slices: Vec<_> = verdict.slices.iter().map(ToString::to_string).collect();
+        let (weight, loss) = (verdict.weight, verdict.loss());
+        format!("{:?} [{}] weight {weight} loss {loss}", verdict.action, slices.join(" "))
     }
 
+    /// Golden: a change here changes which steps are made, and what a loss is.
     #[test]
-    fn one_part_that_is_not_finite_skips_the_step() {
-        let headers = [header(0, 3.0, 1.5, true), header(1, 1.0, f64::NAN, false)];
-        let verdict = Verdict::from_headers(Step(0), SliceTree::new(2), &headers, TERMS);
-        assert_eq!(verdict.action, Action::SkipNonFinite);
-        assert_eq!(verdict, verdict.clone(), "a loss that is not a number is the same on both sides");
+    fn verdicts() {
+        let golden = [
+            ("2:1", "Apply [0] weight 2 loss 0.5"),
+            ("3:1.5 - 1:2.5", "Apply [0 2] weight 4 loss 1"),
+            ("1:4 2:2 3:6 4:8 5:10", "Apply [0 1 2 3 4] weight 15 loss 2"),
+            // In tree order, ((0 1) 2): a unit in the last place is lost twice, or not at all.
+            ("1:1e16 1:1 1:1", "Apply [0 1 2] weight 3 loss 3333333333333333.5"),
+            ("1:1 1:1 1:1e16", "Apply [0 1 2] weight 3 loss 3333333333333334"),
+            ("- -", "SkipNonFinite [] weight 0 loss NaN"),
+            ("3:1.5 1:NaN!", "SkipNonFinite [0 1] weight 4 loss NaN"),
+            ("3:1.5 1:2.5!", "SkipNonFinite [0 1] weight 4 loss 1"),
+            ("3:1.5 -!", "SkipNonFinite [0] weight 3 loss 0.5"),
+            ("inf:1 1:1", "SkipNonFinite [0 1] weight inf loss 0"),
+        ];
+        for (headers, verdict) in golden {
+            assert_eq!(judge(headers), verdict, "{headers}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement fails by panicking and prints its table")]
 
+mod elastic;
 mod modes;
 
 use convoy_tests::Bench;

@@ -67,6 +67,8 @@ pub struct Exchange {
     member: Member,
     manifest: Arc<Manifest>,
     map: Arc<BlockMap>,
+    /// The size of what training changes.
+    trained_bytes: u64,
     shards: Vec<ShardClient>,
 }
 
@@ -169,7 +171,9 @@ impl Exchange {
             shards.push(ShardClient::connect(shard, address).await?);
         }
         let map = BlockMap::new(manifest, shards.len() as u32);
-        Ok(Exchange { member, manifest: Arc::new(manifest.clone()), map: Arc::new(map), shards })
+        let trained = map.blocks().filter(|block| block.role.is_trained());
+        let trained_bytes = trained.map(|block| block.bytes() as u64).sum();
+        Ok(Exchange { member, manifest: Arc::new(manifest.clone()), map: Arc::new(map), trained_bytes, shards })
     }
 
     fn payload(&self, tensors: &Arc<Tensors>, block: &Block) -> Bytes {
@@ -188,8 +192,7 @@ impl Exchange {
             let blocks: Vec<_> = self
                 .map
                 .of_shard(shard)
-                .iter()
-                .map(|block| ParameterBlock { block: block.id, payload: self.payload(&tensors, block) })
+                .map(|block| ParameterBlock { block: block.id, payload: self.payload(&tensors, &block) })
                 .collect();
             client.initialise(self.member, blocks.into_iter()).await?;
         }
@@ -240,7 +243,7 @@ impl Exchange {
             step: oldest.unwrap_or(Step(0)),
             newest: newest.unwrap_or(Step(0)),
             tensors,
-            bytes: self.trained_bytes(),
+            bytes: self.trained_bytes,
         })
     }
 
@@ -255,10 +258,6 @@ impl Exchange {
             pulled = self.pull_newest(era).await?;
         }
         Ok(pulled)
-    }
-
-    fn trained_bytes(&self) -> u64 {
-        self.map.blocks().iter().filter(|block| block.role.is_trained()).map(|block| block.bytes() as u64).sum()
     }
 
     /// Pushes a contribution to a step and takes the updated parameters, until every shard has committed it; nothing if
@@ -278,7 +277,7 @@ impl Exchange {
             Answered::Outdated(generation) => return Ok(Answered::Outdated(generation)),
         };
         let tensors = self.gather(&pulled, |block| block.role.is_trained())?;
-        Ok(Answered::Committed(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes() }))
+        Ok(Answered::Committed(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes }))
     }
 
     /// Pushes a slice that was dealt out, until every shard has committed it; gives the bytes that were pushed, too.
@@ -312,7 +311,7 @@ impl Exchange {
                 Ok::<_, ExchangeError>((shard, outcome, blocks))
             }
         });
-        Ok((try_join_all(exchanges).await?, self.trained_bytes() * nodes.len() as u64))
+        Ok((try_join_all(exchanges).await?, self.trained_bytes * nodes.len() as u64))
     }
 
     /// Every block of a shard for every node, block by block, so that all workers' parts of a block meet early.
@@ -322,7 +321,7 @@ impl Exchange {
         nodes: Arc<Vec<(Node, Arc<Tensors>)>>,
     ) -> impl Iterator<Item = GradientBlock> + Send + 'static {
         let this = self.clone();
-        let blocks: Vec<Block> = self.map.of_shard(shard).iter().filter(|b| b.role.is_trained()).copied().collect();
+        let blocks: Vec<Block> = self.map.of_shard(shard).filter(|b| b.role.is_trained()).collect();
         blocks.into_iter().flat_map(move |block| {
             let (this, nodes) = (this.clone(), nodes.clone());
             (0..nodes.len()).map(move |at| {
@@ -340,7 +339,7 @@ impl Exchange {
     ) -> Result<Tensors, ExchangeError> {
         let mut tensors: Tensors = vec![Vec::new(); self.manifest.tensors().len()];
         for (shard, blocks) in pulled {
-            let want = self.map.of_shard(*shard).iter().filter(|block| wanted(block));
+            let want = self.map.of_shard(*shard).filter(|block| wanted(block));
             let (mut got, count) = (0, want.clone().count());
             for (expected, received) in want.zip(blocks) {
                 if received.block != expected.id || received.payload.len() != expected.bytes() {

@@ -128,7 +128,7 @@ impl LocalTrainer {
             return;
         }
         let map = BlockMap::new(&self.manifest, 1);
-        let squares = map.blocks().iter().filter(|block| block.role == TensorRole::Trainable).map(|block| {
+        let squares = map.blocks().filter(|block| block.role == TensorRole::Trainable).map(|block| {
             let start = (block.start - self.manifest.tensors()[block.tensor].offset) as usize;
             let range = start..start + block.len as usize;
             let direction = sum::sum_of_squares(&directions[block.tensor][range.clone()]);

@@ -8,13 +8,13 @@ use convoy_proto::{
     clock::Clock,
     config::Config,
     ids::{Member, SliceId, Step, WorkerId},
-    messages::{Accumulated, EvaluationPart, PushHeader, PushId, Staged, StepReport, Verdict, Weights},
+    messages::{Accumulated, Effort, EvaluationPart, PushHeader, PushId, Staged, StepReport, Verdict, Weights},
     tree::SliceTree,
 };
 
 use super::{
     commits::{CommitError, Commits, Fate},
-    core::Event,
+    core::{Event, Lag},
     dealer::{Deal, Dealer},
     decision::{DecisionError, Decisions},
     evaluation::{Evaluations, Lacking, Score},
@@ -188,11 +188,8 @@ impl Engine {
     /// Takes in what a worker did of a commit.
     pub fn step(&mut self, member: Member, report: StepReport) -> Vec<Event> {
         let worker = WorkerId(member.rank);
-        let seconds = report.times.data + report.times.compute;
-        let straggler = self.stragglers.note(worker, seconds);
-        let lag = self.dealer.lag(worker);
-        let slow = straggler.map(|straggler| Event::Straggler(straggler, self.is_dealt.then_some(lag)));
-        let mut events: Vec<_> = slow.into_iter().collect();
+        let lag = if self.is_dealt { Lag::Pushes(self.dealer.lag(worker)) } else { Lag::None };
+        let mut events: Vec<_> = self.judge(worker, &report.effort, lag).into_iter().collect();
         if self.has_quorum {
             // A step proves those before it, also if who would have reported them is dead.
             events.extend(self.catch_up(report.verdict.step));
@@ -200,6 +197,17 @@ impl Engine {
         self.chosen.remove(&report.verdict.step);
         events.extend(self.history.add(report.verdict).into_iter().map(Event::Step));
         events
+    }
+
+    /// A step was made without a worker, as so many before.
+    pub fn missed(&mut self, worker: WorkerId, effort: &Effort, steps: u64) -> Option<Event> {
+        self.judge(worker, effort, Lag::Missed(steps))
+    }
+
+    /// Names a worker that has become slow.
+    fn judge(&mut self, worker: WorkerId, effort: &Effort, lag: Lag) -> Option<Event> {
+        let straggler = self.stragglers.note(worker, effort.times.data + effort.times.compute);
+        straggler.map(|straggler| Event::Straggler(straggler, lag))
     }
 
     /// All workers that are alive are past a step. Where nothing was chosen here, what nobody has told of by now, nobody

@@ -2,7 +2,7 @@
 
 use convoy_proto::{
     ids::{Member, Step},
-    messages::{StepReport, StepTimes, WorkerOffer},
+    messages::{Effort, StepTimes, WorkerOffer},
 };
 
 /// A worker that joined, and what it did.
@@ -26,6 +26,8 @@ pub struct WorkerRecord {
     pub times: StepTimes,
     /// The commit after the last that it reported.
     pub at: Step,
+    /// Steps that were made without it.
+    pub missed: u64,
     /// How often its place was taken anew.
     pub restarts: u64,
     /// Whether its process is there.
@@ -66,6 +68,7 @@ impl WorkerRecord {
             bytes_pulled: 0,
             times: StepTimes::default(),
             at: Step(0),
+            missed: 0,
             restarts: 0,
             is_alive: true,
             pushed: None,
@@ -83,20 +86,21 @@ impl WorkerRecord {
             bytes_pulled: before.bytes_pulled,
             times: before.times,
             at: before.at,
+            missed: before.missed,
             restarts: before.restarts + 1,
             ..self
         }
     }
 
-    /// Adds up what it reports of a step.
-    pub(super) fn add(&mut self, report: &StepReport) {
-        self.samples += report.samples;
-        self.bytes_pushed += report.bytes_pushed;
-        self.bytes_pulled += report.bytes_pulled;
-        self.times.data += report.times.data;
-        self.times.compute += report.times.compute;
-        self.times.exchange += report.times.exchange;
-        self.times.load += report.times.load;
-        self.at = report.verdict.step.next();
+    /// Adds up what it did for a step, after which it goes on with the step `next`.
+    pub(super) fn add(&mut self, effort: &Effort, next: Step) {
+        self.samples += effort.samples;
+        self.bytes_pushed += effort.bytes_pushed;
+        self.bytes_pulled += effort.bytes_pulled;
+        self.times.data += effort.times.data;
+        self.times.compute += effort.times.compute;
+        self.times.exchange += effort.times.exchange;
+        self.times.load += effort.times.load;
+        self.at = next;
     }
 }

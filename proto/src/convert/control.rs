@@ -4,8 +4,8 @@ use super::{Result, WireError, present, role, weight, wrong};
 use crate::{
     ids::{BlockId, Era, Generation, Incarnation, Member, Role, ShardId, SliceId, Step, WorkerId},
     messages::{
-        Accumulated, Admission, ClusterView, EvaluationPart, JoinOffer, JoinPart, Norms, Phase, Report, Squares,
-        Staged, StepReport, StepTimes, Verdict, Weights, Work, WorkerOffer,
+        Accumulated, Admission, ClusterView, Effort, EvaluationPart, JoinOffer, JoinPart, Norms, Phase, Report,
+        Squares, Staged, StepReport, StepTimes, Verdict, Weights, Work, WorkerOffer,
     },
     wire,
 };
@@ -271,6 +271,9 @@ impl From<Report> for wire::Report {
                 Kind::Evaluation(wire::EvaluationReport { step: step.0, parts: parts.collect(), averaged })
             }
             Report::Pausing { pushed } => Kind::Pausing(wire::Pausing { pushed: pushed.0 }),
+            Report::Missed { next, effort } => {
+                Kind::Missed(wire::MissedReport { next: next.0, effort: Some(effort.into()) })
+            }
             Report::Finished { step } => Kind::Finished(wire::Finished { steps: step.0 }),
         };
         wire::Report { kind: Some(kind) }
@@ -298,6 +301,9 @@ impl TryFrom<wire::Report> for Report {
                 Report::Evaluation { step: Step(report.step), weights, parts: parts.collect::<Result<_>>()? }
             }
             Kind::Pausing(pausing) => Report::Pausing { pushed: Step(pausing.pushed) },
+            Kind::Missed(missed) => {
+                Report::Missed { next: Step(missed.next), effort: present("effort", missed.effort)?.try_into()? }
+            }
             Kind::Finished(finished) => Report::Finished { step: Step(finished.steps) },
         })
     }
@@ -305,14 +311,7 @@ impl TryFrom<wire::Report> for Report {
 
 impl From<StepReport> for wire::StepReport {
     fn from(report: StepReport) -> Self {
-        let StepTimes { data, compute, exchange, load } = report.times;
-        wire::StepReport {
-            verdict: Some(report.verdict.into()),
-            samples: report.samples,
-            bytes_pushed: report.bytes_pushed,
-            bytes_pulled: report.bytes_pulled,
-            times: Some(wire::StepTimes { data, compute, exchange, load }),
-        }
+        wire::StepReport { verdict: Some(report.verdict.into()), effort: Some(report.effort.into()) }
     }
 }
 
@@ -320,13 +319,29 @@ impl TryFrom<wire::StepReport> for StepReport {
     type Error = WireError;
 
     fn try_from(report: wire::StepReport) -> Result<Self> {
-        let wire::StepTimes { data, compute, exchange, load } = present("times", report.times)?;
-        Ok(StepReport {
-            verdict: report.verdict.try_into()?,
-            samples: report.samples,
-            bytes_pushed: report.bytes_pushed,
-            bytes_pulled: report.bytes_pulled,
-            times: StepTimes { data, compute, exchange, load },
-        })
+        Ok(StepReport { verdict: report.verdict.try_into()?, effort: present("effort", report.effort)?.try_into()? })
+    }
+}
+
+impl From<Effort> for wire::Effort {
+    fn from(effort: Effort) -> Self {
+        let Effort { samples, bytes_pushed, bytes_pulled, times } = effort;
+        let StepTimes { data, compute, exchange, load } = times;
+        wire::Effort {
+            samples,
+            bytes_pushed,
+            bytes_pulled,
+            times: Some(wire::StepTimes { data, compute, exchange, load }),
+        }
+    }
+}
+
+impl TryFrom<wire::Effort> for Effort {
+    type Error = WireError;
+
+    fn try_from(effort: wire::Effort) -> Result<Self> {
+        let wire::Effort { samples, bytes_pushed, bytes_pulled, times } = effort;
+        let wire::StepTimes { data, compute, exchange, load } = present("times", times)?;
+        Ok(Effort { samples, bytes_pushed, bytes_pulled, times: StepTimes { data, compute, exchange, load } })
     }
 }

@@ -1,6 +1,6 @@
 //! The ledger of the open step: which slices have announced what, and the verdict once it is known.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use convoy_proto::{
     ids::{SliceId, Step},
@@ -35,17 +35,17 @@ pub struct Ledger {
     tree: SliceTree,
     step: Step,
     headers: Vec<Option<SliceHeader>>,
-    absent: BTreeSet<SliceId>,
+    absent: Arc<BTreeSet<SliceId>>,
     /// What the coordinator chose, where it does.
     chosen: Option<Verdict>,
-    verdict: Option<Verdict>,
+    verdict: Option<Arc<Verdict>>,
 }
 
 impl Ledger {
     /// An empty ledger for `step`.
     pub fn new(tree: SliceTree, step: Step) -> Ledger {
         let headers = vec![None; tree.slices() as usize];
-        Ledger { tree, step, headers, absent: BTreeSet::new(), chosen: None, verdict: None }
+        Ledger { tree, step, headers, absent: Arc::default(), chosen: None, verdict: None }
     }
 
     /// The step that is open.
@@ -54,12 +54,12 @@ impl Ledger {
     }
 
     /// The slices known to be empty.
-    pub fn absent(&self) -> &BTreeSet<SliceId> {
+    pub fn absent(&self) -> &Arc<BTreeSet<SliceId>> {
         &self.absent
     }
 
     /// The final verdict, once there is one.
-    pub fn verdict(&self) -> Option<&Verdict> {
+    pub fn verdict(&self) -> Option<&Arc<Verdict>> {
         self.verdict.as_ref()
     }
 
@@ -88,7 +88,7 @@ impl Ledger {
         for header in headers {
             self.headers[header.slice.index()].get_or_insert(*header);
             if header.weight == 0.0 {
-                self.absent.insert(header.slice);
+                Arc::make_mut(&mut self.absent).insert(header.slice);
             }
         }
         Ok(())
@@ -98,7 +98,7 @@ impl Ledger {
     pub fn choose(&mut self, chosen: Verdict) {
         let mut absent: BTreeSet<_> = self.tree.root().slices().collect();
         absent.retain(|slice| chosen.slices.binary_search(slice).is_err());
-        (self.absent, self.chosen) = (absent, Some(chosen));
+        (self.absent, self.chosen) = (Arc::new(absent), Some(chosen));
     }
 
     /// Whether the coordinator has chosen what to commit.
@@ -117,9 +117,9 @@ impl Ledger {
 
     /// Sets the verdict. It stays, but for one that says more: the factors of tensors, or that the step is skipped.
     pub fn close(&mut self, verdict: Verdict) {
-        let says_more = |old: &Verdict| old.trust.is_empty() && old.action == Action::Apply;
+        let says_more = |old: &Arc<Verdict>| old.trust.is_empty() && old.action == Action::Apply;
         if self.verdict.as_ref().is_none_or(says_more) {
-            self.verdict = Some(verdict);
+            self.verdict = Some(Arc::new(verdict));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The open step of a shard: its ledger, how far its cells have come, and what has been asked of the coordinator.
 
+use std::sync::Arc;
+
 use convoy_proto::{
     ids::Step,
     messages::{Action, Terms, Verdict},
@@ -68,7 +70,7 @@ impl OpenStep {
     }
 
     /// The verdict, once every cell has carried it out to the end.
-    pub fn ended(&self, sizes: Sizes, optimizer: &Optimizer) -> Option<&Verdict> {
+    pub fn ended(&self, sizes: Sizes, optimizer: &Optimizer) -> Option<&Arc<Verdict>> {
         let verdict = self.ledger.verdict().filter(|verdict| optimizer.is_final(verdict));
         verdict.filter(|_| self.applied >= sizes.trained)
     }
@@ -88,7 +90,7 @@ impl OpenStep {
                     && self.directed >= sizes.trainable =>
             {
                 self.asked_trust = true;
-                Some(Question::Trust(verdict.clone()))
+                Some(Question::Trust(Verdict::clone(verdict)))
             }
             _ => None,
         }

@@ -82,6 +82,16 @@ fn a_slow_worker_is_named_and_a_bound_on_staleness_holds() {
 }
 
 #[test]
+fn a_worker_that_quorums_go_on_without_is_named() {
+    let bench = bench();
+    bench.train("slow", &format!("{MLP} --quorum 3 --steps 200 --eval-every 0 --slow-worker 2:100ms"));
+    let metrics = bench.metrics("slow");
+    let named = metrics.iter().find(|line| line["event"] == "straggler" && line["worker"] == 2);
+    let missed = named.expect("the slow worker is named")["lag"].as_u64().unwrap();
+    assert!(missed >= 4, "{missed}");
+}
+
+#[test]
 fn local_steps_push_less() {
     let bench = bench();
     let train = |name: &str, mode: &str| {

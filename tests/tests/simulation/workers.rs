@@ -7,7 +7,7 @@ use convoy_proto::{
     blocks::BlockMap,
     clock::Clock,
     ids::{Member, ShardId, SliceId, Step, WorkerId},
-    messages::{EvaluationPart, GradientBlock, PushHeader, Report, StepReport, StepTimes, Verdict, Weights, Work},
+    messages::{Effort, EvaluationPart, GradientBlock, PushHeader, Report, StepReport, Verdict, Weights, Work},
     sum::payload_of,
     tree::Node,
 };
@@ -173,12 +173,13 @@ impl World {
             assert_eq!(verdicts[0], verdicts[1], "both shards decided the same");
             hand.step = if is_dealt { hand.step } else { header.step.next() };
             hand.pushed = None;
-            let (samples, times) = (1, StepTimes::default());
-            let report = StepReport { verdict: verdicts[0].clone(), samples, bytes_pushed: 1, bytes_pulled: 1, times };
+            let report = StepReport { verdict: verdicts[0].clone(), effort: Effort::default() };
             self.report(self.members[&rank], Report::Step(report));
         } else if !is_dealt && opens.iter().all(|open| *open > header.step.next() && *open == opens[0]) {
             // A quorum went on without it.
             (hand.step, hand.pushed) = (opens[0], None);
+            let report = Report::Missed { next: opens[0], effort: Effort::default() };
+            self.report(self.members[&rank], report);
         } else if self.draw(4) == 0 {
             self.push_again(rank, header);
         }

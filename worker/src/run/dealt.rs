@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use convoy_proto::{
     ids::{SliceId, Step},
-    messages::{Report, StepReport, StepTimes, Work},
+    messages::{Effort, Report, StepReport, StepTimes, Work},
 };
 
 use super::Worker;
@@ -20,7 +20,7 @@ impl Worker<'_> {
                 Work::Slice { sequence, step, slice } => self.push_slice(sequence, Step(step), slice)?,
                 Work::Evaluate(step) => {
                     self.step = step;
-                    self.evaluate()?;
+                    self.evaluate(&self.membership.view())?;
                 }
                 Work::Finished(step) => {
                     self.step = step;
@@ -57,13 +57,9 @@ impl Worker<'_> {
             committed.ok_or(WorkError::Exchange(ExchangeError::Dropped { sequence }))
         })?;
         waited += start.elapsed().as_secs_f64();
-        self.report(Report::Step(StepReport {
-            verdict,
-            samples,
-            bytes_pushed,
-            bytes_pulled: pulled.bytes,
-            times: StepTimes { exchange: waited, load, ..times },
-        }));
+        let times = StepTimes { exchange: waited, load, ..times };
+        let effort = Effort { samples, bytes_pushed, bytes_pulled: pulled.bytes, times };
+        self.report(Report::Step(StepReport { verdict, effort }));
         Ok(())
     }
 }

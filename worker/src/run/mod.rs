@@ -240,34 +240,34 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// Scores the parameters and, where one is kept, their average: the slices that are this worker's and that it has
-    /// not scored yet. Nobody can commit this step before the coordinator has the scores, so both versions stay.
-    fn evaluate(&mut self) -> Result<(), WorkError> {
+    /// Scores the parameters and, where one is kept, their average: the slices that are this worker's in a view and that it
+    /// has not scored yet. Nobody can commit this step before the coordinator has the scores, so both versions stay.
+    fn evaluate(&mut self, view: &ClusterView) -> Result<(), WorkError> {
         let scored = match self.evaluated.take() {
             Some((step, scored)) if step == self.step => scored,
             _ => BTreeSet::new(),
         };
-        let missing = &self.owned(&self.membership.view()) - &scored;
-        if !missing.is_empty() {
-            // Unless this is a step's beginning, the replica may hold anything.
-            if self.config.mode.is_dealt() || !scored.is_empty() {
-                match self.take(Weights::Trained) {
-                    // They are kept until they are scored: others have done it.
-                    Err(WorkError::Exchange(ExchangeError::Transport(TransportError::Refused { .. }))) => {
-                        self.evaluated = Some((self.step, scored));
-                        return Ok(());
-                    }
-                    taken => taken?,
-                }
-            }
-            self.score(Weights::Trained, &missing)?;
-            if self.config.optimizer.ema.is_some() {
-                self.take(Weights::Averaged)?;
-                self.score(Weights::Averaged, &missing)?;
-                self.take(Weights::Trained)?;
+        let missing = &self.owned(view) - &scored;
+        let is_first = scored.is_empty();
+        self.evaluated = Some((self.step, scored));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        // Unless this is a step's beginning, the replica may hold anything.
+        if self.config.mode.is_dealt() || !is_first {
+            match self.take(Weights::Trained) {
+                // They are kept until they are scored: others have done it.
+                Err(WorkError::Exchange(ExchangeError::Transport(TransportError::Refused { .. }))) => return Ok(()),
+                taken => taken?,
             }
         }
-        self.evaluated = Some((self.step, &scored | &missing));
+        self.score(Weights::Trained, &missing)?;
+        if self.config.optimizer.ema.is_some() {
+            self.take(Weights::Averaged)?;
+            self.score(Weights::Averaged, &missing)?;
+            self.take(Weights::Trained)?;
+        }
+        self.evaluated.iter_mut().for_each(|(_, scored)| scored.extend(missing.iter().copied()));
         let queue = self.reports.queue();
         self.attend(async { queue.delivered().await })
     }
@@ -300,7 +300,7 @@ impl<'a> Worker<'a> {
             if wanted(&view) {
                 return Ok(view);
             }
-            self.evaluate()?;
+            self.evaluate(&view)?;
         }
     }
 

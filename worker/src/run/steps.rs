@@ -7,7 +7,7 @@ use std::{
 
 use convoy_proto::{
     ids::{SliceId, WorkerId},
-    messages::{ClusterView, Phase, Report, StepReport, StepTimes, Weights},
+    messages::{ClusterView, Effort, Phase, Report, StepReport, StepTimes, Weights},
 };
 use tokio::sync::watch;
 
@@ -35,7 +35,7 @@ impl Worker<'_> {
         while self.step < self.commits {
             let view = self.membership.view();
             if self.is_evaluation_due() {
-                self.evaluate()?;
+                self.evaluate(&view)?;
                 self.await_review()?;
             } else if view.phase >= Phase::Stopping {
                 return self.pause();
@@ -43,7 +43,7 @@ impl Worker<'_> {
                 self.make_step(view)?;
             }
         }
-        if self.is_evaluated() { Ok(()) } else { self.evaluate() }
+        self.evaluate(&self.membership.view())
     }
 
     fn is_evaluation_due(&self) -> bool {
@@ -80,46 +80,49 @@ impl Worker<'_> {
         let made = self.feed.clock().steps_of(self.step);
         let mut dawdled = Some(made.end - made.start);
         let mut contribution = Contribution::new(self.loss_scale.get());
-        let (exchanged, exchange) = loop {
+        let mut waited = 0.0;
+        let exchanged = loop {
+            if self.is_evaluated() {
+                // Of somebody who died since, too: only what is scored may be trained on.
+                self.evaluate(&view)?;
+            }
             let (owned, start) = (self.owned(&view), (self.step, &self.parameters));
             contribution = self.feed.contribute(&mut *self.replica, start, (&owned, contribution))?;
             if let Some(steps) = dawdled.take() {
                 contribution.times.compute += self.dawdle(steps)?;
             }
             let start = Instant::now();
-            match self.exchange(&view, (&contribution, &owned))? {
-                Ended::Committed(exchanged) => break (exchanged, start.elapsed().as_secs_f64()),
-                Ended::Missed => return self.catch_up(),
+            let ended = self.exchange(&view, (&contribution, &owned))?;
+            waited += start.elapsed().as_secs_f64();
+            match ended {
+                Ended::Committed(exchanged) => break exchanged,
+                Ended::Missed => return self.catch_up(contribution),
                 Ended::GivenUp => return Ok(()),
                 Ended::Changed => {}
             }
             view = self.membership.view();
-            if self.is_evaluated() {
-                self.evaluate()?;
-            }
         };
+        let Exchanged { verdict, tensors, pushed: bytes_pushed, pulled: bytes_pulled } = exchanged;
         let start = Instant::now();
-        self.load(exchanged.tensors);
-        self.loss_scale.follow(exchanged.verdict.action);
-        let times = StepTimes { exchange, load: start.elapsed().as_secs_f64(), ..contribution.times };
-        self.report(Report::Step(StepReport {
-            verdict: exchanged.verdict,
-            samples: contribution.samples,
-            bytes_pushed: exchanged.pushed,
-            bytes_pulled: exchanged.pulled,
-            times,
-        }));
+        self.load(tensors);
+        self.loss_scale.follow(verdict.action);
+        let times = StepTimes { exchange: waited, load: start.elapsed().as_secs_f64(), ..contribution.times };
+        let effort = Effort { samples: contribution.samples, bytes_pushed, bytes_pulled, times };
+        self.report(Report::Step(StepReport { verdict, effort }));
         self.step = self.step.next();
         Ok(())
     }
 
     /// Takes up with the step that is open.
-    fn catch_up(&mut self) -> Result<(), WorkError> {
+    fn catch_up(&mut self, missed: Contribution) -> Result<(), WorkError> {
         let (era, exchange) = (self.membership.view().era, self.exchange.clone());
         let pulled = self.attend(async { Ok(exchange.pull_common(era).await?) })?;
         tracing::debug!("step {} was made without this worker, which goes on with step {}", self.step, pulled.step);
         self.load(pulled.tensors);
         self.step = pulled.step;
+        let Contribution { samples, times, .. } = missed;
+        let effort = Effort { samples, bytes_pushed: 0, bytes_pulled: pulled.bytes, times };
+        self.report(Report::Missed { next: self.step, effort });
         Ok(())
     }
 

@@ -24,6 +24,17 @@ use super::{
 
 mod endings;
 
+/// How far behind a slow worker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lag {
+    /// All others wait for it.
+    None,
+    /// Where slices are dealt out, so many pushes behind the quickest.
+    Pushes(u64),
+    /// Where a quorum goes on, so many steps were made without it.
+    Missed(u64),
+}
+
 /// Something that happened, for whoever watches.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -37,8 +48,8 @@ pub enum Event {
     TooFew(u32),
     /// A step, or as many commits as make one, was committed.
     Step(Verdict),
-    /// A worker has become slow; where slices are dealt out, with how many pushes it is behind the quickest.
-    Straggler(Straggler, Option<u64>),
+    /// A worker has become slow, and how far behind it is.
+    Straggler(Straggler, Lag),
     /// The held-out data were scored, by the weights or their average, after so many commits.
     Evaluated(Weights, Step, Score),
     /// All workers made their last step.
@@ -267,12 +278,19 @@ impl Cluster {
             Report::Step(report)
                 if report.verdict.step == worker.at || (may_skip && report.verdict.step > worker.at) =>
             {
-                worker.add(&report);
+                worker.add(&report.effort, report.verdict.step.next());
                 let mut events = self.engine.step(member, report);
                 events.extend(self.engine.passed(self.hindmost()));
                 Ok(events)
             }
             Report::Step(_) => out_of_place("a step out of order"),
+            Report::Missed { next, effort } if may_skip && next > worker.at => {
+                worker.missed += 1;
+                let missed = worker.missed;
+                worker.add(&effort, next);
+                Ok(self.engine.missed(WorkerId(member.rank), &effort, missed).into_iter().collect())
+            }
+            Report::Missed { .. } => out_of_place("that it missed a step"),
             Report::Evaluation { step, parts, .. }
                 if step > last || parts.iter().any(|part| part.slice.0 >= slices) =>
             {

@@ -5,7 +5,7 @@ use convoy_proto::{
     config::layers::Layers,
     ids::SliceId,
     manifest::{Manifest, TensorRole},
-    messages::{EvaluationPart, SliceHeader, StepReport, StepTimes, Terms, WorkerOffer},
+    messages::{Effort, EvaluationPart, SliceHeader, StepReport, StepTimes, Terms, WorkerOffer},
     schedule::Horizon,
     tree::SliceTree,
 };
@@ -60,7 +60,8 @@ fn step(number: u64) -> Report {
     let terms = Terms { learning_rate: 0.1, loss_scale: 1.0 };
     let header = |slice| SliceHeader { slice: SliceId(slice), weight: 1.0, loss_sum: 1.0, finite: true };
     let verdict = Verdict::from_headers(Step(number), SliceTree::new(3), &[header(0), header(1), header(2)], terms);
-    Report::Step(StepReport { verdict, samples: 2, bytes_pushed: 8, bytes_pulled: 8, times: StepTimes::default() })
+    let effort = Effort { samples: 2, bytes_pushed: 8, bytes_pulled: 8, times: StepTimes::default() };
+    Report::Step(StepReport { verdict, effort })
 }
 
 #[test]

@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use convoy_proto::{
@@ -88,12 +88,19 @@ pub struct Outcome {
 struct State {
     view: ClusterView,
     open: OpenStep,
-    last: Option<Verdict>,
+    last: Option<Arc<Verdict>>,
     loss_scale: LossScale,
     uninitialised: usize,
     staging: Staging,
     /// What the coordinator chose for steps that are not open yet.
     chosen: BTreeMap<Step, Verdict>,
+}
+
+impl State {
+    /// The verdict on a step, if it is the last that was committed.
+    fn verdict_on(&self, step: Step) -> Option<Verdict> {
+        self.last.as_deref().filter(|verdict| verdict.step == step).cloned()
+    }
 }
 
 /// One server's part of the parameter space.
@@ -125,7 +132,7 @@ impl Shard {
     /// An empty shard of a run of so many steps, as `view` describes its cluster.
     pub fn new(id: ShardId, config: &Config, (manifest, horizon): (&Manifest, Horizon), view: ClusterView) -> Shard {
         let map = BlockMap::new(manifest, config.servers);
-        let blocks = map.of_shard(id);
+        let blocks: Vec<Block> = map.of_shard(id).collect();
         // A slice that was dealt out is a commit of its own.
         let tree = SliceTree::new(if config.mode.is_dealt() { 1 } else { config.slices });
         let settings = |block: &Block| match config.mode {
@@ -341,7 +348,7 @@ impl Shard {
         state.open = OpenStep::new(self.tree, verdict.step.next());
         state.loss_scale.follow(verdict.action);
         match verdict.push {
-            Some(push) => state.staging.end(push, Fate::Committed(verdict.clone())),
+            Some(push) => state.staging.end(push, Fate::Committed(Verdict::clone(&verdict))),
             None => state.staging.close(verdict.step),
         }
         state.last = Some(verdict);

@@ -49,12 +49,12 @@ impl Shard {
     /// The verdict of a step that is closed; `Some(None)` if it is closed and the verdict is gone.
     pub fn closed(&self, step: Step) -> Option<Option<Verdict>> {
         let state = lock(&self.state);
-        (step < state.open.ledger.step()).then(|| state.last.clone().filter(|verdict| verdict.step == step))
+        (step < state.open.ledger.step()).then(|| state.verdict_on(step))
     }
 
     /// The verdict of a step that this shard has committed: of the last one only.
     pub fn committed(&self, step: Step) -> Option<Verdict> {
-        lock(&self.state).last.clone().filter(|verdict| verdict.step == step)
+        lock(&self.state).verdict_on(step)
     }
 
     /// The parameters of a block that `step` starts from.

@@ -104,8 +104,8 @@ fn step(fixture: &Fixture, shards: &[Shard], step: u64, order: &[u32], empty: Op
             if weight == 0.0 {
                 continue;
             }
-            for block in fixture.map().of_shard(id).iter().filter(|b| b.role.is_trained()) {
-                waiting.extend(shard.accept(&push, &gradient(block, *slice, step)).unwrap().accumulated);
+            for block in fixture.map().of_shard(id).filter(|b| b.role.is_trained()) {
+                waiting.extend(shard.accept(&push, &gradient(&block, *slice, step)).unwrap().accumulated);
             }
         }
     }
@@ -182,8 +182,8 @@ fn threads_do_not_change_the_result() {
                 let (fixture, shard) = (&fixture, &shards[0]);
                 scope.spawn(move || {
                     let (push, _) = shard.open(&fixture.header(s, slice, 3.0)).unwrap();
-                    for block in fixture.map().of_shard(ShardId(0)).iter().filter(|b| b.role.is_trained()) {
-                        shard.accept(&push, &gradient(block, slice, s)).unwrap();
+                    for block in fixture.map().of_shard(ShardId(0)).filter(|b| b.role.is_trained()) {
+                        shard.accept(&push, &gradient(&block, slice, s)).unwrap();
                     }
                 });
             }
@@ -247,7 +247,7 @@ fn what_does_not_belong_is_refused_and_changes_nothing() {
     assert!(matches!(open(|h| h.slices[0].slice = SliceId(8)), Refusal::Ledger(_)));
 
     let (push, _) = shard.open(&header).unwrap();
-    let part = gradient(&fixture.map().blocks()[0], 0, 0);
+    let part = gradient(&fixture.map().blocks().next().unwrap(), 0, 0);
     let accept = |change: fn(&mut GradientBlock)| {
         let mut part = part.clone();
         change(&mut part);
@@ -284,7 +284,7 @@ fn a_push_that_is_repeated_after_the_commit_is_let_in() {
     step(&fixture, &shards, 0, &[0, 1], None);
     let after = parameters(&shards);
     let (push, _) = shards[0].open(&fixture.header(0, 0, 3.0)).unwrap();
-    let outcome = shards[0].accept(&push, &gradient(&fixture.map().blocks()[0], 0, 0)).unwrap();
+    let outcome = shards[0].accept(&push, &gradient(&fixture.map().blocks().next().unwrap(), 0, 0)).unwrap();
     assert_eq!((outcome.fresh, outcome.changed, parameters(&shards)), (false, false, after));
 }
 
@@ -299,8 +299,8 @@ fn a_late_sweep_leaves_the_next_step_alone() {
     }
     let shard = &shards[0];
     let (push, _) = shard.open(&fixture.header(1, 0, 3.0)).unwrap();
-    for block in fixture.map().blocks().iter().filter(|block| block.role.is_trained()) {
-        shard.accept(&push, &gradient(block, 0, 1)).unwrap();
+    for block in fixture.map().blocks().filter(|block| block.role.is_trained()) {
+        shard.accept(&push, &gradient(&block, 0, 1)).unwrap();
     }
     shard.sweep(Step(0), &BTreeSet::from([SliceId(1)]));
     step(&fixture, &shards, 1, &[0, 1], None);
@@ -312,7 +312,7 @@ fn a_late_sweep_leaves_the_next_step_alone() {
 fn a_buffer_takes_the_mean_and_no_step() {
     let fixture = Fixture::new(2, 1, "[optimizer]\nclip_norm = 0.001");
     let shards = fixture.shards();
-    let running = *fixture.map().blocks().iter().find(|block| block.role == TensorRole::Buffer).unwrap();
+    let running = fixture.map().blocks().find(|block| block.role == TensorRole::Buffer).unwrap();
     step(&fixture, &shards, 0, &[1, 0], None);
     let values = |slice| -> Vec<f32> {
         let payload = gradient(&running, slice, 0).payload;
