@@ -6,6 +6,7 @@
 
 mod elastic;
 mod modes;
+mod tensors;
 
 use convoy_tests::Bench;
 

@@ -256,11 +256,13 @@ mod tests {
     fn play(dealer: &mut Dealer, script: &str) -> String {
         let mut told = Vec::new();
         let mut held: BTreeMap<u32, u64> = BTreeMap::new();
-        let mut scored: BTreeSet<(u32, Step)> = BTreeSet::new();
+        let (mut scored, mut evaluates) = (BTreeSet::new(), BTreeMap::new());
         for event in script.chars() {
             match event {
                 'a'..='d' => {
                     let worker = event as u32 - 'a' as u32;
+                    // Who was told to evaluate has done so when it asks again.
+                    scored.extend(evaluates.remove(&worker).map(|step| (worker, step)));
                     let alive: Vec<u32> = dealer.hands.keys().map(|worker| worker.0).collect();
                     told.push(match dealer.deal(WorkerId(worker), |step| lacking(&scored, &alive, worker, step)) {
                         Deal::Now(Work::Slice { sequence, step, slice }) => {
@@ -268,7 +270,7 @@ mod tests {
                             format!("{event}:{step}.{slice}")
                         }
                         Deal::Now(Work::Evaluate(step)) => {
-                            scored.insert((worker, step));
+                            evaluates.insert(worker, step);
                             format!("{event}:eval {step}")
                         }
                         Deal::Now(Work::Finished(step)) => format!("{event}:end {step}"),

@@ -149,6 +149,71 @@ fn reports_out_of_place_are_refused() {
     assert_eq!(cluster.steps(), 0);
 }
 
+fn with(extra: &str) -> (Cluster, Vec<Member>) {
+    let text = format!("workers = 3\nslices = 3\nname = 'r'\neval_every = 0\n{extra}");
+    let config = Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap();
+    let mut reference = reference();
+    reference.horizon.steps = 1;
+    let mut cluster = Cluster::new(config.clone(), reference);
+    let mut join = |role, rank| {
+        let offer = JoinOffer { config_fingerprint: config.fingerprint(), ..offer(role, rank) };
+        Member { role, rank, incarnation: cluster.join(offer, 0).unwrap().0.incarnation }
+    };
+    join(Role::Server, 0);
+    let workers: Vec<_> = (0..3).map(|rank| join(Role::Worker, rank)).collect();
+    cluster.report(workers[0], Report::Initialised).unwrap();
+    (cluster, workers)
+}
+
+#[test]
+fn the_living_take_over_and_fewer_than_there_must_be_are_too_few() {
+    let (mut cluster, workers) = with("min_workers = 2");
+    let before = cluster.view();
+    assert_eq!(cluster.replaceable(1), Some(workers[1]));
+    assert_eq!(cluster.lose(workers[1]), Ok(vec![Event::Lost(workers[1])]));
+    let view = cluster.view();
+    assert_eq!(view.owners, [WorkerId(0), WorkerId(2), WorkerId(2)]);
+    assert!(view.generation > before.generation);
+    assert_eq!(cluster.heartbeat(workers[1], 5), Err(Refusal::Stranger(workers[1])), "it is fenced off");
+    assert!(cluster.silent(1_000_000).iter().all(|(member, _)| *member != workers[1]), "nobody waits for the dead");
+    assert_eq!((cluster.replaceable(1), cluster.replaceable(0)), (None, None));
+    assert_eq!(cluster.lose(workers[1]), Err(Refusal::Stranger(workers[1])));
+    let last = cluster.lose(workers[0]);
+    assert_eq!(last, Ok(vec![Event::Lost(workers[0]), Event::TooFew(1)]));
+}
+
+#[test]
+fn a_run_ends_when_the_living_have_scored_what_the_dead_left() {
+    let (mut cluster, workers) = with("min_workers = 1");
+    let part = |slice| EvaluationPart { slice: SliceId(slice), weight: 2.0, loss_sum: 1.0, correct: 1 };
+    let evaluation = |slice| Report::Evaluation { step: Step(1), weights: Weights::Trained, parts: vec![part(slice)] };
+    for worker in &workers {
+        cluster.report(*worker, step(0)).unwrap();
+    }
+    for (slice, worker) in [(0, workers[0]), (2, workers[2])] {
+        cluster.report(worker, evaluation(slice)).unwrap();
+        assert_eq!(cluster.report(worker, Report::Finished { step: Step(1) }), Ok(vec![]));
+    }
+    assert_eq!(
+        cluster.lose(workers[1]),
+        Ok(vec![Event::Lost(workers[1])]),
+        "its part of the last evaluation is missing"
+    );
+    let events = cluster.report(workers[2], evaluation(1)).unwrap();
+    assert!(matches!(events[..], [Event::Evaluated(..), Event::Finished(Step(1))]), "{events:?}");
+}
+
+#[test]
+fn a_stop_is_settled_without_the_dead() {
+    let (mut cluster, workers) = with("min_workers = 1");
+    cluster.advance(Phase::Stopping);
+    cluster.report(workers[0], Report::Pausing { pushed: Step(1) }).unwrap();
+    cluster.report(workers[2], Report::Pausing { pushed: Step(0) }).unwrap();
+    assert_eq!(cluster.view().stop_at, None);
+    cluster.lose(workers[1]).unwrap();
+    assert_eq!(cluster.view().stop_at, Some(Step(0)));
+}
+
 #[test]
 fn a_stop_finishes_the_steps_that_all_have_pushed() {
     let (mut cluster, [first, second], _) = full();

@@ -18,6 +18,9 @@ use super::{
 const SIZES: [u64; 3] = [70_000, 5, 100];
 const HORIZON: Horizon = Horizon { steps: 10, steps_per_epoch: 5 };
 
+#[path = "chosen_tests.rs"]
+mod chosen;
+
 struct Fixture {
     config: Config,
     manifest: Manifest,
@@ -264,6 +267,50 @@ fn what_does_not_belong_is_refused_and_changes_nothing() {
 
     assert!(shard.accept(&push, &part).unwrap().fresh);
     assert!(!shard.accept(&push, &part).unwrap().fresh, "a duplicate adds nothing");
+}
+
+/// Slices change hands in the middle of a step: who lost them is told to look, who got them may push them, and what
+/// came before counts.
+#[test]
+fn slices_change_hands_within_a_step() {
+    let fixture = Fixture::new(2, 1, "");
+    let (shards, calm) = (fixture.shards(), fixture.shards());
+    let shard = &shards[0];
+    let blocks: Vec<_> = fixture.map().blocks().filter(|block| block.role.is_trained()).collect();
+    // Worker 1 dies when half of its slice is here.
+    let (dying, _) = shard.open(&fixture.header(0, 1, 3.0)).unwrap();
+    blocks[..2].iter().for_each(|block| drop(shard.accept(&dying, &gradient(block, 1, 0)).unwrap()));
+    let view = ClusterView {
+        generation: Generation(2),
+        owners: vec![WorkerId(0); 2],
+        incarnations: vec![Incarnation(1), Incarnation(0)],
+        ..fixture.view.clone()
+    };
+    let heir = PushHeader { generation: Generation(2), member: worker(0), ..fixture.header(0, 1, 3.0) };
+    let early = shard.open(&heir).unwrap_err();
+    assert_eq!(early, Refusal::Generation { ours: Generation(1), theirs: Generation(2) }, "the view is on its way");
+    shard.set_view(view);
+    assert!(matches!(shard.open(&fixture.header(0, 1, 3.0)), Err(Refusal::Fenced { .. })));
+    let wrong = PushHeader { slices: fixture.header(0, 1, 9.0).slices, ..heir.clone() };
+    assert!(matches!(shard.open(&wrong), Err(Refusal::Ledger(_))), "a slice weighs what it weighed");
+    for slice in [1, 0] {
+        let header = PushHeader { slices: fixture.header(0, slice, 3.0).slices, ..heir.clone() };
+        let (push, _) = shard.open(&header).unwrap();
+        for block in &blocks {
+            let fresh = shard.accept(&push, &gradient(block, slice, 0)).unwrap().fresh;
+            assert_eq!(fresh, slice == 0 || !blocks[..2].contains(block));
+        }
+    }
+    step(&fixture, &calm, 0, &[0, 1], None);
+    assert_eq!(parameters(&shards), parameters(&calm));
+
+    // Worker 0 loses a slice to worker 1, which has come back, and does not know it yet.
+    let back = vec![Incarnation(1), Incarnation(3)];
+    let view = ClusterView { generation: Generation(3), incarnations: back, ..fixture.view.clone() };
+    shard.set_view(view);
+    let outdated = PushHeader { step: Step(1), ..heir };
+    let told = shard.open(&outdated).unwrap_err();
+    assert_eq!(told, Refusal::Generation { ours: Generation(3), theirs: Generation(2) });
 }
 
 #[test]
