@@ -1,6 +1,6 @@
 //! Processes that end or fall silent before their time: the run goes on if others can take over, and ends if not.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use convoy_proto::ids::{Member, Role};
 use serde_json::json;
@@ -29,8 +29,7 @@ impl Session {
             if self.replaceable(&exit).is_none() {
                 return Err(self.diagnose(vec![exit]));
             }
-            let what = with_log(&exit.describe(), &exit.log);
-            self.lose(member, &what, signals).await?;
+            self.lose(member, (&exit.describe(), &exit.log), signals).await?;
         }
         Ok(())
     }
@@ -59,16 +58,16 @@ impl Session {
     }
 
     /// Goes on without a worker. What happened before comes first, so that steps stay in order.
-    async fn lose(&mut self, member: Member, what: &str, signals: &mut Signals) -> Result<(), Failure> {
+    async fn lose(&mut self, member: Member, (what, log): (&str, &Path), signals: &mut Signals) -> Result<(), Failure> {
         self.notes.faults += 1;
-        self.metric(&json!({ "event": "fault", "era": 0, "what": what.lines().next() }));
+        self.metric(&json!({ "event": "fault", "era": 0, "what": what }));
         let (lost, before) = {
             let mut cluster = self.service.cluster();
             (cluster.lose(member), self.events.len())
         };
         self.service.publish();
         let alive = self.service.cluster().alive();
-        self.progress.say(&format!("{what}\n{} take over what {member} had to do", workers(alive)));
+        self.progress.say(&format!("{}\n{} take over what {member} had to do", with_log(what, log), workers(alive)));
         for _ in 0..before {
             if let Ok(event) = self.events.try_recv() {
                 self.heed(event, signals).await?;
@@ -88,14 +87,14 @@ impl Session {
         let Some((member, silence_ms)) = silent.first().copied() else { return Ok(()) };
         let silence = Duration::from_millis(silence_ms).as_secs_f64();
         let log = self.run_dir.log(&format!("{}-{}", member.role, member.rank));
-        let what = with_log(&format!("{member} has not been heard of for {silence:.1} s"), &log);
+        let what = format!("{member} has not been heard of for {silence:.1} s");
         let replaceable = self.service.cluster().replaceable(member.rank);
         if replaceable != Some(member) {
-            return Err(Failure::Lost(what));
+            return Err(Failure::Lost(with_log(&what, &log)));
         }
         // If it is only slow, it is fenced off; if it hangs, it would hang for ever.
         self.children.kill_one(member.role, member.rank);
-        self.lose(member, &what, signals).await
+        self.lose(member, (&what, &log), signals).await
     }
 }
 
