@@ -10,6 +10,7 @@ pub mod blocks;
 pub mod clock;
 pub mod config;
 pub mod convert;
+pub mod fates;
 pub mod ids;
 pub mod loss_scale;
 pub mod manifest;

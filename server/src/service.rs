@@ -7,6 +7,7 @@ use std::{
 };
 
 use convoy_proto::{
+    fates::Fate,
     ids::{BlockId, Member, Role, Step},
     messages::{ClusterView, Extent, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Weights},
     transport::Membership,
@@ -22,7 +23,6 @@ use crate::{
     core::{
         refusal::Refusal,
         shard::{Outcome, Push, Shard},
-        staging::Fate,
         versions::{Lookup, parameter_block},
     },
     frames::Frames,
@@ -233,7 +233,7 @@ impl Inner {
         if shard.is_dealt() {
             let verdict = self.wait(|| match shard.fate(push.id) {
                 Fate::Open => Ok(None),
-                Fate::Committed(verdict) => Ok(Some(verdict)),
+                Fate::Decided(verdict) => Ok(Some(verdict)),
                 Fate::Dropped => Err(Status::aborted(format!("push {} was dropped", push.id))),
             });
             return verdict.await.map(PulledPart::Committed);

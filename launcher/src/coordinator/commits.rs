@@ -10,6 +10,7 @@ use std::{
 
 use convoy_proto::{
     config::{Config, Mode},
+    fates::{Fate, Fates},
     ids::{Incarnation, ShardId, SliceId, Step, WorkerId},
     messages::{PushHeader, PushId, SliceHeader, Staged, Terms, Verdict},
     policy::{self, Policy, Tally},
@@ -31,17 +32,6 @@ pub enum CommitError {
     Disagreement(ShardId, PushId),
 }
 
-/// What becomes of a push.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Fate {
-    /// It is not known yet.
-    Open,
-    /// The verdict that closes its step, or commits it.
-    Verdict(Verdict),
-    /// It is dropped.
-    Dropped,
-}
-
 #[derive(Clone, Debug)]
 struct Entry {
     header: PushHeader,
@@ -58,8 +48,7 @@ pub struct Commits {
     rate: CommitRate,
     open: Step,
     staged: BTreeMap<PushId, Entry>,
-    /// By worker, its last push that is over.
-    over: BTreeMap<WorkerId, (PushId, Fate)>,
+    fates: Fates,
     /// The last two steps' verdicts, of a quorum.
     closed: BTreeMap<Step, Verdict>,
     /// Slices that were left out of a quorum.
@@ -77,7 +66,7 @@ impl Commits {
             rate: CommitRate::new(config, horizon),
             open: Step(0),
             staged: BTreeMap::new(),
-            over: BTreeMap::new(),
+            fates: Fates::default(),
             closed: BTreeMap::new(),
             left_out: 0,
         }
@@ -150,7 +139,7 @@ impl Commits {
         let terms = Terms { learning_rate, loss_scale: header.loss_scale };
         let verdict = Verdict::from_headers(self.open, self.tree, &header.slices, terms);
         let verdict = Verdict { push: Some(id), staleness, ..verdict };
-        self.end(id, Fate::Verdict(verdict.clone()));
+        self.end(id, Fate::Decided(verdict.clone()));
         verdict
     }
 
@@ -173,17 +162,12 @@ impl Commits {
     pub fn fate(&self, header: &PushHeader) -> Fate {
         if !self.mode.is_dealt() {
             return match self.closed.get(&header.step) {
-                Some(verdict) => Fate::Verdict(verdict.clone()),
+                Some(verdict) => Fate::Decided(verdict.clone()),
                 None if header.step < self.open => Fate::Dropped,
                 None => Fate::Open,
             };
         }
-        let id = header.id();
-        match self.over.get(&id.worker) {
-            Some((last, fate)) if *last == id => fate.clone(),
-            Some((last, _)) if (last.incarnation, last.sequence) > (id.incarnation, id.sequence) => Fate::Dropped,
-            _ => Fate::Open,
-        }
+        self.fates.of(header.id())
     }
 
     /// A worker's process is gone: what it has pushed in part is dropped.
@@ -204,7 +188,7 @@ impl Commits {
 
     fn end(&mut self, id: PushId, fate: Fate) {
         self.staged.remove(&id);
-        self.over.insert(id.worker, (id, fate));
+        self.fates.end(id, fate);
     }
 
     /// Shards that a push waits for which others have staged, in words.
@@ -273,7 +257,7 @@ mod tests {
         assert_eq!(play(&mut commits, &events), golden);
         assert_eq!((commits.open(), commits.left_out()), (Step(1), 1));
         let late = staged(0, 2, (0, 0), 2).header;
-        assert!(matches!(commits.fate(&late), Fate::Verdict(verdict) if verdict.slices.len() == 3));
+        assert!(matches!(commits.fate(&late), Fate::Decided(verdict) if verdict.slices.len() == 3));
     }
 
     /// Golden: each push is a commit when both servers have it, in that order; its staleness counts those between.
@@ -293,7 +277,7 @@ mod tests {
         let golden = "-\n-\ncommit 0 [0] push 2 of worker 1 staleness 0\n-\ncommit 1 [0] push 1 of worker 0 staleness 1\n\
             commit 2 [0] push 3 of worker 2 staleness 2\n-\ncommit 3 [0] push 4 of worker 1 staleness 2";
         assert_eq!(play(&mut commits, &events), golden);
-        let Fate::Verdict(verdict) = commits.fate(&staged(0, 2, (3, 0), 0).header) else { panic!("it is committed") };
+        let Fate::Decided(verdict) = commits.fate(&staged(0, 2, (3, 0), 0).header) else { panic!("it is committed") };
         assert!((verdict.learning_rate - 0.0005).abs() < 1e-12, "half of the rate at a staleness of two");
     }
 

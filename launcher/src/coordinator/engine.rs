@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use convoy_proto::{
     clock::Clock,
     config::Config,
+    fates::Fate,
     ids::{Member, SliceId, Step, WorkerId},
     messages::{Accumulated, Effort, EvaluationPart, PushHeader, PushId, Staged, StepReport, Verdict, Weights},
     tree::SliceTree,
 };
 
 use super::{
-    commits::{CommitError, Commits, Fate},
+    commits::{CommitError, Commits},
     core::{Event, Lag},
     dealer::{Deal, Dealer},
     decision::{DecisionError, Decisions},
@@ -206,6 +207,10 @@ impl Engine {
 
     /// Names a worker that has become slow.
     fn judge(&mut self, worker: WorkerId, effort: &Effort, lag: Lag) -> Option<Event> {
+        if effort.samples == 0 {
+            // A spare has nothing to be measured by.
+            return None;
+        }
         let straggler = self.stragglers.note(worker, effort.times.data + effort.times.compute);
         straggler.map(|straggler| Event::Straggler(straggler, lag))
     }

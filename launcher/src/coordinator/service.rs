@@ -8,6 +8,7 @@ use std::{
 
 use convoy_proto::{
     config::Config,
+    fates::Fate,
     ids::{Member, Role, Step},
     messages::{Accumulated, Action, ClusterView, JoinOffer, Norms, Phase, Report, Staged, Verdict},
     wire::{self, coordination_service_server::CoordinationService},
@@ -20,7 +21,6 @@ use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
 use super::{
-    commits::Fate,
     core::{Cluster, Event},
     dealer::Deal,
     handshake::Reference,
@@ -237,7 +237,7 @@ impl CoordinationService for CoordinatorService {
         let fate = || {
             let cluster = self.cluster();
             Ok(match cluster.engine().fate(&header) {
-                Fate::Verdict(verdict) => Ok(Some(verdict)),
+                Fate::Decided(verdict) => Ok(Some(verdict)),
                 Fate::Dropped => Ok(None),
                 Fate::Open => Err(cluster.awaited()),
             })

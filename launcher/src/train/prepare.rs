@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use convoy_proto::{
-    config::{Backend, Config, Length},
+    config::{Backend, Config, Length, LocalSteps, Mode},
     ids::Role,
     manifest::{Manifest, TensorRole},
     schedule::Horizon,
@@ -124,8 +124,10 @@ impl Prepared {
         let config = &self.config;
         let device = &self.workers[0].device;
         let plural = |n: u32, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let spares = if config.mode.is_dealt() { 0 } else { config.workers.saturating_sub(config.slices) };
+        let spares = if spares == 0 { String::new() } else { format!(" ({spares} of them spare)") };
         format!(
-            "{}: {} parameters, {} on {} ({}), {}, {}, {} steps of {} samples",
+            "{}: {} parameters, {}{spares} on {} ({}), {}, {}, {} steps of {} samples",
             config.task,
             self.manifest.elements(),
             plural(config.workers, "worker"),
@@ -152,7 +154,12 @@ impl Prepared {
             text += &format!("# worker {rank}: {} ({}){threads}\n", worker.device.name, worker.device.about);
         }
         let megabytes = self.manifest.elements() as f64 * 4.0 / 1e6;
-        text += &format!("# each step, each worker pushes and pulls {megabytes:.1} MB\n\n{}", self.config.to_toml());
+        let (often, who) = match self.config.mode {
+            Mode::Local(LocalSteps { steps, .. }) => (format!("every {steps} steps"), "each worker"),
+            Mode::Sync(_) => ("each step".into(), "each worker"),
+            Mode::Async(_) | Mode::Ssp(..) => ("for each slice".into(), "the worker that it is dealt to"),
+        };
+        text += &format!("# {often}, {who} pushes and pulls {megabytes:.1} MB\n\n{}", self.config.to_toml());
         text
     }
 

@@ -170,12 +170,8 @@ impl RawConfig {
                 format!("is less than the {slices} slices that a batch is cut into"),
             ));
         }
-        if slices < workers {
-            let problem = format!("is less than the {workers} workers, so some would have nothing to do");
-            return Err(value_error("slices", slices, problem));
-        }
         let (precision, loss_scale) = precision(self.precision.as_deref(), self.loss_scale)?;
-        let mode = self.consistency.resolve(self.mode.as_deref(), Around { slices, workers })?;
+        let mode = self.consistency.resolve(self.mode.as_deref(), Around { slices, workers: workers.min(slices) })?;
         if precision == Precision::F16 && (mode.is_chosen() || matches!(mode, Mode::Local(_))) {
             let problem =
                 format!("`f16` needs a loss scale that all workers follow, which mode {mode} has not; use bf16");

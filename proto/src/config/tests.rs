@@ -80,7 +80,6 @@ fn every_refusal_says_what_and_where() {
         ("servers = 0", "`servers` = 0: must be between 1 and 1024"),
         ("steps = 1\nepochs = 1", "test.toml: `steps` and `epochs` exclude each other; give one of them"),
         ("batch_size = 3\nworkers = 4", "`batch_size` = 3: is less than the 4 slices that a batch is cut into"),
-        ("workers = 4\nslices = 3", "`slices` = 3: is less than the 4 workers, so some would have nothing to do"),
         ("mode = 'synk'", "`mode` = \"synk\": did you mean `sync`? there is sync"),
         ("seed = -1", "test.toml: `seed` is -1, but must be a whole number, not negative"),
         ("workers = ", "test.toml: line 1: string values must be quoted, expected literal string"),

@@ -6,22 +6,12 @@
 use std::collections::BTreeMap;
 
 use convoy_proto::{
-    ids::{Step, WorkerId},
-    messages::{ClusterView, PushHeader, PushId, Verdict},
+    fates::{Fate, Fates},
+    ids::Step,
+    messages::{ClusterView, PushHeader, PushId},
 };
 
 use super::refusal::Refusal;
-
-/// What became of a push.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Fate {
-    /// It waits.
-    Open,
-    /// It is in the parameters.
-    Committed(Verdict),
-    /// It never will be.
-    Dropped,
-}
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -35,8 +25,7 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Staging {
     waiting: BTreeMap<PushId, Entry>,
-    /// The last push of each worker that is over.
-    over: BTreeMap<WorkerId, (PushId, Fate)>,
+    fates: Fates,
 }
 
 impl Staging {
@@ -71,21 +60,15 @@ impl Staging {
         Some(entry.header.clone())
     }
 
-    /// What became of a push. Numbers ascend, so one before the last that is over is over, too.
+    /// What became of a push.
     pub fn fate(&self, id: PushId) -> Fate {
-        match self.over.get(&id.worker) {
-            Some((last, fate)) if *last == id => fate.clone(),
-            Some((last, _)) if (last.incarnation, last.sequence) > (id.incarnation, id.sequence) => Fate::Dropped,
-            _ => Fate::Open,
-        }
+        self.fates.of(id)
     }
 
     /// A push is over.
     pub fn end(&mut self, id: PushId, fate: Fate) {
         self.waiting.remove(&id);
-        if self.fate(id) == Fate::Open {
-            self.over.insert(id.worker, (id, fate));
-        }
+        self.fates.end(id, fate);
     }
 
     /// Every push to this step or an earlier one is over; the step's own verdict says with what.

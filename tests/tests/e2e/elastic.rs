@@ -94,6 +94,22 @@ fn a_worker_that_hangs_is_fenced_off() {
 }
 
 #[test]
+fn a_spare_takes_over() {
+    let bench = bench();
+    let how = format!("--slices 2 --steps 12 --slow-worker any:15ms {}", crate::SMALL);
+    let calm = bench.train("calm", &format!("--workers 2 {how}"));
+    let command = format!("--backend cpu --name spare --workers 3 --min-workers 2 {how}");
+    let child = bench.command(&command).spawn().unwrap();
+    strike(&bench, "spare", (0, 3), Signal::SIGKILL);
+    let (ended, summary) = end(&bench, "spare", child);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("3 workers (1 of them spare)"), "{}", ended.stderr);
+    assert_eq!(summary["params_sha256"], calm["params_sha256"]);
+    let slices: Vec<_> = summary["workers"].as_array().unwrap().iter().map(|worker| worker["slices"].clone()).collect();
+    assert_eq!(slices, [0, 1, 1]);
+}
+
+#[test]
 fn too_few_workers_end_the_run() {
     let bench = bench();
     let child = start(&bench, "r", "--min-workers 3");

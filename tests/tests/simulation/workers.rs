@@ -6,12 +6,13 @@ use convoy_launcher::coordinator::dealer::Deal;
 use convoy_proto::{
     blocks::BlockMap,
     clock::Clock,
+    fates::Fate,
     ids::{Member, ShardId, SliceId, Step, WorkerId},
     messages::{Effort, EvaluationPart, GradientBlock, PushHeader, Report, StepReport, Verdict, Weights, Work},
     sum::payload_of,
     tree::Node,
 };
-use convoy_server::core::{shard::Shard, staging::Fate, versions::Lookup};
+use convoy_server::core::{shard::Shard, versions::Lookup};
 
 use crate::{
     EVAL_EVERY, STEPS,
@@ -161,7 +162,7 @@ impl World {
         let is_dealt = self.is_dealt();
         let verdict = |shard: &Shard| match is_dealt {
             true => match shard.fate(header.id()) {
-                Fate::Committed(verdict) => Some(verdict),
+                Fate::Decided(verdict) => Some(verdict),
                 _ => None,
             },
             false => shard.closed(header.step).flatten(),

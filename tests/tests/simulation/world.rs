@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use convoy_launcher::coordinator::{
-    commits::Fate as Chosen,
     core::{Cluster, Event},
     evaluation::Kind,
     handshake::Reference,
@@ -12,6 +11,7 @@ use convoy_proto::{
     BUILD, PROTOCOL,
     blocks::BlockMap,
     config::Config,
+    fates::Fate,
     ids::{Incarnation, Member, Role, ShardId, Step},
     manifest::{Manifest, TensorRole},
     messages::{JoinOffer, JoinPart, ParameterBlock, Phase, Staged, Verdict, Weights, WorkerOffer},
@@ -205,13 +205,13 @@ impl World {
         for staged in std::mem::take(&mut self.waiting) {
             let shard = staged.shard.0 as usize;
             match self.cluster.engine().fate(&staged.header) {
-                Chosen::Open => self.waiting.push(staged),
-                Chosen::Verdict(verdict) => {
+                Fate::Open => self.waiting.push(staged),
+                Fate::Decided(verdict) => {
                     let known = self.log.entry(verdict.step).or_insert_with(|| verdict.clone());
                     assert_eq!(*known, verdict, "a step has one verdict");
                     self.mail.push(Message::Chosen(shard, verdict));
                 }
-                Chosen::Dropped => self.mail.push(Message::Dropped(shard, staged.header)),
+                Fate::Dropped => self.mail.push(Message::Dropped(shard, staged.header)),
             }
         }
         let kind = self.draw(100);

@@ -141,12 +141,14 @@ impl Cluster {
     }
 
     /// By slice, who computes it: the living share them evenly; before anybody is there, the places that they will take.
+    /// Whoever is beyond the number of slices is a spare.
     fn owners(&self) -> Vec<WorkerId> {
         let slices = self.config.slices;
         let places: Vec<_> = self.places().map(|(worker, _)| worker).collect();
         let mut owners = vec![WorkerId(0); slices as usize];
-        for (part, worker) in (0..).zip(&places) {
-            for slice in order::share(slices.into(), part, places.len() as u32) {
+        let parts = slices.min(places.len() as u32);
+        for (part, worker) in (0..parts).zip(&places) {
+            for slice in order::share(slices.into(), part, parts) {
                 owners[slice as usize] = *worker;
             }
         }

@@ -149,8 +149,8 @@ fn reports_out_of_place_are_refused() {
     assert_eq!(cluster.steps(), 0);
 }
 
-fn with(extra: &str) -> (Cluster, Vec<Member>) {
-    let text = format!("workers = 3\nslices = 3\nname = 'r'\neval_every = 0\n{extra}");
+fn with(slices: u32, extra: &str) -> (Cluster, Vec<Member>) {
+    let text = format!("workers = 3\nslices = {slices}\nname = 'r'\neval_every = 0\n{extra}");
     let config = Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap();
     let mut reference = reference();
     reference.horizon.steps = 1;
@@ -167,7 +167,7 @@ fn with(extra: &str) -> (Cluster, Vec<Member>) {
 
 #[test]
 fn the_living_take_over_and_fewer_than_there_must_be_are_too_few() {
-    let (mut cluster, workers) = with("min_workers = 2");
+    let (mut cluster, workers) = with(3, "min_workers = 2");
     let before = cluster.view();
     assert_eq!(cluster.replaceable(1), Some(workers[1]));
     assert_eq!(cluster.lose(workers[1]), Ok(vec![Event::Lost(workers[1])]));
@@ -183,8 +183,18 @@ fn the_living_take_over_and_fewer_than_there_must_be_are_too_few() {
 }
 
 #[test]
+fn who_is_beyond_the_slices_is_a_spare_until_somebody_dies() {
+    let (mut cluster, workers) = with(2, "min_workers = 1");
+    assert_eq!(cluster.view().owners, [WorkerId(0), WorkerId(1)]);
+    cluster.lose(workers[0]).unwrap();
+    assert_eq!(cluster.view().owners, [WorkerId(1), WorkerId(2)]);
+    cluster.lose(workers[1]).unwrap();
+    assert_eq!(cluster.view().owners, [WorkerId(2), WorkerId(2)]);
+}
+
+#[test]
 fn a_run_ends_when_the_living_have_scored_what_the_dead_left() {
-    let (mut cluster, workers) = with("min_workers = 1");
+    let (mut cluster, workers) = with(3, "min_workers = 1");
     let part = |slice| EvaluationPart { slice: SliceId(slice), weight: 2.0, loss_sum: 1.0, correct: 1 };
     let evaluation = |slice| Report::Evaluation { step: Step(1), weights: Weights::Trained, parts: vec![part(slice)] };
     for worker in &workers {
@@ -205,7 +215,7 @@ fn a_run_ends_when_the_living_have_scored_what_the_dead_left() {
 
 #[test]
 fn a_stop_is_settled_without_the_dead() {
-    let (mut cluster, workers) = with("min_workers = 1");
+    let (mut cluster, workers) = with(3, "min_workers = 1");
     cluster.advance(Phase::Stopping);
     cluster.report(workers[0], Report::Pausing { pushed: Step(1) }).unwrap();
     cluster.report(workers[2], Report::Pausing { pushed: Step(0) }).unwrap();

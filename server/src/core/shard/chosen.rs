@@ -6,6 +6,7 @@
 use std::sync::MutexGuard;
 
 use convoy_proto::{
+    fates::Fate,
     ids::{BlockId, Member, SliceId, Step, WorkerId},
     messages::{Action, Extent, GradientBlock, PushHeader, PushId, Staged, Verdict, Weights},
 };
@@ -16,7 +17,6 @@ use super::{
         cell::Cell,
         fences::own,
         refusal::Refusal,
-        staging::Fate,
         versions::{Lookup, Version},
     },
     Outcome, Push, Shard, admit, lock,

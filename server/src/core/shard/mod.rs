@@ -14,6 +14,7 @@ use std::{
 use convoy_proto::{
     blocks::{Block, BlockMap},
     config::{Config, Mode, TensorSettings},
+    fates::Fate,
     ids::{BlockId, Member, ShardId, SliceId, Step, WorkerId},
     loss_scale::LossScale,
     manifest::{Manifest, TensorRole},
@@ -36,7 +37,7 @@ use super::{
     fences::{check_length, fence, known, own},
     open::{OpenStep, Question, Sizes},
     refusal::Refusal,
-    staging::{Fate, Staging},
+    staging::Staging,
 };
 
 /// Permission to push blocks to a step, from [`Shard::open`].
@@ -348,7 +349,7 @@ impl Shard {
         state.open = OpenStep::new(self.tree, verdict.step.next());
         state.loss_scale.follow(verdict.action);
         match verdict.push {
-            Some(push) => state.staging.end(push, Fate::Committed(Verdict::clone(&verdict))),
+            Some(push) => state.staging.end(push, Fate::Decided(Verdict::clone(&verdict))),
             None => state.staging.close(verdict.step),
         }
         state.last = Some(verdict);

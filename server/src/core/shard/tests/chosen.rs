@@ -49,7 +49,7 @@ fn a_push_waits_until_it_is_chosen_and_choices_keep_their_order() {
     assert_eq!((shard.open_step(), shard.fate(second.id())), (Step(0), Fate::Open));
     assert!(shard.choose(choice(&first, 0, 0.1)).changed);
     assert_eq!(shard.open_step(), Step(2));
-    assert!(matches!(shard.fate(second.id()), Fate::Committed(verdict) if verdict.staleness == 1));
+    assert!(matches!(shard.fate(second.id()), Fate::Decided(verdict) if verdict.staleness == 1));
     let after = parameters(std::slice::from_ref(shard));
     assert!(!shard.choose(choice(&first, 0, 0.1)).changed, "a choice that is known changes nothing");
     assert_eq!(parameters(std::slice::from_ref(shard)), after);
