@@ -21,8 +21,10 @@ pub struct TrainArgs {
     /// Worker processes, or auto: one a GPU, one on the CPU [default: auto]
     #[arg(long, value_name = "N|auto", help_heading = "Cluster")]
     pub workers: Option<String>,
-    /// Worker processes that must be alive for the run to go on: with fewer than --workers, the others take over
-    /// what a dead one had to do [default: all]
+    /// How often each worker that dies is started again; meanwhile the others take over what it had to do [default: 3]
+    #[arg(long, value_name = "N", help_heading = "Cluster")]
+    pub max_restarts: Option<String>,
+    /// Worker processes that must be alive, or about to be started again, for the run to go on [default: all]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub min_workers: Option<String>,
     /// Parameter server processes [default: 1]
@@ -332,6 +334,7 @@ impl From<&TrainArgs> for Pairs {
         let mut pairs = given([
             ("workers", &args.workers),
             ("min_workers", &args.min_workers),
+            ("max_restarts", &args.max_restarts),
             ("servers", &args.servers),
             ("backend", &args.backend),
             ("precision", &args.precision),

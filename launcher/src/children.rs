@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::OpenOptions,
     path::PathBuf,
     process::{ExitStatus, Stdio},
 };
@@ -71,7 +71,8 @@ impl Children {
     pub fn start(&mut self, spec: ChildSpec) -> Result<(), Failure> {
         let ChildSpec { role, rank, arguments, log } = spec;
         let cannot = |problem: std::io::Error| Failure::Environment(format!("cannot start {role} {rank}: {problem}"));
-        let output = File::create(&log).map_err(cannot)?;
+        // Another in its place writes on.
+        let output = OpenOptions::new().create(true).append(true).open(&log).map_err(cannot)?;
         let mut command = Command::new(std::env::current_exe().map_err(cannot)?);
         command.arg(role.to_string()).args(arguments).stdin(Stdio::piped());
         command.stdout(output.try_clone().map_err(cannot)?).stderr(output).kill_on_drop(true);

@@ -188,7 +188,7 @@ impl Summary {
             stopped_early: notes.stopped_early,
             params_sha256: notes.params_sha256.clone(),
             exact: exact(config, cluster),
-            restarts: 0,
+            restarts: cluster.workers().iter().flatten().map(|worker| worker.restarts).sum(),
             faults: notes.faults,
             lost_updates: 0,
             servers: server_rows(config, cluster),

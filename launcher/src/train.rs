@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::{Places, TrainArgs, Which},
-    children::Children,
+    children::{ChildSpec, Children},
     cli::say,
     coordinator::{
         core::{Event, Lag},
@@ -38,10 +38,12 @@ mod ending;
 mod listen;
 mod losses;
 mod prepare;
+mod restarts;
 mod review;
 mod signals;
 
 use prepare::{Prepared, prepare};
+use restarts::Restarts;
 use review::Review;
 use signals::Signals;
 
@@ -78,6 +80,9 @@ struct Session {
     service: CoordinatorService,
     events: mpsc::Receiver<Event>,
     children: Children,
+    /// Where the coordinator listens.
+    address: SocketAddr,
+    restarts: Restarts,
     progress: Progress,
     notes: Notes,
     began: Option<Instant>,
@@ -103,6 +108,8 @@ impl Session {
         let (address, serving) = listen::serve(listener, service.clone(), stop.clone())?;
         let mut session = Session {
             children: Children::new((config.workers + config.servers) as usize),
+            address,
+            restarts: Restarts::new(config.max_restarts, Duration::from_millis(config.timeouts.restart_ms.into())),
             progress: Progress::new(prepared.horizon.steps),
             notes: Notes { epoch_samples: prepared.data.info().train.into(), ..Notes::default() },
             run_dir,
@@ -117,7 +124,7 @@ impl Session {
             reviewed: if config.optimizer.ema.is_some() { Weights::Averaged } else { Weights::Trained },
             prepared,
         };
-        let result = session.train(address, signals).await;
+        let result = session.train(signals).await;
         let ended = session.end(result).await;
         stop.cancel();
         // Connections of killed children may linger.
@@ -126,7 +133,7 @@ impl Session {
     }
 
     /// Everything up to the final parameters.
-    async fn train(&mut self, address: SocketAddr, mut signals: Signals) -> Result<(), Failure> {
+    async fn train(&mut self, mut signals: Signals) -> Result<(), Failure> {
         self.write_json("manifest.json", &self.prepared.manifest)?;
         self.write_json("data.json", &self.prepared.report)?;
         self.progress.say(&self.prepared.headline());
@@ -138,7 +145,7 @@ impl Session {
         }
         self.progress.say(&format!("run {}", self.run_dir.path().display()));
         self.save_summary();
-        self.start_children(address)?;
+        self.children_of_run().into_iter().try_for_each(|spec| self.children.start(spec))?;
         let step = self.watch(&mut signals).await?;
         self.check_learnt(step)?;
         let hash = self.save_parameters((step, Weights::Trained), Which::Final, &mut signals).await?;
@@ -164,14 +171,11 @@ impl Session {
         Ok(())
     }
 
-    fn start_children(&mut self, address: SocketAddr) -> Result<(), Failure> {
+    /// The processes of the run.
+    fn children_of_run(&self) -> Vec<ChildSpec> {
         // Absolute, so that a person finds a child by its run wherever they are.
         let run = std::path::absolute(self.run_dir.path()).unwrap_or_else(|_| self.run_dir.path().into());
-        let run = run.display().to_string();
-        for spec in self.prepared.children(&run, address, |process| self.run_dir.log(process)) {
-            self.children.start(spec)?;
-        }
-        Ok(())
+        self.prepared.children(&run.display().to_string(), self.address, |process| self.run_dir.log(process))
     }
 
     /// Watches the cluster until all workers made their last step.
@@ -186,6 +190,7 @@ impl Session {
                 signal = signals.next() => self.stop(signal)?,
                 Some(event) = self.events.recv() => self.heed(event, signals).await?,
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
+                () = until(self.restarts.next()) => self.restart()?,
                 _ = tick.tick() => {
                     self.check_leases(signals).await?;
                     self.check_progress()?;
@@ -346,6 +351,12 @@ impl Session {
 
     fn check_progress(&self) -> Result<(), Failure> {
         let cluster = self.service.cluster();
+        if let Some(signal) = self.stopping
+            && cluster.alive() == 0
+        {
+            // Nobody is left to finish a step.
+            return Err(Failure::Signal(signal));
+        }
         let timeouts = &self.prepared.config.timeouts;
         let (what, limit_ms) = match cluster.phase() {
             Phase::Gathering | Phase::Initialising => ("start", timeouts.start_ms),
@@ -376,5 +387,13 @@ impl Session {
         if let Err(problem) = self.run_dir.metric(event) {
             self.progress.say(&format!("cannot write metrics.jsonl, training goes on: {problem}"));
         }
+    }
+}
+
+/// Waits for a moment; for ever, if there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }

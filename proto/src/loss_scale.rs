@@ -39,6 +39,11 @@ impl LossScale {
         self.scale
     }
 
+    /// Takes over the scale of others, which a process that was not there from the beginning cannot derive.
+    pub fn adopt(&mut self, scale: f64) {
+        (self.scale, self.clean) = (scale, 0);
+    }
+
     /// Takes note of how a step ended.
     pub fn follow(&mut self, action: Action) {
         if !self.dynamic {

@@ -279,6 +279,8 @@ pub enum PulledPart {
     Missed(Step),
     /// Slices have changed hands since the view that the push acts on: this is the generation.
     Outdated(Generation),
+    /// The loss has to be multiplied by this, a power of two.
+    Rescale(f64),
 }
 
 /// What a shard says of a push in the end.
@@ -290,6 +292,8 @@ pub enum PushAnswer {
     Missed(Step),
     /// Slices have changed hands; this is the generation.
     Outdated(Generation),
+    /// The loss has to be multiplied by this.
+    Rescale(f64),
 }
 
 /// Which values of the parameters are meant.

@@ -170,6 +170,7 @@ impl Inner {
             Err(Refusal::Generation { ours, theirs }) if theirs > ours => Ok(None),
             Err(Refusal::Generation { ours, .. }) => Ok(Some(Err(PulledPart::Outdated(ours)))),
             Err(Refusal::Missed { open, .. }) => Ok(Some(Err(PulledPart::Missed(open)))),
+            Err(Refusal::LossScale { ours, .. }) => Ok(Some(Err(PulledPart::Rescale(ours)))),
             Err(refusal) => Err(refusal.into()),
         };
         self.wait(open).await

@@ -12,7 +12,7 @@ use nix::{
 use crate::bench;
 
 const RUN: &str = "--backend cpu --task mlp --set model.hidden=[24] --workers 4 --slices 8 --servers 2 --steps 24 \
-    --eval-every 3 --eval-samples 200 --slow-worker any:5ms@0.5 --min-workers 1";
+    --eval-every 3 --eval-samples 200 --slow-worker any:5ms@0.5 --min-workers 1 --max-restarts 0";
 const MODES: [&str; 6] = [
     "--sync",
     "--clip-norm 0.1 --optimizer lamb --ema 0.9 --keep-best",

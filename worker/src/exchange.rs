@@ -112,6 +112,7 @@ fn agreed(at: Position, answers: Vec<Answer>) -> Result<Answered<Agreed>, Exchan
             PushAnswer::Committed(verdict) => verdict,
             PushAnswer::Missed(_) => return Ok(Answered::Missed),
             PushAnswer::Outdated(generation) => return Ok(Answered::Outdated(generation)),
+            PushAnswer::Rescale(scale) => return Ok(Answered::Rescale(scale)),
         };
         if verdict.as_ref().is_some_and(|first| *first != own) {
             return Err(ExchangeError::Verdict { shard, step: at.step });
@@ -132,6 +133,8 @@ pub enum Answered<T> {
     Missed,
     /// Slices have changed hands: it has to be made anew in the view of this generation.
     Outdated(Generation),
+    /// It has to be made anew with the loss multiplied by this.
+    Rescale(f64),
 }
 
 /// A step that is committed on all shards.
@@ -225,20 +228,20 @@ impl Exchange {
         Ok((step, blocks))
     }
 
-    /// The newest parameters that training changes, each shard's own; gives the oldest of the steps that start from them.
+    /// The newest parameters, each shard's own; gives the oldest of the steps that start from them.
     ///
     /// # Errors
     /// A server that refuses, is gone, or sends what does not fit.
-    pub async fn pull_newest(&self, era: Era) -> Result<Pulled, ExchangeError> {
+    pub async fn pull_newest(&self, era: Era, extent: Extent) -> Result<Pulled, ExchangeError> {
         let pulls = (0..).map(ShardId).zip(&self.shards).map(|(shard, client)| async move {
-            let (step, blocks) = self.pull_shard(client, (era, None), Weights::Trained, Extent::Trained).await?;
+            let (step, blocks) = self.pull_shard(client, (era, None), Weights::Trained, extent).await?;
             Ok::<_, ExchangeError>((step, (shard, blocks)))
         });
         let pulled = try_join_all(pulls).await?;
         let steps: Vec<Step> = pulled.iter().map(|(step, _)| *step).collect();
         let blocks: Vec<_> = pulled.into_iter().map(|(_, blocks)| blocks).collect();
         let (oldest, newest) = (steps.iter().min().copied(), steps.iter().max().copied());
-        let tensors = self.gather(&blocks, |block| block.role.is_trained())?;
+        let tensors = self.gather(&blocks, |block| extent == Extent::All || block.role.is_trained())?;
         Ok(Pulled {
             step: oldest.unwrap_or(Step(0)),
             newest: newest.unwrap_or(Step(0)),
@@ -247,15 +250,15 @@ impl Exchange {
         })
     }
 
-    /// The newest parameters that training changes and that all shards have at once.
+    /// The newest parameters that all shards have at once.
     ///
     /// # Errors
     /// A server that refuses, is gone, or sends what does not fit.
-    pub async fn pull_common(&self, era: Era) -> Result<Pulled, ExchangeError> {
-        let mut pulled = self.pull_newest(era).await?;
+    pub async fn pull_common(&self, era: Era, extent: Extent) -> Result<Pulled, ExchangeError> {
+        let mut pulled = self.pull_newest(era, extent).await?;
         // Shards are one step apart at most, for a moment: whoever asks soon again finds them together.
         while pulled.step != pulled.newest {
-            pulled = self.pull_newest(era).await?;
+            pulled = self.pull_newest(era, extent).await?;
         }
         Ok(pulled)
     }
@@ -275,6 +278,7 @@ impl Exchange {
             Answered::Committed(agreed) => agreed,
             Answered::Missed => return Ok(Answered::Missed),
             Answered::Outdated(generation) => return Ok(Answered::Outdated(generation)),
+            Answered::Rescale(scale) => return Ok(Answered::Rescale(scale)),
         };
         let tensors = self.gather(&pulled, |block| block.role.is_trained())?;
         Ok(Answered::Committed(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes }))
@@ -292,7 +296,7 @@ impl Exchange {
         let (answers, pushed) = self.send(at, contribution).await?;
         Ok(match agreed(at, answers)? {
             Answered::Committed((verdict, _)) => Some((verdict, pushed)),
-            Answered::Missed | Answered::Outdated(_) => None,
+            Answered::Missed | Answered::Outdated(_) | Answered::Rescale(_) => None,
         })
     }
 

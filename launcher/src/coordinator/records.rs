@@ -32,6 +32,8 @@ pub struct WorkerRecord {
     pub restarts: u64,
     /// Whether its process is there.
     pub is_alive: bool,
+    /// Whether another is about to take its place.
+    pub is_awaited: bool,
     /// The first step it has not pushed, once it said that it pushes no other.
     pub(super) pushed: Option<Step>,
     /// How many steps it made, once it made its last.
@@ -71,6 +73,7 @@ impl WorkerRecord {
             missed: 0,
             restarts: 0,
             is_alive: true,
+            is_awaited: false,
             pushed: None,
             finished: None,
             heard_ms: now_ms,

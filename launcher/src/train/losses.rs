@@ -1,18 +1,24 @@
 //! Processes that end or fall silent before their time: the run goes on if others can take over, and ends if not.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use convoy_proto::ids::{Member, Role};
 use serde_json::json;
 
-use super::{GATHER_EXITS, Session, ending::with_log, signals::Signals};
+use super::{GATHER_EXITS, Session, ending::with_log, restarts::Plan, signals::Signals};
 use crate::{children::ChildExit, outcome::Failure};
 
 impl Session {
-    /// A child has ended: goes on without it, or says why not.
+    /// A child has ended: goes on without it, or with another in its place, or says why not.
     pub(super) async fn child_ended(&mut self, exit: ChildExit, signals: &mut Signals) -> Result<(), Failure> {
         if self.is_lost_already(&exit) {
             return Ok(());
+        }
+        if self.never_joined(&exit) {
+            return self.restart_failed(&exit, signals).await;
         }
         let mut exits = vec![exit];
         if !exits[0].is_sudden() {
@@ -34,6 +40,43 @@ impl Session {
         Ok(())
     }
 
+    /// Whether this process was to take the place of one that died, and did not come so far.
+    fn never_joined(&self, exit: &ChildExit) -> bool {
+        let cluster = self.service.cluster();
+        let worker = cluster.workers().get(exit.rank as usize).and_then(Option::as_ref);
+        exit.role == Role::Worker && worker.is_some_and(|worker| worker.is_awaited && worker.pid != exit.pid)
+    }
+
+    /// Tries once more, or gives the place up.
+    async fn restart_failed(&mut self, exit: &ChildExit, signals: &mut Signals) -> Result<(), Failure> {
+        self.notes.faults += 1;
+        let what = exit.describe();
+        self.metric(&json!({ "event": "fault", "era": 0, "what": what }));
+        let next = if exit.is_misled() { None } else { self.plan_restart(exit.rank) };
+        self.progress.say(&format!("{}{}", with_log(&what, &exit.log), again(next)));
+        if next.is_none() {
+            let events = self.service.cluster().give_up(exit.rank);
+            for event in events {
+                self.heed(event, signals).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn plan_restart(&mut self, rank: u32) -> Option<Plan> {
+        if self.stopping.is_some() { None } else { self.restarts.plan(rank, Instant::now()) }
+    }
+
+    /// Starts what is due.
+    pub(super) fn restart(&mut self) -> Result<(), Failure> {
+        for rank in self.restarts.take_due(Instant::now()) {
+            let spec = self.children_of_run().into_iter().find(|spec| (spec.role, spec.rank) == (Role::Worker, rank));
+            self.metric(&json!({ "event": "restart", "era": 0, "member": format!("worker {rank}") }));
+            spec.map_or(Ok(()), |spec| self.children.start(spec))?;
+        }
+        Ok(())
+    }
+
     /// The other children that end at about the same time.
     async fn more_exits(&mut self) -> Vec<ChildExit> {
         let deadline = tokio::time::Instant::now() + GATHER_EXITS;
@@ -47,7 +90,8 @@ impl Session {
     /// The worker that ended, if the run can do without.
     fn replaceable(&self, exit: &ChildExit) -> Option<Member> {
         let is_worker = exit.role == Role::Worker && !exit.is_misled();
-        self.service.cluster().replaceable(exit.rank).filter(|_| is_worker)
+        let may_restart = self.stopping.is_none() && self.restarts.may(exit.rank);
+        self.service.cluster().replaceable(exit.rank, may_restart).filter(|_| is_worker)
     }
 
     /// Whether this is the process of a worker that is not counted on any more.
@@ -61,13 +105,17 @@ impl Session {
     async fn lose(&mut self, member: Member, (what, log): (&str, &Path), signals: &mut Signals) -> Result<(), Failure> {
         self.notes.faults += 1;
         self.metric(&json!({ "event": "fault", "era": 0, "what": what }));
+        let next = self.plan_restart(member.rank);
         let (lost, before) = {
             let mut cluster = self.service.cluster();
-            (cluster.lose(member), self.events.len())
+            (cluster.lose(member, next.is_some()), self.events.len())
         };
         self.service.publish();
-        let alive = self.service.cluster().alive();
-        self.progress.say(&format!("{}\n{} take over what {member} had to do", with_log(what, log), workers(alive)));
+        let heirs = match self.service.cluster().alive() {
+            0 => "nobody is left".to_string(),
+            alive => format!("{} take over what {member} had to do", workers(alive)),
+        };
+        self.progress.say(&format!("{}\n{heirs}{}", with_log(what, log), again(next)));
         for _ in 0..before {
             if let Ok(event) = self.events.try_recv() {
                 self.heed(event, signals).await?;
@@ -88,7 +136,8 @@ impl Session {
         let silence = Duration::from_millis(silence_ms).as_secs_f64();
         let log = self.run_dir.log(&format!("{}-{}", member.role, member.rank));
         let what = format!("{member} has not been heard of for {silence:.1} s");
-        let replaceable = self.service.cluster().replaceable(member.rank);
+        let may_restart = self.stopping.is_none() && self.restarts.may(member.rank);
+        let replaceable = self.service.cluster().replaceable(member.rank, may_restart);
         if replaceable != Some(member) {
             return Err(Failure::Lost(with_log(&what, &log)));
         }
@@ -96,6 +145,11 @@ impl Session {
         self.children.kill_one(member.role, member.rank);
         self.lose(member, (&what, &log), signals).await
     }
+}
+
+fn again(next: Option<Plan>) -> String {
+    next.map(|plan| format!("; it starts again in {:.1} s, for the {}. time", plan.delay.as_secs_f64(), plan.number))
+        .unwrap_or_default()
 }
 
 pub(super) fn workers(count: u32) -> String {

@@ -64,7 +64,12 @@ pub const KEYS: &[Key] = &[
     key("name", Kind::Text, "name of the run: its folder below run_dir"),
     key("run_dir", Kind::Text, "root of runs"),
     key("workers", Kind::CountOrAuto, "worker processes; auto is one a GPU, or one on the CPU"),
-    key("min_workers", Kind::Count, "worker processes that must be alive for the run to go on; all by default"),
+    key(
+        "min_workers",
+        Kind::Count,
+        "worker processes that must be alive, or about to be started again, for the run to go on; all by default",
+    ),
+    key("max_restarts", Kind::Count, "how often each worker that dies is started again"),
     key("servers", Kind::Count, "parameter server processes"),
     key("mode", Kind::Text, "when gradients are aggregated: sync, async, ssp or local"),
     key("task", Kind::Text, "what is trained: cnn, mlp, regression, resnet or gpt; what suits the data by default"),
@@ -171,6 +176,11 @@ pub const KEYS: &[Key] = &[
     key("timeouts.heartbeat_ms", Kind::Count, "milliseconds between heartbeats"),
     key("timeouts.lease_ms", Kind::Count, "milliseconds without a heartbeat until a member is lost"),
     key("timeouts.start_ms", Kind::Count, "milliseconds until all members must have joined"),
+    key(
+        "timeouts.restart_ms",
+        Kind::Count,
+        "milliseconds before a worker is started again; each time twice as long, up to 30 s",
+    ),
     key("timeouts.step_ms", Kind::Count, "milliseconds without a committed step until the run gives up"),
 ];
 

@@ -148,6 +148,8 @@ pub struct Timeouts {
     pub start_ms: u32,
     /// Without a committed step, until the run gives up.
     pub step_ms: u32,
+    /// Before a worker is started again for the first time; each time after that twice as long.
+    pub restart_ms: u32,
 }
 
 /// A run's configuration, checked and complete.
@@ -161,6 +163,8 @@ pub struct Config {
     pub workers: u32,
     /// Worker processes that must be alive for the run to go on.
     pub min_workers: u32,
+    /// How often each worker that dies is started again.
+    pub max_restarts: u32,
     /// Server processes, which are the shards.
     pub servers: u32,
     /// When gradients are aggregated.

@@ -42,6 +42,7 @@ pub struct RawConfig {
     pub run_dir: Option<String>,
     pub workers: Option<CountOrAuto>,
     pub min_workers: Option<u64>,
+    pub max_restarts: Option<u64>,
     pub servers: Option<u64>,
     pub mode: Option<String>,
     pub task: Option<String>,
@@ -80,6 +81,7 @@ pub struct RawTimeouts {
     pub lease_ms: Option<u64>,
     pub start_ms: Option<u64>,
     pub step_ms: Option<u64>,
+    pub restart_ms: Option<u64>,
 }
 
 pub(super) fn value_error(key: &'static str, value: impl ToString, problem: impl Into<String>) -> ConfigError {
@@ -187,6 +189,7 @@ impl RawConfig {
             run_dir: self.run_dir.unwrap_or_else(|| "runs".into()),
             workers,
             min_workers,
+            max_restarts: count("max_restarts", self.max_restarts.unwrap_or(3), 0, 1_000_000)?,
             servers: count("servers", self.servers.unwrap_or(1), 1, 1024)?,
             mode,
             data: self.data.unwrap_or_else(|| "digits".into()),
@@ -291,6 +294,7 @@ impl RawTimeouts {
             lease_ms,
             start_ms: count("timeouts.start_ms", self.start_ms.unwrap_or(120_000), 100, DAY)?,
             step_ms: count("timeouts.step_ms", self.step_ms.unwrap_or(600_000), 100, DAY)?,
+            restart_ms: count("timeouts.restart_ms", self.restart_ms.unwrap_or(500), 1, DAY)?,
         })
     }
 }
@@ -301,12 +305,13 @@ impl From<&Config> for RawConfig {
             Length::Steps(n) => (Some(n), None),
             Length::Epochs(n) => (None, Some(n)),
         };
-        let Timeouts { heartbeat_ms, lease_ms, start_ms, step_ms } = config.timeouts;
+        let Timeouts { heartbeat_ms, lease_ms, start_ms, step_ms, restart_ms } = config.timeouts;
         RawConfig {
             name: Some(config.name.clone()),
             run_dir: Some(config.run_dir.clone()),
             workers: Some(CountOrAuto::Count(config.workers.into())),
             min_workers: Some(config.min_workers.into()),
+            max_restarts: Some(config.max_restarts.into()),
             servers: Some(config.servers.into()),
             mode: Some(config.mode.name().into()),
             task: Some(config.task.clone()),
@@ -338,6 +343,7 @@ impl From<&Config> for RawConfig {
                 lease_ms: Some(lease_ms.into()),
                 start_ms: Some(start_ms.into()),
                 step_ms: Some(step_ms.into()),
+                restart_ms: Some(restart_ms.into()),
             },
         }
     }

@@ -3,6 +3,7 @@
 use super::{Result, WireError, finite, present, weight, wrong};
 use crate::{
     ids::{BlockId, Era, Generation, SliceId, Step},
+    loss_scale::LossScale,
     messages::{
         Extent, GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, SliceHeader, Weights,
     },
@@ -181,6 +182,7 @@ impl From<PulledPart> for wire::PushPullResponse {
             PulledPart::Committed(verdict) => Part::Committed(verdict.into()),
             PulledPart::Missed(step) => Part::Missed(step.0),
             PulledPart::Outdated(generation) => Part::Outdated(generation.0),
+            PulledPart::Rescale(scale) => Part::Rescale(scale),
         };
         wire::PushPullResponse { part: Some(part) }
     }
@@ -196,6 +198,8 @@ impl TryFrom<wire::PushPullResponse> for PulledPart {
             Part::Committed(verdict) => Ok(PulledPart::Committed(Some(verdict).try_into()?)),
             Part::Missed(step) => Ok(PulledPart::Missed(Step(step))),
             Part::Outdated(generation) => Ok(PulledPart::Outdated(Generation(generation))),
+            Part::Rescale(scale) if LossScale::fits(scale) => Ok(PulledPart::Rescale(scale)),
+            Part::Rescale(scale) => Err(wrong("rescale", format!("{scale} is no power of two in range"))),
         }
     }
 }

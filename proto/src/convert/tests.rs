@@ -66,7 +66,7 @@ fn work_and_what_was_missed_survive_the_wire() {
     for work in [slice, Work::Evaluate(Step(6)), Work::Finished(Step(7))] {
         assert_eq!(Work::try_from(wire::DealResponse::from(work)), Ok(work));
     }
-    for part in [PulledPart::Missed(Step(8)), PulledPart::Outdated(Generation(3))] {
+    for part in [PulledPart::Missed(Step(8)), PulledPart::Outdated(Generation(3)), PulledPart::Rescale(8.0)] {
         assert_eq!(PulledPart::try_from(wire::PushPullResponse::from(part.clone())), Ok(part));
     }
     for step in [None, Some(Step(9))] {

@@ -130,6 +130,7 @@ impl ShardClient {
                 PulledPart::Committed(verdict) => return Ok(PushAnswer::Committed(verdict)),
                 PulledPart::Missed(open) => return Ok(PushAnswer::Missed(open)),
                 PulledPart::Outdated(generation) => return Ok(PushAnswer::Outdated(generation)),
+                PulledPart::Rescale(scale) => return Ok(PushAnswer::Rescale(scale)),
             }
         }
         Err(TransportError::Incomplete { peer: self.peer.clone(), missing: "the step was committed" })

@@ -45,7 +45,7 @@ fn what_the_living_take_over_ends_in_the_same_bits() {
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         for (v, victims) in [[(1, 2), (3, 9)], [(0, 4), (2, 5)], [(3, 16), (0, 16)]].into_iter().enumerate() {
             let name = format!("m{m}v{v}");
-            let child = start(&bench, &name, &format!("{mode} --min-workers 2"));
+            let child = start(&bench, &name, &format!("{mode} --min-workers 2 --max-restarts 0"));
             victims.into_iter().for_each(|victim| strike(&bench, &name, victim, Signal::SIGKILL));
             let (ended, summary) = end(&bench, &name, child);
             assert_eq!(ended.code, Some(0), "{name}: {}", ended.stderr);
@@ -61,12 +61,80 @@ fn what_the_living_take_over_ends_in_the_same_bits() {
     }
 }
 
+/// Waits until a worker has been started again and its place is taken.
+fn await_return(bench: &Bench, name: &str, restarts: usize) {
+    convoy_tests::until("the worker is back", || {
+        let events = bench.metrics(name);
+        let joined =
+            events.iter().filter(|e| e["event"] == "joined" && e["member"].as_str().unwrap().contains("worker"));
+        joined.count() == 4 + restarts
+    });
+}
+
+#[test]
+fn who_is_started_again_ends_in_the_same_bits() {
+    let bench = bench();
+    let again = "--steps 60 --eval-every 7 --set timeouts.restart_ms=20";
+    let run = RUN.replace("--steps 24 --eval-every 4", again);
+    for (m, mode) in ["--sync", "--local-steps 2 --ema 0.9", "--async", "--quorum 6"].into_iter().enumerate() {
+        let calm = bench.train(&format!("calm{m}"), &format!("{} {mode}", run.replace("--backend cpu", "")));
+        let name = format!("m{m}");
+        let child = bench.command(&format!("{run} {mode} --name {name}")).spawn().unwrap();
+        for (nth, rank) in [2, 0, 2].into_iter().enumerate() {
+            strike(&bench, &name, (rank, 4), Signal::SIGKILL);
+            await_return(&bench, &name, nth + 1);
+        }
+        let (ended, summary) = end(&bench, &name, child);
+        assert_eq!(ended.code, Some(0), "{mode}: {}", ended.stderr);
+        assert!(ended.stderr.contains("it starts again in 0.0 s, for the 2. time"), "{}", ended.stderr);
+        assert_eq!((summary["restarts"].as_u64(), summary["faults"].as_u64()), (Some(3), Some(3)), "{mode}");
+        let workers = summary["workers"].as_array().unwrap();
+        let restarts: Vec<_> = workers.iter().map(|worker| worker["restarts"].clone()).collect();
+        assert_eq!(restarts, [1, 0, 2, 0]);
+        assert!(workers.iter().all(|worker| worker["slices"] == 2));
+        assert_eq!(summary["steps"], 60, "{mode}");
+        if calm["exact"] == true {
+            for field in ["params_sha256", "eval", "final_loss", "ema"] {
+                assert_eq!(summary[field], calm[field], "{mode}: {field}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_only_worker_may_die() {
+    let bench = bench();
+    let how = format!("--workers 1 --steps 30 --slow-worker any:10ms {} --set timeouts.restart_ms=20", crate::SMALL);
+    let calm = bench.train("calm", &how);
+    let child = bench.command(&format!("--backend cpu --name alone {how}")).spawn().unwrap();
+    strike(&bench, "alone", (0, 5), Signal::SIGKILL);
+    let (ended, summary) = end(&bench, "alone", child);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("nobody is left; it starts again in"), "{}", ended.stderr);
+    assert_eq!(summary["params_sha256"], calm["params_sha256"]);
+    assert_eq!(summary["restarts"], 1);
+}
+
+#[test]
+fn who_dies_too_often_ends_the_run() {
+    let bench = bench();
+    let run = RUN.replace("--steps 24", "--steps 100000 --max-restarts 1 --set timeouts.restart_ms=20");
+    let child = bench.command(&format!("{run} --name r")).spawn().unwrap();
+    strike(&bench, "r", (1, 2), Signal::SIGKILL);
+    await_return(&bench, "r", 1);
+    strike(&bench, "r", (1, 2), Signal::SIGKILL);
+    let (ended, summary) = end(&bench, "r", child);
+    assert_eq!(ended.code, Some(4), "{}", ended.stderr);
+    assert!(ended.stderr.contains("error: worker 1 "), "{}", ended.stderr);
+    assert_eq!((summary["restarts"].as_u64(), summary["faults"].as_u64()), (Some(1), Some(2)));
+}
+
 #[test]
 fn modes_that_are_not_exact_go_on_too() {
     let bench = bench();
     for (m, mode) in ["--quorum 6", "--async", "--ssp 2 --clip-norm 0.5"].into_iter().enumerate() {
         let name = format!("m{m}");
-        let child = start(&bench, &name, &format!("{mode} --min-workers 1"));
+        let child = start(&bench, &name, &format!("{mode} --min-workers 1 --max-restarts 0"));
         for victim in [(2, 3), (0, 7), (1, 12)] {
             strike(&bench, &name, victim, Signal::SIGKILL);
         }
@@ -84,7 +152,7 @@ fn modes_that_are_not_exact_go_on_too() {
 fn a_worker_that_hangs_is_fenced_off() {
     let bench = bench();
     let (_, calm) = end(&bench, "calm", start(&bench, "calm", "--sync"));
-    let lease = "--set timeouts.heartbeat_ms=50 --set timeouts.lease_ms=4000 --min-workers 3";
+    let lease = "--set timeouts.heartbeat_ms=50 --set timeouts.lease_ms=4000 --min-workers 3 --max-restarts 0";
     let child = start(&bench, "hung", lease);
     strike(&bench, "hung", (1, 6), Signal::SIGSTOP);
     let (ended, summary) = end(&bench, "hung", child);
@@ -98,7 +166,7 @@ fn a_spare_takes_over() {
     let bench = bench();
     let how = format!("--slices 2 --steps 12 --slow-worker any:15ms {}", crate::SMALL);
     let calm = bench.train("calm", &format!("--workers 2 {how}"));
-    let command = format!("--backend cpu --name spare --workers 3 --min-workers 2 {how}");
+    let command = format!("--backend cpu --name spare --workers 3 --min-workers 2 --max-restarts 0 {how}");
     let child = bench.command(&command).spawn().unwrap();
     strike(&bench, "spare", (0, 3), Signal::SIGKILL);
     let (ended, summary) = end(&bench, "spare", child);
@@ -112,7 +180,7 @@ fn a_spare_takes_over() {
 #[test]
 fn too_few_workers_end_the_run() {
     let bench = bench();
-    let child = start(&bench, "r", "--min-workers 3");
+    let child = start(&bench, "r", "--min-workers 3 --max-restarts 0");
     strike(&bench, "r", (1, 2), Signal::SIGKILL);
     strike(&bench, "r", (2, 5), Signal::SIGKILL);
     let (ended, summary) = end(&bench, "r", child);

@@ -10,7 +10,7 @@ use crate::{SMALL, bench};
 
 /// Starts a long run, does something to it once it trains, and waits for its end.
 fn disturb(bench: &Bench, disturbance: impl FnOnce(i32)) -> Ended {
-    let arguments = format!("--backend cpu --workers 2 --servers 2 --steps 1000000 --name r {SMALL}");
+    let arguments = format!("--backend cpu --workers 2 --servers 2 --steps 1000000 --max-restarts 0 --name r {SMALL}");
     let child = bench.command(&arguments).spawn().unwrap();
     let pid = child.id() as i32;
     bench.await_steps("r", 5);
@@ -47,7 +47,7 @@ fn a_killed_worker_or_server_ends_the_run_and_is_named() {
 fn a_worker_that_hangs_is_noticed_by_its_lease() {
     let bench = bench();
     let arguments = format!(
-        "--backend cpu --workers 2 --steps 1000000 --name r {SMALL} --set timeouts.heartbeat_ms=50 --set timeouts.lease_ms=4000"
+        "--backend cpu --workers 2 --steps 1000000 --max-restarts 0 --name r {SMALL} --set timeouts.heartbeat_ms=50 --set timeouts.lease_ms=4000"
     );
     let child = bench.command(&arguments).spawn().unwrap();
     bench.await_steps("r", 5);

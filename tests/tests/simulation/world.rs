@@ -244,7 +244,7 @@ impl World {
             if self.members.len() > 1 {
                 self.members.remove(&rank);
                 self.hands.remove(&rank);
-                let events = self.cluster.lose(member).unwrap();
+                let events = self.cluster.lose(member, false).unwrap();
                 self.note(events);
             }
         } else {

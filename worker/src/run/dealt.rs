@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use convoy_proto::{
     ids::{SliceId, Step},
-    messages::{Effort, Report, StepReport, StepTimes, Work},
+    messages::{Effort, Extent, Report, StepReport, StepTimes, Work},
 };
 
 use super::Worker;
@@ -42,7 +42,7 @@ impl Worker<'_> {
         let view = self.membership.view();
         let start = Instant::now();
         let exchange = self.exchange.clone();
-        let pulled = self.attend(async { Ok(exchange.pull_newest(view.era).await?) })?;
+        let pulled = self.attend(async { Ok(exchange.pull_newest(view.era, Extent::Trained).await?) })?;
         let mut waited = start.elapsed().as_secs_f64();
         let start = Instant::now();
         self.load(pulled.tensors);

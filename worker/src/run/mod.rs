@@ -17,7 +17,7 @@ use convoy_proto::{
     config::{Config, Mode},
     ids::{SliceId, Step, WorkerId},
     loss_scale::LossScale,
-    messages::{ClusterView, JoinOffer, JoinPart, Phase, Report, Weights, WorkerOffer},
+    messages::{ClusterView, Extent, JoinOffer, JoinPart, Phase, Report, Weights, WorkerOffer},
     process,
     transport::{Coordinator, Membership, TransportError},
 };
@@ -146,7 +146,7 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    /// Connects to the shards and takes over the parameters of step 0, setting them first if told to.
+    /// Connects to the shards and takes up with the step that is open; the first time, somebody sets the parameters first.
     fn start(
         runtime: &'a Runtime,
         config: Config,
@@ -156,7 +156,7 @@ impl<'a> Worker<'a> {
     ) -> Result<Self, WorkError> {
         let reports = Reports::start(runtime, membership.clone());
         let lost = || WorkError::Lost;
-        let (exchange, tensors) = runtime.block_on(async {
+        let (exchange, pulled) = runtime.block_on(async {
             let view = membership.reached(Phase::Initialising).await.ok_or_else(lost)?;
             let exchange = Exchange::connect(membership.member, replica.manifest(), &view).await?;
             if view.initialiser == WorkerId(membership.member.rank) && view.phase == Phase::Initialising {
@@ -164,8 +164,8 @@ impl<'a> Worker<'a> {
                 reports.queue().put(Report::Initialised).await;
             }
             let view = membership.reached(Phase::Training).await.ok_or_else(lost)?;
-            let tensors = exchange.pull(view.era, Step(0), Weights::Trained).await?;
-            Ok::<_, WorkError>((exchange, tensors))
+            let pulled = exchange.pull_common(view.era, Extent::All).await?;
+            Ok::<_, WorkError>((exchange, pulled))
         })?;
         let feed = Feed::new(data, &config, replica.manifest());
         let loss_scale = LossScale::new(config.loss_scale);
@@ -177,7 +177,7 @@ impl<'a> Worker<'a> {
             membership,
             exchange,
             reports,
-            step: Step(0),
+            step: pulled.step,
             commits: Step(0),
             made: 0,
             parameters: Tensors::new(),
@@ -187,7 +187,7 @@ impl<'a> Worker<'a> {
             announced: false,
         };
         worker.commits = Step(worker.feed.clock().commits());
-        worker.load(tensors);
+        worker.load(pulled.tensors);
         Ok(worker)
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use convoy_proto::{
     ids::{SliceId, WorkerId},
-    messages::{ClusterView, Effort, Phase, Report, StepReport, StepTimes, Weights},
+    messages::{ClusterView, Effort, Extent, Phase, Report, StepReport, StepTimes, Weights},
 };
 use tokio::sync::watch;
 
@@ -26,6 +26,8 @@ enum Ended {
     Missed,
     /// Slices have changed hands; so much is done already.
     Changed,
+    /// The loss has to be multiplied by this.
+    Rescale(f64),
     /// The cluster stops, and nobody makes this step.
     GivenUp,
 }
@@ -99,6 +101,10 @@ impl Worker<'_> {
                 Ended::Missed => return self.catch_up(contribution),
                 Ended::GivenUp => return Ok(()),
                 Ended::Changed => {}
+                Ended::Rescale(scale) => {
+                    self.loss_scale.adopt(scale);
+                    contribution = Contribution::new(scale);
+                }
             }
             view = self.membership.view();
         };
@@ -116,7 +122,7 @@ impl Worker<'_> {
     /// Takes up with the step that is open.
     fn catch_up(&mut self, missed: Contribution) -> Result<(), WorkError> {
         let (era, exchange) = (self.membership.view().era, self.exchange.clone());
-        let pulled = self.attend(async { Ok(exchange.pull_common(era).await?) })?;
+        let pulled = self.attend(async { Ok(exchange.pull_common(era, Extent::Trained).await?) })?;
         tracing::debug!("step {} was made without this worker, which goes on with step {}", self.step, pulled.step);
         self.load(pulled.tensors);
         self.step = pulled.step;
@@ -156,6 +162,7 @@ impl Worker<'_> {
                 Ok(match exchange.push_pull(at, contribution).await? {
                     Answered::Committed(exchanged) => Ended::Committed(exchanged),
                     Answered::Missed => Ended::Missed,
+                    Answered::Rescale(scale) => Ended::Rescale(scale),
                     Answered::Outdated(generation) => {
                         // Fails only if the coordinator is gone, which `lost` tells, too.
                         let _ = other_views.wait_for(|view| view.generation >= generation).await;

@@ -8,24 +8,51 @@ use convoy_proto::{
 use super::{super::records::WorkerRecord, super::refusal::Refusal, Cluster, Event};
 
 impl Cluster {
-    /// A worker's process is gone: its place is free, and what it had to do is others'.
+    /// A worker's process is gone: its place is free, what it had to do is others', and maybe another takes the place.
     ///
     /// # Errors
     /// A caller that is not a current member.
-    pub fn lose(&mut self, member: Member) -> Result<Vec<Event>, Refusal> {
-        self.worker(member)?.is_alive = false;
+    pub fn lose(&mut self, member: Member, is_awaited: bool) -> Result<Vec<Event>, Refusal> {
+        let worker = self.worker(member)?;
+        (worker.is_alive, worker.is_awaited) = (false, is_awaited);
         self.changes += 1;
         let mut events = vec![Event::Lost(member)];
         events.extend(self.engine.lose(member));
         self.engine.settle();
         self.settle_stop();
-        let alive = self.alive();
-        if alive < self.config.min_workers {
-            events.push(Event::TooFew(alive));
-        } else {
-            events.extend(self.finished());
-        }
+        events.extend(self.enough());
         Ok(events)
+    }
+
+    /// Nobody takes a place any more that somebody has left.
+    pub fn give_up(&mut self, rank: u32) -> Vec<Event> {
+        let worker = self.workers.get_mut(rank as usize).and_then(Option::as_mut);
+        worker.into_iter().for_each(|worker| worker.is_awaited = false);
+        self.enough()
+    }
+
+    /// Whether enough workers are there or awaited, and what follows from it.
+    fn enough(&mut self) -> Vec<Event> {
+        let count = self.count();
+        if count < self.config.min_workers { vec![Event::TooFew(count)] } else { self.finished() }
+    }
+
+    /// How many workers are alive or awaited.
+    pub fn count(&self) -> u32 {
+        self.alive() + self.workers.iter().flatten().filter(|worker| worker.is_awaited).count() as u32
+    }
+
+    /// How many places of workers are not left.
+    pub fn alive(&self) -> u32 {
+        self.places().count() as u32
+    }
+
+    /// The worker in a place, if its process is there and training has begun, so that others, or another in its place,
+    /// can take over.
+    pub fn replaceable(&self, rank: u32, may_restart: bool) -> Option<Member> {
+        let worker = self.workers.get(rank as usize).and_then(Option::as_ref).filter(|worker| worker.is_alive)?;
+        let is_training = matches!(self.phase, Phase::Training | Phase::Stopping);
+        (is_training && (may_restart || self.count() > self.config.min_workers)).then_some(worker.member)
     }
 
     /// Whether a worker was ever lost.
@@ -37,18 +64,6 @@ impl Cluster {
     pub(super) fn hindmost(&self) -> Step {
         let steps = self.places().map(|(_, worker)| worker.map_or(Step(0), |worker| worker.at));
         steps.min().unwrap_or(Step(0))
-    }
-
-    /// How many places of workers are not left.
-    pub fn alive(&self) -> u32 {
-        self.places().count() as u32
-    }
-
-    /// The worker in a place, if its process is there and training has begun, so that others could take over.
-    pub fn replaceable(&self, rank: u32) -> Option<Member> {
-        let worker = self.workers.get(rank as usize).and_then(Option::as_ref).filter(|worker| worker.is_alive)?;
-        let is_training = matches!(self.phase, Phase::Training | Phase::Stopping);
-        (is_training && self.alive() > self.config.min_workers).then_some(worker.member)
     }
 
     /// The places of workers but for those that somebody left, who is not waited for.

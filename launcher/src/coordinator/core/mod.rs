@@ -252,6 +252,8 @@ impl Cluster {
                 if !self.config.mode.is_dealt() {
                     who.extend(behind.map(|w| format!("{} at step {}", w.member, clock.steps_after(w.at))));
                 }
+                let awaited = self.workers.iter().flatten().filter(|worker| worker.is_awaited);
+                who.extend(awaited.map(|worker| format!("worker {} to start again", worker.member.rank)));
                 if who.is_empty() {
                     who.push(format!("every worker, all at step {}", self.steps()));
                 }

@@ -169,26 +169,37 @@ fn with(slices: u32, extra: &str) -> (Cluster, Vec<Member>) {
 fn the_living_take_over_and_fewer_than_there_must_be_are_too_few() {
     let (mut cluster, workers) = with(3, "min_workers = 2");
     let before = cluster.view();
-    assert_eq!(cluster.replaceable(1), Some(workers[1]));
-    assert_eq!(cluster.lose(workers[1]), Ok(vec![Event::Lost(workers[1])]));
+    assert_eq!(cluster.replaceable(1, false), Some(workers[1]));
+    assert_eq!(cluster.lose(workers[1], false), Ok(vec![Event::Lost(workers[1])]));
     let view = cluster.view();
     assert_eq!(view.owners, [WorkerId(0), WorkerId(2), WorkerId(2)]);
     assert!(view.generation > before.generation);
     assert_eq!(cluster.heartbeat(workers[1], 5), Err(Refusal::Stranger(workers[1])), "it is fenced off");
     assert!(cluster.silent(1_000_000).iter().all(|(member, _)| *member != workers[1]), "nobody waits for the dead");
-    assert_eq!((cluster.replaceable(1), cluster.replaceable(0)), (None, None));
-    assert_eq!(cluster.lose(workers[1]), Err(Refusal::Stranger(workers[1])));
-    let last = cluster.lose(workers[0]);
+    assert_eq!((cluster.replaceable(1, false), cluster.replaceable(0, false)), (None, None));
+    assert_eq!(cluster.lose(workers[1], false), Err(Refusal::Stranger(workers[1])));
+    let last = cluster.lose(workers[0], false);
     assert_eq!(last, Ok(vec![Event::Lost(workers[0]), Event::TooFew(1)]));
+}
+
+#[test]
+fn a_worker_that_is_about_to_come_back_counts() {
+    let (mut cluster, workers) = with(3, "min_workers = 3");
+    assert_eq!((cluster.replaceable(1, false), cluster.replaceable(1, true)), (None, Some(workers[1])));
+    assert_eq!(cluster.lose(workers[1], true), Ok(vec![Event::Lost(workers[1])]));
+    assert_eq!((cluster.alive(), cluster.count()), (2, 3));
+    assert!(cluster.awaited().contains("worker 1 to start again"), "{}", cluster.awaited());
+    assert_eq!(cluster.view().owners, [WorkerId(0), WorkerId(2), WorkerId(2)]);
+    assert_eq!(cluster.give_up(1), [Event::TooFew(2)]);
 }
 
 #[test]
 fn who_is_beyond_the_slices_is_a_spare_until_somebody_dies() {
     let (mut cluster, workers) = with(2, "min_workers = 1");
     assert_eq!(cluster.view().owners, [WorkerId(0), WorkerId(1)]);
-    cluster.lose(workers[0]).unwrap();
+    cluster.lose(workers[0], false).unwrap();
     assert_eq!(cluster.view().owners, [WorkerId(1), WorkerId(2)]);
-    cluster.lose(workers[1]).unwrap();
+    cluster.lose(workers[1], false).unwrap();
     assert_eq!(cluster.view().owners, [WorkerId(2), WorkerId(2)]);
 }
 
@@ -205,7 +216,7 @@ fn a_run_ends_when_the_living_have_scored_what_the_dead_left() {
         assert_eq!(cluster.report(worker, Report::Finished { step: Step(1) }), Ok(vec![]));
     }
     assert_eq!(
-        cluster.lose(workers[1]),
+        cluster.lose(workers[1], false),
         Ok(vec![Event::Lost(workers[1])]),
         "its part of the last evaluation is missing"
     );
@@ -220,7 +231,7 @@ fn a_stop_is_settled_without_the_dead() {
     cluster.report(workers[0], Report::Pausing { pushed: Step(1) }).unwrap();
     cluster.report(workers[2], Report::Pausing { pushed: Step(0) }).unwrap();
     assert_eq!(cluster.view().stop_at, None);
-    cluster.lose(workers[1]).unwrap();
+    cluster.lose(workers[1], false).unwrap();
     assert_eq!(cluster.view().stop_at, Some(Step(0)));
 }
 

@@ -1,0 +1,89 @@
+//! Which workers are to be started again, and when: each up to a number of times, after a delay that doubles.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// The longest delay.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// The restarts of a run's workers.
+#[derive(Clone, Debug)]
+pub struct Restarts {
+    most: u32,
+    first: Duration,
+    /// By rank, how often it was started again, or is about to be.
+    counts: BTreeMap<u32, u32>,
+    due: BTreeMap<u32, Instant>,
+}
+
+/// A restart that is to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The how-manieth it is, from 1.
+    pub number: u32,
+    /// After how long.
+    pub delay: Duration,
+}
+
+impl Restarts {
+    /// None yet; `most` of each worker, the first after a delay of `first`.
+    pub fn new(most: u32, first: Duration) -> Restarts {
+        Restarts { most, first, counts: BTreeMap::new(), due: BTreeMap::new() }
+    }
+
+    /// Whether a worker may be started again.
+    pub fn may(&self, rank: u32) -> bool {
+        self.counts.get(&rank).copied().unwrap_or(0) < self.most
+    }
+
+    /// Plans a restart, if there may be one.
+    pub fn plan(&mut self, rank: u32, now: Instant) -> Option<Plan> {
+        let count = self.counts.entry(rank).or_default();
+        if *count >= self.most {
+            return None;
+        }
+        let delay = self.first.saturating_mul(1 << (*count).min(16)).min(LONGEST);
+        *count += 1;
+        self.due.insert(rank, now + delay);
+        Some(Plan { number: *count, delay })
+    }
+
+    /// When the next one is due.
+    pub fn next(&self) -> Option<Instant> {
+        self.due.values().min().copied()
+    }
+
+    /// The workers that are to be started now; each is told of once.
+    pub fn take_due(&mut self, now: Instant) -> Vec<u32> {
+        let due: Vec<u32> = self.due.iter().filter(|(_, at)| **at <= now).map(|(rank, _)| *rank).collect();
+        self.due.retain(|rank, _| !due.contains(rank));
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_and_come_to_an_end() {
+        let (mut restarts, now) = (Restarts::new(3, Duration::from_secs(10)), Instant::now());
+        let delays: Vec<_> = (0..4).map(|_| restarts.plan(1, now).map(|plan| plan.delay.as_secs())).collect();
+        assert_eq!(delays, [Some(10), Some(20), Some(30), None]);
+        assert!(restarts.may(0) && !restarts.may(1));
+    }
+
+    #[test]
+    fn each_is_told_of_once_when_it_is_due() {
+        let (mut restarts, now) = (Restarts::new(1, Duration::from_secs(1)), Instant::now());
+        restarts.plan(2, now);
+        restarts.plan(0, now + Duration::from_secs(5));
+        assert_eq!(restarts.take_due(now), Vec::<u32>::new());
+        assert_eq!(restarts.next(), Some(now + Duration::from_secs(1)));
+        assert_eq!(restarts.take_due(now + Duration::from_secs(2)), [2]);
+        assert_eq!(restarts.take_due(now + Duration::from_secs(9)), [0]);
+        assert_eq!((restarts.next(), restarts.take_due(now + Duration::from_secs(9))), (None, vec![]));
+    }
+}
