@@ -207,12 +207,21 @@ impl Exchange {
     /// # Errors
     /// A server that refuses, is gone, or sends what does not fit.
     pub async fn pull(&self, era: Era, step: Step, weights: Weights) -> Result<Tensors, ExchangeError> {
+        self.pull_at(era, step, (weights, Extent::All)).await
+    }
+
+    async fn pull_at(
+        &self,
+        era: Era,
+        step: Step,
+        (weights, extent): (Weights, Extent),
+    ) -> Result<Tensors, ExchangeError> {
         let pulls = (0..).map(ShardId).zip(&self.shards).map(|(shard, client)| async move {
-            let (_, blocks) = self.pull_shard(client, (era, Some(step)), weights, Extent::All).await?;
+            let (_, blocks) = self.pull_shard(client, (era, Some(step)), weights, extent).await?;
             Ok::<_, ExchangeError>((shard, blocks))
         });
         let pulled = try_join_all(pulls).await?;
-        self.gather(&pulled, |_| true)
+        self.gather(&pulled, |block| extent == Extent::All || block.role.is_trained())
     }
 
     async fn pull_shard(
@@ -250,17 +259,22 @@ impl Exchange {
         })
     }
 
-    /// The newest parameters that all shards have at once.
+    /// The newest parameters that all shards have at once: those of the shard that is behind, which may wait for the caller.
     ///
     /// # Errors
     /// A server that refuses, is gone, or sends what does not fit.
     pub async fn pull_common(&self, era: Era, extent: Extent) -> Result<Pulled, ExchangeError> {
-        let mut pulled = self.pull_newest(era, extent).await?;
-        // Shards are one step apart at most, for a moment: whoever asks soon again finds them together.
-        while pulled.step != pulled.newest {
-            pulled = self.pull_newest(era, extent).await?;
+        loop {
+            let pulled = self.pull_newest(era, extent).await?;
+            if pulled.step == pulled.newest {
+                return Ok(pulled);
+            }
+            match self.pull_at(era, pulled.step, (Weights::Trained, extent)).await {
+                // It has been committed everywhere meanwhile, and more: look again.
+                Err(ExchangeError::Transport(TransportError::Refused { .. })) => {}
+                tensors => return Ok(Pulled { newest: pulled.step, tensors: tensors?, ..pulled }),
+            }
         }
-        Ok(pulled)
     }
 
     /// Pushes a contribution to a step and takes the updated parameters, until every shard has committed it; nothing if

@@ -248,28 +248,33 @@ impl<'a> Worker<'a> {
             _ => BTreeSet::new(),
         };
         let missing = &self.owned(view) - &scored;
-        let is_first = scored.is_empty();
+        // Unless this is a step's beginning, the replica may hold anything.
+        let is_loaded = scored.is_empty() && !self.config.mode.is_dealt();
         self.evaluated = Some((self.step, scored));
         if missing.is_empty() {
             return Ok(());
         }
-        // Unless this is a step's beginning, the replica may hold anything.
-        if self.config.mode.is_dealt() || !is_first {
-            match self.take(Weights::Trained) {
-                // They are kept until they are scored: others have done it.
-                Err(WorkError::Exchange(ExchangeError::Transport(TransportError::Refused { .. }))) => return Ok(()),
-                taken => taken?,
-            }
-        }
-        self.score(Weights::Trained, &missing)?;
-        if self.config.optimizer.ema.is_some() {
-            self.take(Weights::Averaged)?;
-            self.score(Weights::Averaged, &missing)?;
-            self.take(Weights::Trained)?;
+        match self.score_all(&missing, is_loaded) {
+            // They are kept until they are scored: others have done it, and the next push will be told where they are.
+            Err(WorkError::Exchange(ExchangeError::Transport(TransportError::Refused { .. }))) => return Ok(()),
+            scored => scored?,
         }
         self.evaluated.iter_mut().for_each(|(_, scored)| scored.extend(missing.iter().copied()));
         let queue = self.reports.queue();
         self.attend(async { queue.delivered().await })
+    }
+
+    fn score_all(&mut self, slices: &BTreeSet<SliceId>, is_loaded: bool) -> Result<(), WorkError> {
+        if !is_loaded {
+            self.take(Weights::Trained)?;
+        }
+        self.score(Weights::Trained, slices)?;
+        if self.config.optimizer.ema.is_some() {
+            self.take(Weights::Averaged)?;
+            self.score(Weights::Averaged, slices)?;
+            self.take(Weights::Trained)?;
+        }
+        Ok(())
     }
 
     fn is_evaluated(&self) -> bool {
