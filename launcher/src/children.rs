@@ -64,11 +64,11 @@ impl Children {
         Children { sender, exits, kill, kills, tasks: TaskTracker::new() }
     }
 
-    /// Starts a child.
+    /// Starts a child; gives its process.
     ///
     /// # Errors
     /// The program or the log cannot be opened.
-    pub fn start(&mut self, spec: ChildSpec) -> Result<(), Failure> {
+    pub fn start(&mut self, spec: ChildSpec) -> Result<u32, Failure> {
         let ChildSpec { role, rank, arguments, log } = spec;
         let cannot = |problem: std::io::Error| Failure::Environment(format!("cannot start {role} {rank}: {problem}"));
         // Another in its place writes on.
@@ -99,7 +99,7 @@ impl Children {
                 let _ = sender.send(ChildExit { role, rank, pid, status, log }).await;
             }
         });
-        Ok(())
+        Ok(pid)
     }
 
     /// Waits for the next child to end.

@@ -3,6 +3,7 @@
 //! [`train`] prepares (configuration, data, devices, directory), [`Session`] runs the cluster and sees it to its end.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -83,6 +84,8 @@ struct Session {
     /// Where the coordinator listens.
     address: SocketAddr,
     restarts: Restarts,
+    /// By rank, the process that was started last in the place of one that died.
+    starting: BTreeMap<u32, u32>,
     progress: Progress,
     notes: Notes,
     began: Option<Instant>,
@@ -118,6 +121,7 @@ impl Session {
             began: None,
             last_change: Instant::now(),
             skips_in_a_row: 0,
+            starting: BTreeMap::new(),
             stopping: None,
             ended: None,
             review: Review::new(config.patience),
@@ -145,7 +149,7 @@ impl Session {
         }
         self.progress.say(&format!("run {}", self.run_dir.path().display()));
         self.save_summary();
-        self.children_of_run().into_iter().try_for_each(|spec| self.children.start(spec))?;
+        self.children_of_run().into_iter().try_for_each(|spec| self.children.start(spec).map(drop))?;
         let step = self.watch(&mut signals).await?;
         self.check_learnt(step)?;
         let hash = self.save_parameters((step, Weights::Trained), Which::Final, &mut signals).await?;

@@ -5,20 +5,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-use convoy_proto::ids::{Member, Role};
+use convoy_proto::{
+    ids::{Member, Role},
+    messages::Phase,
+};
 use serde_json::json;
 
 use super::{GATHER_EXITS, Session, ending::with_log, restarts::Plan, signals::Signals};
 use crate::{children::ChildExit, outcome::Failure};
 
+/// What a process was when it ended.
+enum Standing {
+    /// A member of the cluster, or about to be one from the beginning.
+    Member,
+    /// On its way into the place of one that died.
+    Starting,
+    /// Not counted on any more.
+    Gone,
+}
+
 impl Session {
     /// A child has ended: goes on without it, or with another in its place, or says why not.
     pub(super) async fn child_ended(&mut self, exit: ChildExit, signals: &mut Signals) -> Result<(), Failure> {
-        if self.is_lost_already(&exit) {
-            return Ok(());
-        }
-        if self.never_joined(&exit) {
-            return self.restart_failed(&exit, signals).await;
+        match self.standing(&exit) {
+            Standing::Gone => return Ok(()),
+            Standing::Starting => return self.restart_failed(&exit, signals).await,
+            Standing::Member => {}
         }
         let mut exits = vec![exit];
         if !exits[0].is_sudden() {
@@ -40,11 +52,16 @@ impl Session {
         Ok(())
     }
 
-    /// Whether this process was to take the place of one that died, and did not come so far.
-    fn never_joined(&self, exit: &ChildExit) -> bool {
+    /// What a process was when it ended.
+    fn standing(&self, exit: &ChildExit) -> Standing {
         let cluster = self.service.cluster();
         let worker = cluster.workers().get(exit.rank as usize).and_then(Option::as_ref);
-        exit.role == Role::Worker && worker.is_some_and(|worker| worker.is_awaited && worker.pid != exit.pid)
+        let Some(worker) = worker.filter(|_| exit.role == Role::Worker) else { return Standing::Member };
+        if worker.pid == exit.pid {
+            return if worker.is_alive { Standing::Member } else { Standing::Gone };
+        }
+        // Not who is in the place now: on the way there, or there before.
+        if self.starting.get(&exit.rank) == Some(&exit.pid) { Standing::Starting } else { Standing::Gone }
     }
 
     /// Tries once more, or gives the place up.
@@ -64,15 +81,26 @@ impl Session {
     }
 
     fn plan_restart(&mut self, rank: u32) -> Option<Plan> {
-        if self.stopping.is_some() { None } else { self.restarts.plan(rank, Instant::now()) }
+        if self.is_stopping() { None } else { self.restarts.plan(rank, Instant::now()) }
+    }
+
+    fn may_restart(&self, rank: u32) -> bool {
+        !self.is_stopping() && self.restarts.may(rank)
+    }
+
+    /// Whether the run is to end soon: then nobody is started again.
+    fn is_stopping(&self) -> bool {
+        self.service.cluster().phase() > Phase::Training
     }
 
     /// Starts what is due.
     pub(super) fn restart(&mut self) -> Result<(), Failure> {
         for rank in self.restarts.take_due(Instant::now()) {
             let spec = self.children_of_run().into_iter().find(|spec| (spec.role, spec.rank) == (Role::Worker, rank));
+            let Some(spec) = spec.filter(|_| !self.is_stopping()) else { continue };
             self.metric(&json!({ "event": "restart", "era": 0, "member": format!("worker {rank}") }));
-            spec.map_or(Ok(()), |spec| self.children.start(spec))?;
+            let pid = self.children.start(spec)?;
+            self.starting.insert(rank, pid);
         }
         Ok(())
     }
@@ -90,15 +118,8 @@ impl Session {
     /// The worker that ended, if the run can do without.
     fn replaceable(&self, exit: &ChildExit) -> Option<Member> {
         let is_worker = exit.role == Role::Worker && !exit.is_misled();
-        let may_restart = self.stopping.is_none() && self.restarts.may(exit.rank);
+        let may_restart = self.may_restart(exit.rank);
         self.service.cluster().replaceable(exit.rank, may_restart).filter(|_| is_worker)
-    }
-
-    /// Whether this is the process of a worker that is not counted on any more.
-    fn is_lost_already(&self, exit: &ChildExit) -> bool {
-        let cluster = self.service.cluster();
-        let worker = cluster.workers().get(exit.rank as usize).and_then(Option::as_ref);
-        exit.role == Role::Worker && worker.is_some_and(|worker| worker.pid == exit.pid && !worker.is_alive)
     }
 
     /// Goes on without a worker. What happened before comes first, so that steps stay in order.
@@ -121,9 +142,11 @@ impl Session {
                 self.heed(event, signals).await?;
             }
         }
-        // A stranger is nobody to lose.
+        // A stranger is nobody to lose; and once all have made their last step, it takes no more workers.
         for event in lost.unwrap_or_default() {
-            self.heed(event, signals).await?;
+            if self.ended.is_none() {
+                self.heed(event, signals).await?;
+            }
         }
         self.save_summary();
         Ok(())
@@ -136,7 +159,7 @@ impl Session {
         let silence = Duration::from_millis(silence_ms).as_secs_f64();
         let log = self.run_dir.log(&format!("{}-{}", member.role, member.rank));
         let what = format!("{member} has not been heard of for {silence:.1} s");
-        let may_restart = self.stopping.is_none() && self.restarts.may(member.rank);
+        let may_restart = self.may_restart(member.rank);
         let replaceable = self.service.cluster().replaceable(member.rank, may_restart);
         if replaceable != Some(member) {
             return Err(Failure::Lost(with_log(&what, &log)));

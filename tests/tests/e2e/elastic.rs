@@ -16,7 +16,8 @@ const RUN: &str = "--backend cpu --task mlp --set model.hidden=[24] --set model.
     --servers 2 --steps 24 --eval-every 4 --eval-samples 200 --slow-worker any:15ms";
 
 fn start(bench: &Bench, name: &str, how: &str) -> Child {
-    bench.command(&format!("{RUN} {how} --name {name}")).spawn().unwrap()
+    let run = if how.contains("--steps") { RUN.replace("--steps 24", "") } else { RUN.to_string() };
+    bench.command(&format!("{run} {how} --name {name}")).spawn().unwrap()
 }
 
 /// Sends a signal to a worker once the run has come to a step.
@@ -175,6 +176,23 @@ fn a_spare_takes_over() {
     assert_eq!(summary["params_sha256"], calm["params_sha256"]);
     let slices: Vec<_> = summary["workers"].as_array().unwrap().iter().map(|worker| worker["slices"].clone()).collect();
     assert_eq!(slices, [0, 1, 1]);
+}
+
+#[test]
+fn a_stop_goes_on_without_the_dead() {
+    let bench = bench();
+    for (m, mode) in ["--sync", "--quorum 8", "--async", "--local-steps 2"].into_iter().enumerate() {
+        let name = format!("m{m}");
+        let child = start(&bench, &name, &format!("{mode} --steps 1000000"));
+        strike(&bench, &name, (1, 3), Signal::SIGSTOP);
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+        convoy_tests::until("the signal is seen", || bench.metrics(&name).iter().any(|e| e["event"] == "signal"));
+        strike(&bench, &name, (1, 3), Signal::SIGKILL);
+        let (ended, summary) = end(&bench, &name, child);
+        assert_eq!(ended.code, Some(130), "{mode}: {}", ended.stderr);
+        assert_eq!((summary["status"].as_str(), summary["faults"].as_u64()), (Some("stopped"), Some(1)), "{mode}");
+        assert_eq!(summary["params_sha256"], convoy_tests::recomputed_sha256(&bench.run_dir(&name)));
+    }
 }
 
 #[test]

@@ -34,7 +34,12 @@ impl Cluster {
     /// Whether enough workers are there or awaited, and what follows from it.
     fn enough(&mut self) -> Vec<Event> {
         let count = self.count();
-        if count < self.config.min_workers { vec![Event::TooFew(count)] } else { self.finished() }
+        if count < self.least() { vec![Event::TooFew(count)] } else { self.finished() }
+    }
+
+    /// How many workers there must be: to stop, one is enough.
+    fn least(&self) -> u32 {
+        if self.phase == Phase::Stopping { 1 } else { self.config.min_workers }
     }
 
     /// How many workers are alive or awaited.
@@ -52,7 +57,7 @@ impl Cluster {
     pub fn replaceable(&self, rank: u32, may_restart: bool) -> Option<Member> {
         let worker = self.workers.get(rank as usize).and_then(Option::as_ref).filter(|worker| worker.is_alive)?;
         let is_training = matches!(self.phase, Phase::Training | Phase::Stopping);
-        (is_training && (may_restart || self.count() > self.config.min_workers)).then_some(worker.member)
+        (is_training && (may_restart || self.count() > self.least())).then_some(worker.member)
     }
 
     /// Whether a worker was ever lost.

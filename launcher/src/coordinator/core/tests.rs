@@ -226,8 +226,10 @@ fn a_run_ends_when_the_living_have_scored_what_the_dead_left() {
 
 #[test]
 fn a_stop_is_settled_without_the_dead() {
-    let (mut cluster, workers) = with(3, "min_workers = 1");
+    let (mut cluster, workers) = with(3, "");
+    assert_eq!(cluster.replaceable(1, false), None);
     cluster.advance(Phase::Stopping);
+    assert_eq!(cluster.replaceable(1, false), Some(workers[1]), "to stop, one is enough");
     cluster.report(workers[0], Report::Pausing { pushed: Step(1) }).unwrap();
     cluster.report(workers[2], Report::Pausing { pushed: Step(0) }).unwrap();
     assert_eq!(cluster.view().stop_at, None);
