@@ -213,7 +213,7 @@ fn worker_row(worker: &WorkerRecord, cluster: &Cluster) -> WorkerSummary {
         host: worker.host.clone(),
         backend: worker.offer.backend.clone(),
         device: worker.offer.device.clone(),
-        slices: cluster.view().owned_by(convoy_proto::ids::WorkerId(rank)).len(),
+        slices: cluster.owned_by(convoy_proto::ids::WorkerId(rank)).len(),
         samples: worker.samples,
         bytes_pushed: worker.bytes_pushed,
         bytes_pulled: worker.bytes_pulled,

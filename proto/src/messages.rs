@@ -116,8 +116,13 @@ pub struct ClusterView {
 impl ClusterView {
     /// The slices that a worker owns.
     pub fn owned_by(&self, worker: WorkerId) -> BTreeSet<SliceId> {
-        (0..).map(SliceId).zip(&self.owners).filter(|(_, owner)| **owner == worker).map(|(slice, _)| slice).collect()
+        owned(&self.owners, worker)
     }
+}
+
+/// The slices that a worker owns, of owners by slice.
+pub fn owned(owners: &[WorkerId], worker: WorkerId) -> BTreeSet<SliceId> {
+    (0..).map(SliceId).zip(owners).filter(|(_, owner)| **owner == worker).map(|(slice, _)| slice).collect()
 }
 
 /// What a slice contributes to a step, without its gradient.
@@ -275,24 +280,18 @@ pub enum PulledPart {
     Blocks(Vec<ParameterBlock>),
     /// The step, or the push, is committed on this shard.
     Committed(Verdict),
-    /// The push came too late; this step is open.
-    Missed(Step),
-    /// Slices have changed hands since the view that the push acts on: this is the generation.
-    Outdated(Generation),
-    /// The loss has to be multiplied by this, a power of two.
-    Rescale(f64),
+    /// It will not be: not like this.
+    Setback(Setback),
 }
 
-/// What a shard says of a push in the end.
-#[derive(Clone, Debug, PartialEq)]
-pub enum PushAnswer {
-    /// It is committed.
-    Committed(Verdict),
-    /// It came too late; this step is open.
+/// What keeps a push from being committed, and what to do about it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Setback {
+    /// It came too late: take up with this step, which is open.
     Missed(Step),
-    /// Slices have changed hands; this is the generation.
+    /// Slices have changed hands: look at the view of this generation.
     Outdated(Generation),
-    /// The loss has to be multiplied by this.
+    /// The loss has to be multiplied by this, a power of two: compute again.
     Rescale(f64),
 }
 

@@ -9,7 +9,7 @@ use std::{
 use convoy_proto::{
     fates::Fate,
     ids::{BlockId, Member, Role, Step},
-    messages::{ClusterView, Extent, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Weights},
+    messages::{ClusterView, Extent, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, Weights},
     transport::Membership,
     wire::{self, parameters_service_server::ParametersService},
 };
@@ -163,14 +163,14 @@ impl Inner {
         self.membership.lost.cancel();
     }
 
-    /// Opens a push, or gives the answer that ends it at once. A view that the shard has not heard of is on its way.
-    async fn open(&self, shard: &Shard, header: &PushHeader) -> Result<Result<(Push, Outcome), PulledPart>, Status> {
+    /// Opens a push, or says what keeps it off. A view that the shard has not heard of is on its way.
+    async fn open(&self, shard: &Shard, header: &PushHeader) -> Result<Result<(Push, Outcome), Setback>, Status> {
         let open = || match shard.open(header) {
             Ok(opened) => Ok(Some(Ok(opened))),
             Err(Refusal::Generation { ours, theirs }) if theirs > ours => Ok(None),
-            Err(Refusal::Generation { ours, .. }) => Ok(Some(Err(PulledPart::Outdated(ours)))),
-            Err(Refusal::Missed { open, .. }) => Ok(Some(Err(PulledPart::Missed(open)))),
-            Err(Refusal::LossScale { ours, .. }) => Ok(Some(Err(PulledPart::Rescale(ours)))),
+            Err(Refusal::Generation { ours, .. }) => Ok(Some(Err(Setback::Outdated(ours)))),
+            Err(Refusal::Missed { open, .. }) => Ok(Some(Err(Setback::Missed(open)))),
+            Err(Refusal::LossScale { ours, .. }) => Ok(Some(Err(Setback::Rescale(ours)))),
             Err(refusal) => Err(refusal.into()),
         };
         self.wait(open).await
@@ -248,7 +248,7 @@ impl Inner {
         match sent {
             Ok(Some(verdict)) => Ok(PulledPart::Committed(verdict)),
             // A quorum went on without this worker, so far that what it waits for is gone.
-            _ if shard.open_step() > step.next() => Ok(PulledPart::Missed(shard.open_step())),
+            _ if shard.open_step() > step.next() => Ok(PulledPart::Setback(Setback::Missed(shard.open_step()))),
             Ok(None) => Err(Status::aborted(format!("the verdict on step {step} is gone"))),
             Err(problem) => Err(problem),
         }
@@ -376,7 +376,10 @@ impl ParametersService for ParameterServer {
         let header = opening(&mut inbound).await?;
         let (push, outcome) = match self.inner.open(&shard, &header).await? {
             Ok(opened) => opened,
-            Err(answer) => return Ok(Response::new(Box::pin(tokio_stream::once(Ok(answer.into()))))),
+            Err(setback) => {
+                let answer = Ok(PulledPart::Setback(setback).into());
+                return Ok(Response::new(Box::pin(tokio_stream::once(answer))));
+            }
         };
         self.inner.follow(&shard, outcome);
         let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);

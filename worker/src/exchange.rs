@@ -10,7 +10,7 @@ use convoy_proto::{
     blocks::{Block, BlockMap},
     ids::{BlockId, Era, Generation, Member, ShardId, Step},
     manifest::Manifest,
-    messages::{ClusterView, Extent, GradientBlock, ParameterBlock, Pull, PushAnswer, PushHeader, Verdict, Weights},
+    messages::{ClusterView, Extent, GradientBlock, ParameterBlock, Pull, PushHeader, Setback, Verdict, Weights},
     sum,
     transport::{ShardClient, TransportError},
     tree::Node,
@@ -99,20 +99,18 @@ pub struct Pulled {
 }
 
 /// A shard's answer to a push, and the blocks that came before it.
-type Answer = (ShardId, PushAnswer, Vec<ParameterBlock>);
+type Answer = (ShardId, Result<Verdict, Setback>, Vec<ParameterBlock>);
 /// The verdict that all shards gave, and their blocks.
 type Agreed = (Verdict, Vec<(ShardId, Vec<ParameterBlock>)>);
 
-/// What all shards say, which must be one thing.
-fn agreed(at: Position, answers: Vec<Answer>) -> Result<Answered<Agreed>, ExchangeError> {
+/// What all shards say, which must be one thing; or what keeps the push off, if some shard says so.
+fn agreed(at: Position, answers: Vec<Answer>) -> Result<Result<Agreed, Setback>, ExchangeError> {
     let mut verdict: Option<Verdict> = None;
     let mut pulled = Vec::new();
     for (shard, answer, blocks) in answers {
         let own = match answer {
-            PushAnswer::Committed(verdict) => verdict,
-            PushAnswer::Missed(_) => return Ok(Answered::Missed),
-            PushAnswer::Outdated(generation) => return Ok(Answered::Outdated(generation)),
-            PushAnswer::Rescale(scale) => return Ok(Answered::Rescale(scale)),
+            Ok(own) => own,
+            Err(setback) => return Ok(Err(setback)),
         };
         if verdict.as_ref().is_some_and(|first| *first != own) {
             return Err(ExchangeError::Verdict { shard, step: at.step });
@@ -121,20 +119,7 @@ fn agreed(at: Position, answers: Vec<Answer>) -> Result<Answered<Agreed>, Exchan
         pulled.push((shard, blocks));
     }
     // A cluster has at least one server.
-    Ok(verdict.map_or(Answered::Missed, |verdict| Answered::Committed((verdict, pulled))))
-}
-
-/// What became of a push.
-#[derive(Clone, Debug)]
-pub enum Answered<T> {
-    /// It is committed on all shards.
-    Committed(T),
-    /// Some shard went on without it.
-    Missed,
-    /// Slices have changed hands: it has to be made anew in the view of this generation.
-    Outdated(Generation),
-    /// It has to be made anew with the loss multiplied by this.
-    Rescale(f64),
+    Ok(verdict.map(|verdict| (verdict, pulled)).ok_or(Setback::Missed(at.step)))
 }
 
 /// A step that is committed on all shards.
@@ -286,16 +271,14 @@ impl Exchange {
         &self,
         at: Position,
         contribution: &Contribution,
-    ) -> Result<Answered<Exchanged>, ExchangeError> {
+    ) -> Result<Result<Exchanged, Setback>, ExchangeError> {
         let (answers, pushed) = self.send(at, contribution).await?;
         let (verdict, pulled) = match agreed(at, answers)? {
-            Answered::Committed(agreed) => agreed,
-            Answered::Missed => return Ok(Answered::Missed),
-            Answered::Outdated(generation) => return Ok(Answered::Outdated(generation)),
-            Answered::Rescale(scale) => return Ok(Answered::Rescale(scale)),
+            Ok(agreed) => agreed,
+            Err(setback) => return Ok(Err(setback)),
         };
         let tensors = self.gather(&pulled, |block| block.role.is_trained())?;
-        Ok(Answered::Committed(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes }))
+        Ok(Ok(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes }))
     }
 
     /// Pushes a slice that was dealt out, until every shard has committed it; gives the bytes that were pushed, too.
@@ -308,10 +291,7 @@ impl Exchange {
         contribution: &Contribution,
     ) -> Result<Option<(Verdict, u64)>, ExchangeError> {
         let (answers, pushed) = self.send(at, contribution).await?;
-        Ok(match agreed(at, answers)? {
-            Answered::Committed((verdict, _)) => Some((verdict, pushed)),
-            Answered::Missed | Answered::Outdated(_) | Answered::Rescale(_) => None,
-        })
+        Ok(agreed(at, answers)?.ok().map(|(verdict, _)| (verdict, pushed)))
     }
 
     /// Sends a contribution to all shards; gives their answers and the bytes that were pushed.

@@ -103,7 +103,7 @@ impl Engine {
             .into_iter()
             .partition::<BTreeMap<_, _>, _>(|(_, verdict)| verdict.push.as_ref().is_some_and(its));
         self.chosen = others;
-        its.into_values().flat_map(|verdict| self.history.add(verdict)).map(Event::Step).collect()
+        self.tell(its.into_values())
     }
 
     /// Takes note that a shard has staged a push, and commits what may be committed.
@@ -173,7 +173,9 @@ impl Engine {
     /// A part that does not belong.
     pub fn decide(&mut self, part: Accumulated) -> Result<Option<Verdict>, DecisionError> {
         let verdict = self.decisions.add(part)?;
-        if let (Some(verdict), Some(chosen)) = (&verdict, verdict.as_ref().and_then(|v| self.chosen.get_mut(&v.step))) {
+        if let Some(verdict) = &verdict
+            && let Some(chosen) = self.chosen.get_mut(&verdict.step)
+        {
             chosen.clone_from(verdict);
         }
         Ok(verdict)
@@ -196,7 +198,7 @@ impl Engine {
             events.extend(self.catch_up(report.verdict.step));
         }
         self.chosen.remove(&report.verdict.step);
-        events.extend(self.history.add(report.verdict).into_iter().map(Event::Step));
+        events.extend(self.tell([report.verdict]));
         events
     }
 
@@ -228,7 +230,12 @@ impl Engine {
     pub fn catch_up(&mut self, before: Step) -> Vec<Event> {
         let later = self.chosen.split_off(&before);
         let proven = std::mem::replace(&mut self.chosen, later);
-        proven.into_values().flat_map(|verdict| self.history.add(verdict)).map(Event::Step).collect()
+        self.tell(proven.into_values())
+    }
+
+    /// Takes in commits; tells of the steps that they make.
+    fn tell(&mut self, commits: impl IntoIterator<Item = Verdict>) -> Vec<Event> {
+        commits.into_iter().flat_map(|verdict| self.history.add(verdict)).map(Event::Step).collect()
     }
 
     /// Whom a step waits for, in words, if it is not simply the workers that are behind.

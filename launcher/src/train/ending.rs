@@ -28,9 +28,8 @@ impl Session {
         // Stable: of equal suspicion, the first to go.
         exits.sort_by_key(ChildExit::suspicion);
         let cause = &exits[0];
-        self.notes.faults += 1;
         let description = cause.describe();
-        self.metric(&json!({ "event": "fault", "era": 0, "what": description }));
+        self.fault(&description);
         let message = with_log(&description, &cause.log);
         let (alive, least) = (self.service.cluster().alive(), self.prepared.config.min_workers);
         let message = match cause.role {

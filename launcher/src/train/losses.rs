@@ -64,11 +64,16 @@ impl Session {
         if self.starting.get(&exit.rank) == Some(&exit.pid) { Standing::Starting } else { Standing::Gone }
     }
 
+    /// Takes note of a process that died.
+    pub(super) fn fault(&mut self, what: &str) {
+        self.notes.faults += 1;
+        self.metric(&json!({ "event": "fault", "era": 0, "what": what }));
+    }
+
     /// Tries once more, or gives the place up.
     async fn restart_failed(&mut self, exit: &ChildExit, signals: &mut Signals) -> Result<(), Failure> {
-        self.notes.faults += 1;
         let what = exit.describe();
-        self.metric(&json!({ "event": "fault", "era": 0, "what": what }));
+        self.fault(&what);
         let next = if exit.is_misled() { None } else { self.plan_restart(exit.rank) };
         self.progress.say(&format!("{}{}", with_log(&what, &exit.log), again(next)));
         if next.is_none() {
@@ -124,8 +129,7 @@ impl Session {
 
     /// Goes on without a worker. What happened before comes first, so that steps stay in order.
     async fn lose(&mut self, member: Member, (what, log): (&str, &Path), signals: &mut Signals) -> Result<(), Failure> {
-        self.notes.faults += 1;
-        self.metric(&json!({ "event": "fault", "era": 0, "what": what }));
+        self.fault(what);
         let next = self.plan_restart(member.rank);
         let (lost, before) = {
             let mut cluster = self.service.cluster();

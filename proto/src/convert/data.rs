@@ -5,7 +5,8 @@ use crate::{
     ids::{BlockId, Era, Generation, SliceId, Step},
     loss_scale::LossScale,
     messages::{
-        Extent, GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, SliceHeader, Weights,
+        Extent, GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, SliceHeader,
+        Weights,
     },
     tree::Node,
     wire,
@@ -180,9 +181,9 @@ impl From<PulledPart> for wire::PushPullResponse {
                 Part::Frame(wire::ParameterFrame { blocks: blocks.into_iter().map(Into::into).collect() })
             }
             PulledPart::Committed(verdict) => Part::Committed(verdict.into()),
-            PulledPart::Missed(step) => Part::Missed(step.0),
-            PulledPart::Outdated(generation) => Part::Outdated(generation.0),
-            PulledPart::Rescale(scale) => Part::Rescale(scale),
+            PulledPart::Setback(Setback::Missed(step)) => Part::Missed(step.0),
+            PulledPart::Setback(Setback::Outdated(generation)) => Part::Outdated(generation.0),
+            PulledPart::Setback(Setback::Rescale(scale)) => Part::Rescale(scale),
         };
         wire::PushPullResponse { part: Some(part) }
     }
@@ -196,9 +197,9 @@ impl TryFrom<wire::PushPullResponse> for PulledPart {
         match present("part", response.part)? {
             Part::Frame(frame) => Ok(PulledPart::Blocks(all(frame.blocks)?)),
             Part::Committed(verdict) => Ok(PulledPart::Committed(Some(verdict).try_into()?)),
-            Part::Missed(step) => Ok(PulledPart::Missed(Step(step))),
-            Part::Outdated(generation) => Ok(PulledPart::Outdated(Generation(generation))),
-            Part::Rescale(scale) if LossScale::fits(scale) => Ok(PulledPart::Rescale(scale)),
+            Part::Missed(step) => Ok(PulledPart::Setback(Setback::Missed(Step(step)))),
+            Part::Outdated(generation) => Ok(PulledPart::Setback(Setback::Outdated(Generation(generation)))),
+            Part::Rescale(scale) if LossScale::fits(scale) => Ok(PulledPart::Setback(Setback::Rescale(scale))),
             Part::Rescale(scale) => Err(wrong("rescale", format!("{scale} is no power of two in range"))),
         }
     }

@@ -8,7 +8,7 @@ use crate::{
     ids::{BlockId, Era, Generation, ShardId},
     messages::{
         Accumulated, ClusterView, Extent, GradientBlock, JoinOffer, JoinPart, Pull, PulledPart, PushHeader, PushPart,
-        Report, SliceHeader, Staged, Weights, Work, WorkerOffer,
+        Report, Setback, SliceHeader, Staged, Weights, Work, WorkerOffer,
     },
     tree::Node,
 };
@@ -66,7 +66,8 @@ fn work_and_what_was_missed_survive_the_wire() {
     for work in [slice, Work::Evaluate(Step(6)), Work::Finished(Step(7))] {
         assert_eq!(Work::try_from(wire::DealResponse::from(work)), Ok(work));
     }
-    for part in [PulledPart::Missed(Step(8)), PulledPart::Outdated(Generation(3)), PulledPart::Rescale(8.0)] {
+    let setbacks = [Setback::Missed(Step(8)), Setback::Outdated(Generation(3)), Setback::Rescale(8.0)];
+    for part in setbacks.map(PulledPart::Setback) {
         assert_eq!(PulledPart::try_from(wire::PushPullResponse::from(part.clone())), Ok(part));
     }
     for step in [None, Some(Step(9))] {

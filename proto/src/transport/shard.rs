@@ -7,7 +7,7 @@ use super::{Peer, TransportError, bulk_channel};
 use crate::{
     ids::{Member, ShardId, Step},
     limits,
-    messages::{GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushAnswer, PushHeader, PushPart},
+    messages::{GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, Verdict},
     wire::{self, parameters_service_client::ParametersServiceClient},
 };
 
@@ -110,7 +110,7 @@ impl ShardClient {
         step.ok_or_else(|| TransportError::Incomplete { peer: self.peer.clone(), missing: "a step was named" })
     }
 
-    /// Pushes a step's contributions and takes the updated blocks as they are formed, up to what the shard says in the end.
+    /// Pushes a step's contributions and takes the updated blocks as they are formed, up to the verdict, or what keeps it off.
     ///
     /// # Errors
     /// A refusal, no server, or a malformed answer.
@@ -119,7 +119,7 @@ impl ShardClient {
         header: PushHeader,
         blocks: impl Iterator<Item = GradientBlock> + Send + 'static,
         mut on_block: impl FnMut(ParameterBlock),
-    ) -> Result<PushAnswer, TransportError> {
+    ) -> Result<Result<Verdict, Setback>, TransportError> {
         let parts = std::iter::once(PushPart::Header(header)).chain(Frames::new(blocks).map(PushPart::Blocks));
         let requests = tokio_stream::iter(parts.map(wire::PushPullRequest::from));
         let mut answers = self.client.clone().push_pull(requests).await.map_err(self.failed())?.into_inner();
@@ -127,10 +127,8 @@ impl ShardClient {
             let answer = answer.map_err(self.failed())?;
             match answer.try_into().map_err(TransportError::malformed(&self.peer))? {
                 PulledPart::Blocks(blocks) => blocks.into_iter().for_each(&mut on_block),
-                PulledPart::Committed(verdict) => return Ok(PushAnswer::Committed(verdict)),
-                PulledPart::Missed(open) => return Ok(PushAnswer::Missed(open)),
-                PulledPart::Outdated(generation) => return Ok(PushAnswer::Outdated(generation)),
-                PulledPart::Rescale(scale) => return Ok(PushAnswer::Rescale(scale)),
+                PulledPart::Committed(verdict) => return Ok(Ok(verdict)),
+                PulledPart::Setback(setback) => return Ok(Err(setback)),
             }
         }
         Err(TransportError::Incomplete { peer: self.peer.clone(), missing: "the step was committed" })

@@ -46,7 +46,7 @@ impl World {
     }
 
     fn owned(&self, rank: u32) -> BTreeSet<SliceId> {
-        self.cluster.view().owned_by(WorkerId(rank))
+        self.cluster.owned_by(WorkerId(rank))
     }
 
     /// The parts of a push to all shards: some are lost now and then, and the worker sends them again.

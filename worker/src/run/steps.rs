@@ -6,14 +6,14 @@ use std::{
 };
 
 use convoy_proto::{
-    ids::{SliceId, WorkerId},
-    messages::{ClusterView, Effort, Extent, Phase, Report, StepReport, StepTimes, Weights},
+    ids::{Generation, SliceId, WorkerId},
+    messages::{ClusterView, Effort, Extent, Phase, Report, Setback, StepReport, StepTimes, Weights},
 };
 use tokio::sync::watch;
 
 use super::Worker;
 use crate::{
-    exchange::{Answered, Exchanged, Position},
+    exchange::{Exchanged, Position},
     failure::WorkError,
     step::Contribution,
 };
@@ -22,12 +22,8 @@ use crate::{
 enum Ended {
     /// It is committed.
     Committed(Exchanged),
-    /// A quorum went on without this worker.
-    Missed,
-    /// Slices have changed hands; so much is done already.
-    Changed,
-    /// The loss has to be multiplied by this.
-    Rescale(f64),
+    /// It is not: a server says so, or the view shows that slices have changed hands.
+    Setback(Setback),
     /// The cluster stops, and nobody makes this step.
     GivenUp,
 }
@@ -98,10 +94,11 @@ impl Worker<'_> {
             waited += start.elapsed().as_secs_f64();
             match ended {
                 Ended::Committed(exchanged) => break exchanged,
-                Ended::Missed => return self.catch_up(contribution),
+                Ended::Setback(Setback::Missed(_)) => return self.catch_up(contribution),
                 Ended::GivenUp => return Ok(()),
-                Ended::Changed => {}
-                Ended::Rescale(scale) => {
+                // So much is done already.
+                Ended::Setback(Setback::Outdated(_)) => {}
+                Ended::Setback(Setback::Rescale(scale)) => {
                     self.loss_scale.adopt(scale);
                     contribution = Contribution::new(scale);
                 }
@@ -159,22 +156,20 @@ impl Worker<'_> {
                 }
             };
             let push = async {
-                Ok(match exchange.push_pull(at, contribution).await? {
-                    Answered::Committed(exchanged) => Ended::Committed(exchanged),
-                    Answered::Missed => Ended::Missed,
-                    Answered::Rescale(scale) => Ended::Rescale(scale),
-                    Answered::Outdated(generation) => {
-                        // Fails only if the coordinator is gone, which `lost` tells, too.
-                        let _ = other_views.wait_for(|view| view.generation >= generation).await;
-                        Ended::Changed
-                    }
-                })
+                let answer = exchange.push_pull(at, contribution).await?;
+                if let Err(Setback::Outdated(generation)) = answer {
+                    // Fails only if the coordinator is gone, which `lost` tells, too.
+                    let _ = other_views.wait_for(|view| view.generation >= generation).await;
+                }
+                Ok(answer.map_or_else(Ended::Setback, Ended::Committed))
             };
             tokio::select! {
                 biased;
                 ended = push => ended,
                 () = given_up => Ok(Ended::GivenUp),
-                () = changed(self.membership.views(), worker, owned) => Ok(Ended::Changed),
+                generation = changed(self.membership.views(), worker, owned) => {
+                    Ok(Ended::Setback(Setback::Outdated(generation)))
+                }
                 () = lost.cancelled() => Err(WorkError::Lost),
                 () = tokio::time::sleep(Duration::from_millis(limit_ms.into())) => Err(WorkError::Late { step, limit_ms }),
             }
@@ -184,9 +179,10 @@ impl Worker<'_> {
     }
 }
 
-/// Waits until a worker no longer owns just these slices.
-async fn changed(mut views: watch::Receiver<ClusterView>, worker: WorkerId, owned: &BTreeSet<SliceId>) {
-    if views.wait_for(|view| view.owned_by(worker) != *owned).await.is_err() {
-        std::future::pending::<()>().await;
+/// Waits until a worker no longer owns just these slices; gives the generation.
+async fn changed(mut views: watch::Receiver<ClusterView>, worker: WorkerId, owned: &BTreeSet<SliceId>) -> Generation {
+    match views.wait_for(|view| view.owned_by(worker) != *owned).await {
+        Ok(view) => view.generation,
+        Err(_) => std::future::pending().await,
     }
 }

@@ -3,12 +3,14 @@
 //! Time is an argument, in milliseconds from any start. Every call either succeeds and says what happened, or is
 //! refused and changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use convoy_proto::{
     config::Config,
-    ids::{Era, Generation, Incarnation, Member, Role, Step, WorkerId},
-    messages::{Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, Staged, Verdict, Weights},
+    ids::{Era, Generation, Incarnation, Member, Role, SliceId, Step, WorkerId},
+    messages::{
+        self, Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, Staged, Verdict, Weights,
+    },
     order,
 };
 
@@ -138,6 +140,11 @@ impl Cluster {
             stop_at: self.stop_at,
             reviewed: self.reviewed,
         }
+    }
+
+    /// The slices that a worker owns.
+    pub fn owned_by(&self, worker: WorkerId) -> BTreeSet<SliceId> {
+        messages::owned(&self.owners(), worker)
     }
 
     /// By slice, who computes it: the living share them evenly; before anybody is there, the places that they will take.
@@ -350,7 +357,7 @@ impl Cluster {
             return Err(Refusal::OutOfPlace { member, what: "that it has nothing to do" });
         }
         let worker = WorkerId(member.rank);
-        let owned = self.view().owned_by(worker);
+        let owned = self.owned_by(worker);
         Ok(self.engine.deal(worker, &owned))
     }
 
