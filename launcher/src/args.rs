@@ -21,7 +21,7 @@ pub struct TrainArgs {
     /// Worker processes, or auto: one a GPU, one on the CPU [default: auto]
     #[arg(long, value_name = "N|auto", help_heading = "Cluster")]
     pub workers: Option<String>,
-    /// How often each worker that dies is started again; meanwhile the others take over what it had to do [default: 3]
+    /// How often each worker or server that dies is started again [default: 3]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub max_restarts: Option<String>,
     /// Worker processes that must be alive, or about to be started again, for the run to go on [default: all]
@@ -30,6 +30,16 @@ pub struct TrainArgs {
     /// Parameter server processes [default: 1]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub servers: Option<String>,
+    /// Steps between checkpoints, or time such as 30s or 10m; 0 writes one only when told to stop [default: 60s]
+    #[arg(long, value_name = "N|TIME", help_heading = "Checkpoints")]
+    pub checkpoint_every: Option<String>,
+    /// Checkpoints to keep, the newest [default: 2]
+    #[arg(long, value_name = "N", help_heading = "Checkpoints")]
+    pub keep_last: Option<String>,
+    /// Go on with the run of this --name if there is one (auto), or begin with a checkpoint or the newest of a run
+    /// [default: never]
+    #[arg(long, value_name = "auto|PATH|never", help_heading = "Checkpoints")]
+    pub resume: Option<String>,
     /// When gradients are aggregated.
     #[command(flatten)]
     pub consistency: ConsistencyArgs,
@@ -250,6 +260,37 @@ pub struct RunArgs {
     pub backend: Option<String>,
 }
 
+/// What run to go on with, and with how many processes.
+#[derive(Args, Clone, Debug)]
+pub struct ResumeArgs {
+    /// The run: its name below the root of runs, or its directory
+    #[arg(default_value = "latest")]
+    pub run: String,
+    /// Worker processes [default: as before]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<String>,
+    /// Parameter server processes [default: as before]
+    #[arg(long, value_name = "N")]
+    pub servers: Option<String>,
+    /// Worker processes that must be alive, or about to be started again, for the run to go on
+    #[arg(long, value_name = "N")]
+    pub min_workers: Option<String>,
+    /// How often each worker or server that dies is started again
+    #[arg(long, value_name = "N")]
+    pub max_restarts: Option<String>,
+}
+
+impl From<&ResumeArgs> for Pairs {
+    fn from(args: &ResumeArgs) -> Self {
+        given([
+            ("workers", &args.workers),
+            ("servers", &args.servers),
+            ("min_workers", &args.min_workers),
+            ("max_restarts", &args.max_restarts),
+        ])
+    }
+}
+
 /// What to score again.
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
@@ -336,6 +377,8 @@ impl From<&TrainArgs> for Pairs {
             ("min_workers", &args.min_workers),
             ("max_restarts", &args.max_restarts),
             ("servers", &args.servers),
+            ("checkpoint.every", &args.checkpoint_every),
+            ("checkpoint.keep_last", &args.keep_last),
             ("backend", &args.backend),
             ("precision", &args.precision),
             ("listen", &args.listen),

@@ -7,10 +7,10 @@ use convoy_server::ServerArgs;
 use convoy_worker::{WorkerArgs, task::TaskEntry};
 
 use crate::{
-    args::{EvalArgs, GenerateArgs, InspectArgs, Places, TrainArgs},
+    args::{EvalArgs, GenerateArgs, InspectArgs, Places, ResumeArgs, TrainArgs},
     eval, generate, inspect,
     outcome::{Failure, exit},
-    probe, train,
+    probe, resume, train,
 };
 
 const ABOUT: &str = "Trains a model on a cluster of workers around exact parameter servers";
@@ -22,12 +22,14 @@ const EXAMPLES: &str = "Examples:
   launcher --data text:book.txt --steps 1000           a transformer that learns to write
   launcher --workers 4 --slices 8 --servers 2          the same bits for any number of workers and servers
   launcher --config run.toml --set optimizer.lr=0.01   a file, and one value changed
+  launcher resume latest --workers 2                   go on with a run that was stopped
   launcher eval latest --predictions out.csv           score a finished run again
   launcher generate latest --prompt Once               let a text model go on
   launcher data inspect csv:table.csv                  what the data hold, and what deserves attention
 
 Values come from defaults < --config < CONVOY_* variables < --set < flags.
-Exit codes: 0 done, 1 failed, 2 usage, 3 environment, 4 processes lost, 5 diverged, 130/143 stopped by a signal.";
+Exit codes: 0 done, 1 failed, 2 usage, 3 environment, 4 processes lost, 5 diverged, 75 stopped and resumable,
+130/143 stopped by a signal.";
 
 /// The command line of the program.
 #[derive(Debug, Parser)]
@@ -43,6 +45,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Go on with a run that was stopped or lost, from its newest checkpoint
+    Resume(ResumeArgs),
     /// Score a finished run's model on the held-out data again
     Eval(EvalArgs),
     /// Let a finished run's model go on with a text
@@ -78,6 +82,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
     let result = match cli.command {
         Some(Command::Server(args)) => return convoy_server::main(&args),
         Some(Command::Worker(args)) => return convoy_worker::main(&args, tasks),
+        Some(Command::Resume(args)) => resume::resume(&args, &cli.places, tasks),
         Some(Command::Probe) => return probe::print(),
         Some(Command::Eval(args)) => eval::eval(&args, &cli.places, tasks),
         Some(Command::Generate(args)) => generate::generate(&args, &cli.places, tasks),

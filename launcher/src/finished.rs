@@ -71,7 +71,10 @@ pub fn open(args: &RunArgs, places: &Places, tasks: &[TaskEntry]) -> Result<Fini
 }
 
 /// Refuses data that have changed since the run: its split, scales and classes would be others.
-fn check_data(run: &Path, data: &dyn Dataset) -> Result<(), Failure> {
+///
+/// # Errors
+/// They have.
+pub fn check_data(run: &Path, data: &dyn Dataset) -> Result<(), Failure> {
     // A run without this file is from somewhere else, which is no reason not to look at it.
     let Some(recorded) = field(run, "data.json", "fingerprint") else { return Ok(()) };
     if recorded == hex(&data.info().fingerprint) {
@@ -82,7 +85,7 @@ fn check_data(run: &Path, data: &dyn Dataset) -> Result<(), Failure> {
 }
 
 /// A text in a JSON file of a run.
-fn field(run: &Path, file: &str, name: &str) -> Option<String> {
+pub fn field(run: &Path, file: &str, name: &str) -> Option<String> {
     let text = std::fs::read_to_string(run.join(file)).ok()?;
     Some(serde_json::from_str::<serde_json::Value>(&text).ok()?.get(name)?.as_str()?.to_string())
 }

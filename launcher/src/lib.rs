@@ -9,6 +9,7 @@
 //! write. [`inspect`] looks at data.
 
 pub mod args;
+pub mod checkpoints;
 pub mod children;
 pub mod cli;
 pub mod coordinator;
@@ -21,6 +22,7 @@ pub mod outcome;
 pub mod plan;
 pub mod probe;
 pub mod progress;
+pub mod resume;
 pub mod run_dir;
 pub mod settings;
 pub mod summary;

@@ -15,6 +15,8 @@ pub mod exit {
     pub const LOST: u8 = 4;
     /// The loss is not finite.
     pub const DIVERGED: u8 = 5;
+    /// The run was stopped, and can be resumed.
+    pub const STOPPED: u8 = 75;
     /// Added to the number of the signal that ended the run.
     pub const SIGNAL: u8 = 128;
 }
@@ -37,6 +39,9 @@ pub enum Failure {
     /// Anything else that ended training.
     #[error("{0}")]
     Failed(String),
+    /// A signal asked for the end, and a checkpoint was written.
+    #[error("stopped at a checkpoint; `launcher resume {0}` goes on")]
+    Stopped(String),
     /// A signal asked for the end.
     #[error("stopped by signal {0}")]
     Signal(i32),
@@ -51,6 +56,7 @@ impl Failure {
             Failure::Lost(_) => exit::LOST,
             Failure::Diverged(_) => exit::DIVERGED,
             Failure::Failed(_) => exit::FAILED,
+            Failure::Stopped(_) => exit::STOPPED,
             Failure::Signal(signal) => exit::SIGNAL.saturating_add(u8::try_from(*signal).unwrap_or(0)),
         }
     }

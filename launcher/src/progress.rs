@@ -28,7 +28,7 @@ pub struct Progress {
 #[derive(Debug)]
 enum Line {
     Say(String),
-    Begin,
+    Begin { samples: u64 },
     Step { done: u64, loss: f64, samples: u64 },
     End,
 }
@@ -51,9 +51,9 @@ impl Progress {
         self.send(Line::Say(line.into()));
     }
 
-    /// The first step begins now.
-    pub fn begin(&self) {
-        self.send(Line::Begin);
+    /// Training begins now, after so many samples.
+    pub fn begin(&self, samples: u64) {
+        self.send(Line::Begin { samples });
     }
 
     /// So many steps are committed, of so many samples in all.
@@ -75,6 +75,8 @@ impl Progress {
 struct Screen {
     total: u64,
     start: Instant,
+    /// Samples before the start.
+    before: u64,
     display: Display,
 }
 
@@ -93,7 +95,7 @@ impl Screen {
         } else {
             Display::Lines(None)
         };
-        Screen { total, start: Instant::now(), display }
+        Screen { total, start: Instant::now(), before: 0, display }
     }
 
     fn show(&mut self, lines: &Receiver<Line>) {
@@ -101,7 +103,7 @@ impl Screen {
             match (line, &self.display) {
                 (Line::Say(line), Display::Bar(bar)) => bar.suspend(|| print(&line)),
                 (Line::Say(line), Display::Lines(_)) => print(&line),
-                (Line::Begin, _) => self.begin(),
+                (Line::Begin { samples }, _) => self.begin(samples),
                 (Line::Step { done, loss, samples }, _) => self.step(done, loss, samples),
                 (Line::End, Display::Bar(bar)) => return bar.finish_and_clear(),
                 (Line::End, Display::Lines(_)) => return,
@@ -109,8 +111,8 @@ impl Screen {
         }
     }
 
-    fn begin(&mut self) {
-        self.start = Instant::now();
+    fn begin(&mut self, samples: u64) {
+        (self.start, self.before) = (Instant::now(), samples);
         if let Display::Bar(bar) = &self.display {
             bar.reset_eta();
         }
@@ -118,7 +120,7 @@ impl Screen {
 
     fn step(&mut self, done: u64, loss: f64, samples: u64) {
         let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
-        let rate = samples as f64 / seconds;
+        let rate = samples.saturating_sub(self.before) as f64 / seconds;
         match &mut self.display {
             Display::Bar(bar) => {
                 bar.set_message(format!("loss {loss:.4}  {rate:.0} samples/s"));

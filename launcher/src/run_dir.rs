@@ -1,8 +1,8 @@
 //! The directory that a run leaves behind.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs::{self, File, TryLockError},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -41,8 +41,44 @@ impl RunDir {
         fs::create_dir(path.join("logs")).map_err(|problem| cannot(&path, problem))?;
         fs::write(path.join("config.toml"), config).map_err(|problem| cannot(&path, problem))?;
         let metrics = File::create(path.join("metrics.jsonl")).map_err(|problem| cannot(&path, problem))?;
+        hold(&metrics, &path)?;
         point_latest(root, name);
         Ok(RunDir { path, metrics })
+    }
+
+    /// Opens the directory of a run to go on with it, configured anew.
+    ///
+    /// # Errors
+    /// Another launcher is at it, or the directory cannot be written.
+    pub fn reopen(path: &Path, config: &str) -> Result<RunDir, Failure> {
+        let cannot = |problem: io::Error| Failure::Environment(format!("cannot write {}: {problem}", path.display()));
+        let mut metrics =
+            File::options().create(true).read(true).append(true).open(path.join("metrics.jsonl")).map_err(cannot)?;
+        hold(&metrics, path)?;
+        // A line that was torn ends here.
+        let is_torn = metrics.metadata().map_err(cannot)?.len() > 0 && {
+            let mut last = [0];
+            metrics.seek(SeekFrom::End(-1)).and_then(|_| metrics.read_exact(&mut last)).map_err(cannot)?;
+            last != *b"\n"
+        };
+        if is_torn {
+            metrics.write_all(b"\n").map_err(cannot)?;
+        }
+        fs::create_dir_all(path.join("logs")).map_err(cannot)?;
+        let run = RunDir { path: path.into(), metrics };
+        run.replace("config.toml", config.as_bytes()).map_err(cannot)?;
+        if let (Some(root), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) {
+            point_latest(root, name);
+        }
+        Ok(run)
+    }
+
+    /// The era of the last event in metrics.jsonl.
+    pub fn last_era(&self) -> Option<u64> {
+        let lines = last_lines(&self.path.join("metrics.jsonl"), 2);
+        let eras =
+            lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["era"].as_u64());
+        eras.max()
     }
 
     /// Where it is.
@@ -70,11 +106,27 @@ impl RunDir {
     /// # Errors
     /// The disk's.
     pub fn replace_json(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(value)?;
+        text.push(b'\n');
+        self.replace(name, &text)
+    }
+
+    fn replace(&self, name: &str, contents: &[u8]) -> io::Result<()> {
         let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(&self.path)?;
-        serde_json::to_writer_pretty(&mut file, value)?;
-        file.write_all(b"\n")?;
+        file.write_all(contents)?;
         readable(file.path())?;
         file.persist(self.path.join(name)).map(drop).map_err(|error| error.error)
+    }
+}
+
+/// Keeps other launchers off a run for as long as its metrics are open.
+fn hold(metrics: &File, run: &Path) -> Result<(), Failure> {
+    match metrics.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            Err(Failure::Usage(format!("another launcher is at work on the run {}", run.display())))
+        }
+        // A file system without locks goes without.
+        Err(TryLockError::Error(_)) | Ok(()) => Ok(()),
     }
 }
 

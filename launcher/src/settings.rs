@@ -30,6 +30,15 @@ pub fn gather(args: &TrainArgs, places: &Places) -> Result<RawConfig, Failure> {
     Ok(layers.texts("command line", &with_places(args.into(), places))?.raw()?)
 }
 
+/// A run's configuration, with what a command says changed.
+///
+/// # Errors
+/// Anything that does not fit.
+pub fn changed(run: &RawConfig, flags: Pairs) -> Result<RawConfig, Failure> {
+    let text = toml::to_string(run).map_err(|problem| Failure::Usage(problem.to_string()))?;
+    Ok(Layers::new().toml("the run", &text)?.texts("command line", &flags)?.raw()?)
+}
+
 /// What a command says that is no training: neither file nor environment count.
 ///
 /// # Errors

@@ -1,12 +1,14 @@
 //! summary.json: what a run was and how it ended. docs/summary.schema.json describes it.
 
+use std::collections::BTreeMap;
+
 use convoy_proto::config::Config;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::coordinator::{
     core::Cluster,
     evaluation::Score,
-    records::{ServerRecord, WorkerRecord},
+    records::{Seconds, ServerRecord, WorkerRecord},
 };
 
 /// Where a run stands.
@@ -66,13 +68,17 @@ pub struct Summary {
     pub exact: Exact,
     pub restarts: u64,
     pub faults: u64,
+    pub rollbacks: u64,
+    pub resumes: u64,
     pub lost_updates: u64,
+    pub checkpoints: u64,
+    pub failed_checkpoints: u64,
     pub workers: Vec<WorkerSummary>,
     pub servers: Vec<ServerSummary>,
 }
 
 /// The average of the weights.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "see Summary")]
 pub struct EmaSummary {
     pub decay: f64,
@@ -81,7 +87,7 @@ pub struct EmaSummary {
 }
 
 /// The parameters with the lowest held-out loss.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "see Summary")]
 pub struct BestSummary {
     #[serde(flatten)]
@@ -106,16 +112,6 @@ pub struct WorkerSummary {
     pub restarts: u64,
 }
 
-/// Where a worker's time went.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[allow(missing_docs, reason = "see Summary")]
-pub struct Seconds {
-    pub data: f64,
-    pub compute: f64,
-    pub exchange: f64,
-    pub load: f64,
-}
-
 /// A server's row.
 #[derive(Clone, Debug, Serialize)]
 #[allow(missing_docs, reason = "see Summary")]
@@ -128,7 +124,7 @@ pub struct ServerSummary {
 }
 
 /// What the launcher has noted beside the cluster's own record.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Notes {
     /// Samples in one pass over the data.
     pub epoch_samples: u64,
@@ -152,15 +148,29 @@ pub struct Notes {
     pub skipped: u64,
     /// SHA-256 of the final parameters.
     pub params_sha256: Option<String>,
+    /// Samples in the commits that were made.
+    pub samples: u64,
     /// Processes that died.
     pub faults: u64,
+    /// How often the run went back to a checkpoint because a server died.
+    pub rollbacks: u64,
+    /// How often another launcher went on.
+    pub resumes: u64,
+    /// Asynchronous commits that a roll-back undid for good.
+    pub lost_updates: u64,
+    /// Checkpoints that were written.
+    pub checkpoints: u64,
+    /// Checkpoints that could not be written.
+    pub failed_checkpoints: u64,
+    /// By shard, how often its server was lost.
+    pub server_restarts: BTreeMap<u32, u64>,
 }
 
 impl Summary {
     /// The summary as things stand.
     pub fn new(config: &Config, cluster: &Cluster, notes: &Notes) -> Summary {
         let workers: Vec<_> = cluster.workers().iter().flatten().map(|worker| worker_row(worker, cluster)).collect();
-        let samples: u64 = workers.iter().map(|worker| worker.samples).sum();
+        let samples = notes.samples;
         let per_second = if notes.wall_seconds > 0.0 { samples as f64 / notes.wall_seconds } else { 0.0 };
         Summary {
             name: config.name.clone(),
@@ -188,10 +198,15 @@ impl Summary {
             stopped_early: notes.stopped_early,
             params_sha256: notes.params_sha256.clone(),
             exact: exact(config, cluster),
-            restarts: cluster.workers().iter().flatten().map(|worker| worker.restarts).sum(),
+            restarts: workers.iter().map(|worker| worker.restarts).sum::<u64>()
+                + notes.server_restarts.values().sum::<u64>(),
             faults: notes.faults,
-            lost_updates: 0,
-            servers: server_rows(config, cluster),
+            rollbacks: notes.rollbacks,
+            resumes: notes.resumes,
+            lost_updates: notes.lost_updates,
+            checkpoints: notes.checkpoints,
+            failed_checkpoints: notes.failed_checkpoints,
+            servers: server_rows(config, cluster, notes),
             workers,
         }
     }
@@ -214,20 +229,15 @@ fn worker_row(worker: &WorkerRecord, cluster: &Cluster) -> WorkerSummary {
         backend: worker.offer.backend.clone(),
         device: worker.offer.device.clone(),
         slices: cluster.owned_by(convoy_proto::ids::WorkerId(rank)).len(),
-        samples: worker.samples,
-        bytes_pushed: worker.bytes_pushed,
-        bytes_pulled: worker.bytes_pulled,
-        seconds: Seconds {
-            data: worker.times.data,
-            compute: worker.times.compute,
-            exchange: worker.times.exchange,
-            load: worker.times.load,
-        },
-        restarts: worker.restarts,
+        samples: worker.totals.samples,
+        bytes_pushed: worker.totals.bytes_pushed,
+        bytes_pulled: worker.totals.bytes_pulled,
+        seconds: worker.totals.seconds,
+        restarts: worker.totals.restarts,
     }
 }
 
-fn server_rows(config: &Config, cluster: &Cluster) -> Vec<ServerSummary> {
+fn server_rows(config: &Config, cluster: &Cluster, notes: &Notes) -> Vec<ServerSummary> {
     let map = convoy_proto::blocks::BlockMap::new(&cluster.reference().manifest, config.servers);
     let row = |server: &ServerRecord| {
         let shard = convoy_proto::ids::ShardId(server.member.rank);
@@ -236,7 +246,7 @@ fn server_rows(config: &Config, cluster: &Cluster) -> Vec<ServerSummary> {
             pid: server.pid,
             address: server.address.clone(),
             blocks: map.of_shard(shard).len(),
-            restarts: 0,
+            restarts: notes.server_restarts.get(&shard.0).copied().unwrap_or(0),
         }
     };
     cluster.servers().iter().flatten().map(row).collect()

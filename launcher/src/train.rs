@@ -3,15 +3,16 @@
 //! [`train`] prepares (configuration, data, devices, directory), [`Session`] runs the cluster and sees it to its end.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use convoy_proto::{
     config::raw::decimal,
     ids::Step,
-    messages::{Action, Phase, Verdict, Weights},
+    messages::{Phase, Weights},
     process,
 };
 use convoy_worker::task::TaskEntry;
@@ -24,29 +25,33 @@ use crate::{
     children::{ChildSpec, Children},
     cli::say,
     coordinator::{
-        core::{Event, Lag},
-        evaluation::Score,
+        core::{Cluster, Event},
         service::CoordinatorService,
-        stragglers::Straggler,
     },
     outcome::Failure,
     progress::Progress,
+    resume::{self, Resumed},
     run_dir::RunDir,
-    summary::{BestSummary, EmaSummary, Notes, Summary},
+    settings,
+    summary::{EmaSummary, Notes, Summary},
 };
 
 mod ending;
+mod eras;
+mod events;
 mod listen;
 mod losses;
-mod prepare;
+pub mod prepare;
 mod restarts;
-mod review;
+pub mod review;
+mod saves;
 mod signals;
 
 use prepare::{Prepared, prepare};
-use restarts::Restarts;
+use restarts::{Place, Restarts};
 use review::Review;
-use signals::Signals;
+use saves::Saving;
+use signals::{Request, Signals};
 
 /// After the first child is lost: how long to see which others go, so that the first cause is named.
 const GATHER_EXITS: Duration = Duration::from_millis(300);
@@ -63,13 +68,29 @@ const EVENTS_AHEAD: usize = 1024;
 /// Whatever keeps the run from its end; the exit code tells which kind.
 pub fn train(args: &TrainArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(), Failure> {
     process::init_logs();
-    let prepared = prepare(args, places, tasks)?;
+    let raw = settings::gather(args, places)?;
+    if !args.dry_run && resume::instead(args, &raw, tasks)? {
+        return Ok(());
+    }
+    let mut prepared = prepare(raw, tasks)?;
     if args.dry_run {
         return say(prepared.describe());
     }
+    let resumed = match args.resume.as_deref() {
+        None | Some("auto" | "never") => None,
+        Some(place) => Some(resume::from_checkpoint(place, &mut prepared)?),
+    };
+    run(prepared, resumed)
+}
+
+/// Runs a cluster to its end.
+///
+/// # Errors
+/// Whatever keeps the run from its end.
+pub fn run(prepared: Prepared, resumed: Option<Resumed>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|problem| Failure::Environment(format!("cannot start the runtime: {problem}")))?;
-    let result = runtime.block_on(Session::run(prepared));
+    let result = runtime.block_on(Session::run(prepared, resumed));
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
 }
@@ -84,29 +105,49 @@ struct Session {
     /// Where the coordinator listens.
     address: SocketAddr,
     restarts: Restarts,
-    /// By rank, the process that was started last in the place of one that died.
-    starting: BTreeMap<u32, u32>,
+    /// The process that was started last in the place of one that died.
+    starting: BTreeMap<Place, u32>,
     progress: Progress,
     notes: Notes,
     began: Option<Instant>,
+    /// Seconds of training before this launcher.
+    wall_before: f64,
     last_change: Instant,
     skips_in_a_row: u64,
     stopping: Option<i32>,
+    /// When a run that is told to stop ends with what it has.
+    stop_by: Instant,
     /// The step that the run ends with, once all workers have made it.
     ended: Option<Step>,
+    saving: Saving,
+    /// Checkpoints that servers could not take.
+    bad_checkpoints: BTreeSet<PathBuf>,
     review: Review,
     /// Which score comes last in an evaluation.
     reviewed: Weights,
 }
 
 impl Session {
-    async fn run(mut prepared: Prepared) -> Result<(), Failure> {
+    async fn run(mut prepared: Prepared, resumed: Option<Resumed>) -> Result<(), Failure> {
         let signals = Signals::new()?;
         let listener = listen::bind(prepared.config.listen).await?;
-        let run_dir = prepared.create_run_dir()?;
+        let cluster = |prepared: &Prepared| Cluster::new(prepared.config.clone(), prepared.reference());
+        let (run_dir, cluster, notes, review, lines, newest) = match resumed {
+            None => {
+                let run_dir = prepared.create_run_dir()?;
+                let cluster = cluster(&prepared);
+                (run_dir, cluster, Notes::default(), Review::new(prepared.config.patience), Vec::new(), None)
+            }
+            Some(Resumed { run_dir, era, origin, cut, lines }) => {
+                let newest = origin.restore.as_ref().map(|_| origin.commits);
+                let cluster = cluster(&prepared).resumed((era, origin), cut.workers);
+                (run_dir, cluster, cut.notes, cut.review, lines, newest)
+            }
+        };
         let config = &prepared.config;
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
-        let service = CoordinatorService::new(config.clone(), prepared.reference(), sender);
+        let commits = cluster.engine().commits();
+        let service = CoordinatorService::new(cluster, config, sender);
         let stop = CancellationToken::new();
         let (address, serving) = listen::serve(listener, service.clone(), stop.clone())?;
         let mut session = Session {
@@ -114,7 +155,8 @@ impl Session {
             address,
             restarts: Restarts::new(config.max_restarts, Duration::from_millis(config.timeouts.restart_ms.into())),
             progress: Progress::new(prepared.horizon.steps),
-            notes: Notes { epoch_samples: prepared.data.info().train.into(), ..Notes::default() },
+            wall_before: notes.wall_seconds,
+            notes: Notes { epoch_samples: prepared.data.info().train.into(), ..notes },
             run_dir,
             service,
             events,
@@ -123,12 +165,15 @@ impl Session {
             skips_in_a_row: 0,
             starting: BTreeMap::new(),
             stopping: None,
+            stop_by: Instant::now(),
             ended: None,
-            review: Review::new(config.patience),
+            saving: Saving::new(commits, newest),
+            bad_checkpoints: BTreeSet::new(),
+            review,
             reviewed: if config.optimizer.ema.is_some() { Weights::Averaged } else { Weights::Trained },
             prepared,
         };
-        let result = session.train(signals).await;
+        let result = session.train(signals, lines).await;
         let ended = session.end(result).await;
         stop.cancel();
         // Connections of killed children may linger.
@@ -137,10 +182,11 @@ impl Session {
     }
 
     /// Everything up to the final parameters.
-    async fn train(&mut self, mut signals: Signals) -> Result<(), Failure> {
+    async fn train(&mut self, mut signals: Signals, lines: Vec<String>) -> Result<(), Failure> {
         self.write_json("manifest.json", &self.prepared.manifest)?;
         self.write_json("data.json", &self.prepared.report)?;
         self.progress.say(&self.prepared.headline());
+        lines.iter().for_each(|line| self.progress.say(line));
         for line in &self.prepared.devices.passed_over {
             self.progress.say(&format!("passed over {line}"));
         }
@@ -150,16 +196,30 @@ impl Session {
         self.progress.say(&format!("run {}", self.run_dir.path().display()));
         self.save_summary();
         self.children_of_run().into_iter().try_for_each(|spec| self.children.start(spec).map(drop))?;
-        let step = self.watch(&mut signals).await?;
-        self.check_learnt(step)?;
-        let hash = self.save_parameters((step, Weights::Trained), Which::Final, &mut signals).await?;
-        self.notes.params_sha256 = Some(hash);
-        if let Some(ema) = self.prepared.config.optimizer.ema {
-            let hash = self.save_parameters((step, Weights::Averaged), Which::Ema, &mut signals).await?;
-            let (decay, eval) = (decimal(ema), self.notes.ema_eval);
-            self.notes.ema = Some(EmaSummary { decay, eval, params_sha256: hash });
+        loop {
+            let end = self.watch(&mut signals).await?;
+            if self.save_results(end, &mut signals).await? {
+                return Ok(());
+            }
         }
-        Ok(())
+    }
+
+    /// Saves the final parameters, and a checkpoint if one is wanted; false if a new era begins instead.
+    async fn save_results(&mut self, end: Step, signals: &mut Signals) -> Result<bool, Failure> {
+        self.check_learnt(end)?;
+        if !self.save_end(end, signals).await? {
+            return Ok(false);
+        }
+        let saved = self.save_parameters((end, Weights::Trained), Which::Final, signals).await?;
+        let Some(hash) = saved else { return Ok(false) };
+        if let Some(ema) = self.prepared.config.optimizer.ema {
+            let saved = self.save_parameters((end, Weights::Averaged), Which::Ema, signals).await?;
+            let Some(params_sha256) = saved else { return Ok(false) };
+            let (decay, eval) = (decimal(ema), self.notes.ema_eval);
+            self.notes.ema = Some(EmaSummary { decay, eval, params_sha256 });
+        }
+        self.notes.params_sha256 = Some(hash);
+        Ok(true)
     }
 
     /// A run whose last loss is no number, or that never changed a parameter, has not trained.
@@ -191,175 +251,53 @@ impl Session {
             }
             tokio::select! {
                 biased;
-                signal = signals.next() => self.stop(signal)?,
+                request = signals.next() => self.request(request)?,
                 Some(event) = self.events.recv() => self.heed(event, signals).await?,
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
                 () = until(self.restarts.next()) => self.restart()?,
                 _ = tick.tick() => {
                     self.check_leases(signals).await?;
                     self.check_progress()?;
+                    self.check_saves();
                 }
             }
         }
     }
 
-    /// Follows an event, and reviews an evaluation that it completes.
-    async fn heed(&mut self, event: Event, signals: &mut Signals) -> Result<(), Failure> {
-        let scored = match event {
-            Event::Evaluated(weights, at, score) if weights == self.reviewed => Some((at, score)),
-            _ => None,
+    /// The first request to stop finishes the step in progress, the second ends at once.
+    fn request(&mut self, request: Request) -> Result<(), Failure> {
+        let Request::Stop(signal) = request else {
+            self.save_soon(None);
+            return Ok(());
         };
-        self.follow(event)?;
-        match scored {
-            // Saving the best parameters minds signals and children, too.
-            Some((at, score)) => Box::pin(self.review(at, score, signals)).await,
-            None => Ok(()),
-        }
-    }
-
-    /// The first signal finishes the step in progress, the second ends at once.
-    fn stop(&mut self, signal: i32) -> Result<(), Failure> {
-        self.metric(&json!({ "event": "signal", "era": 0, "signal": signal }));
-        let training = self.service.cluster().phase() >= Phase::Training;
-        if self.stopping.replace(signal).is_some() || !training {
+        self.metric(json!({ "event": "signal", "signal": signal }));
+        if self.stopping.replace(signal).is_some() {
             return Err(Failure::Signal(signal));
+        }
+        self.stop_by = Instant::now() + Duration::from_millis(self.prepared.config.timeouts.stop_ms.into());
+        if self.service.cluster().phase() < Phase::Training {
+            return Err(self.stopped(signal));
         }
         self.progress.say("stopping after the step in progress; once more stops at once");
         self.service.advance(Phase::Stopping);
         Ok(())
     }
 
-    fn follow(&mut self, event: Event) -> Result<(), Failure> {
-        self.last_change = Instant::now();
-        match event {
-            Event::Joined(member) => self.metric(&json!({ "event": "joined", "era": 0, "member": member.to_string() })),
-            Event::Phase(phase) => {
-                self.metric(&json!({ "event": "phase", "era": 0, "phase": format!("{phase:?}").to_lowercase() }));
-                if phase == Phase::Training {
-                    self.began = Some(Instant::now());
-                    self.progress.begin();
-                    self.save_summary();
-                }
-            }
-            Event::Step(verdict) => self.committed(&verdict)?,
-            Event::Evaluated(weights, _, score) => self.evaluated(weights, score),
-            Event::Lost(member) => self.metric(&json!({ "event": "lost", "era": 0, "member": member.to_string() })),
-            Event::TooFew(alive) => {
-                let least = self.prepared.config.min_workers;
-                return Err(Failure::Lost(format!("{} left, at least {least} must be there", losses::workers(alive))));
-            }
-            Event::Straggler(straggler, lag) => self.straggles(straggler, lag),
-            Event::Finished(step) => self.ended = Some(step),
-            Event::Diverging(problem) => return Err(Failure::Failed(problem)),
+    /// How a run ends that was told to stop: it can be resumed if there is a checkpoint.
+    fn stopped(&self, signal: i32) -> Failure {
+        match self.saving.newest {
+            Some(_) => Failure::Stopped(self.run_dir.path().display().to_string()),
+            None => Failure::Signal(signal),
         }
-        Ok(())
-    }
-
-    /// Names a worker that has become slow.
-    fn straggles(&mut self, straggler: Straggler, lag: Lag) {
-        let Straggler { worker, seconds, usual } = straggler;
-        let (lag, lag_text) = match lag {
-            Lag::None => (None, String::new()),
-            Lag::Pushes(lag) => (Some(lag), format!(", {lag} pushes behind the quickest")),
-            Lag::Missed(lag) => (Some(lag), format!(", {lag} steps were made without it")),
-        };
-        self.progress.say(&format!(
-            "worker {worker} is slow: {:.0} ms a step, the others {:.0} ms{lag_text}",
-            seconds * 1e3,
-            usual * 1e3
-        ));
-        self.metric(&json!({
-            "event": "straggler", "era": 0, "worker": worker.0, "seconds": seconds, "usual": usual, "lag": lag,
-        }));
-    }
-
-    fn evaluated(&mut self, weights: Weights, score: Score) {
-        let (place, of) = match weights {
-            Weights::Trained => (&mut self.notes.eval, "weights"),
-            Weights::Averaged => (&mut self.notes.ema_eval, "ema"),
-        };
-        *place = Some(score);
-        let mut event = json!({ "event": "eval", "era": 0, "of": of });
-        if let (Some(event), serde_json::Value::Object(score)) = (event.as_object_mut(), json!(score)) {
-            event.extend(score);
-        }
-        self.metric(&event);
-        let of = if weights == Weights::Averaged { "average of weights, " } else { "" };
-        self.progress.say(&format!("step {}  {of}held-out {score}", score.step));
-        self.save_summary();
-    }
-
-    /// Keeps the parameters if they are the best and are to be kept, and lets workers go on, or stop.
-    async fn review(&mut self, step: Step, last: Score, signals: &mut Signals) -> Result<(), Failure> {
-        if !self.prepared.config.reviews_evaluations() {
-            return Ok(());
-        }
-        // The weights decide, not their average, whose score comes after theirs.
-        let score = self.notes.eval.unwrap_or(last);
-        let judgement = self.review.judge(score);
-        if judgement.is_best && self.prepared.config.keep_best {
-            let hash = self.save_parameters((step, Weights::Trained), Which::Best, signals).await?;
-            self.notes.best = Some(BestSummary { score, params_sha256: hash });
-            self.save_summary();
-        }
-        if judgement.is_enough && score.step < self.prepared.horizon.steps {
-            let best = self.review.best().map(|best| format!(", which was {:.4} at step {}", best.loss, best.step));
-            self.progress.say(&format!("stopping: no lower held-out loss{}", best.unwrap_or_default()));
-            self.metric(&json!({ "event": "patience", "era": 0, "step": score.step }));
-            self.notes.stopped_early = true;
-            self.service.advance(Phase::Stopping);
-        } else {
-            self.service.review(step);
-        }
-        // Saving may take long; the next step's time begins now.
-        self.last_change = Instant::now();
-        Ok(())
-    }
-
-    fn committed(&mut self, verdict: &Verdict) -> Result<(), Failure> {
-        let (step, commits) = self.service.cluster().engine().made(verdict.step);
-        let seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
-        self.notes.wall_seconds = seconds;
-        self.notes.committed += 1;
-        self.notes.final_loss = Some(verdict.loss());
-        self.metric(&json!({
-            "event": "step", "era": 0, "step": step, "loss": verdict.loss(), "lr": verdict.learning_rate,
-            "gradient_norm": verdict.gradient_norm, "clip": verdict.clip, "action": verdict.action,
-            "samples": verdict.weight, "seconds": seconds, "loss_scale": verdict.loss_scale,
-            "commits": commits, "staleness": verdict.staleness,
-        }));
-        let samples = self.service.cluster().workers().iter().flatten().map(|worker| worker.samples).sum();
-        self.progress.step(step, verdict.loss(), samples);
-        match verdict.action {
-            Action::Apply => self.skips_in_a_row = 0,
-            Action::SkipNonFinite => {
-                // While the loss scale can still fall, a skipped step is how it finds its place.
-                self.skips_in_a_row += u64::from(verdict.loss_scale == 1.0);
-                self.notes.skipped += 1;
-                self.progress.say(&match verdict.loss_scale {
-                    1.0 => format!("step {step} skipped: the loss or a gradient is not finite"),
-                    scale => format!("step {step} skipped: out of range, loss scale lowered from {scale}"),
-                });
-            }
-        }
-        let most = self.prepared.config.max_skipped;
-        if self.skips_in_a_row >= most {
-            let lr = verdict.learning_rate;
-            let advice = format!("the learning rate is {lr}; try a smaller one, or --clip-norm");
-            return Err(Failure::Diverged(format!(
-                "diverged: {most} steps up to {step} in a row were not finite; {advice}"
-            )));
-        }
-        Ok(())
     }
 
     fn check_progress(&self) -> Result<(), Failure> {
         let cluster = self.service.cluster();
         if let Some(signal) = self.stopping
-            && cluster.alive() == 0
+            && (cluster.alive() == 0 || Instant::now() > self.stop_by)
         {
-            // Nobody is left to finish a step.
-            return Err(Failure::Signal(signal));
+            // Nobody is left to finish a step, or somebody takes too long.
+            return Err(self.stopped(signal));
         }
         let timeouts = &self.prepared.config.timeouts;
         let (what, limit_ms) = match cluster.phase() {
@@ -387,8 +325,10 @@ impl Session {
         self.run_dir.replace_json(name, value).map_err(cannot)
     }
 
-    fn metric(&mut self, event: &serde_json::Value) {
-        if let Err(problem) = self.run_dir.metric(event) {
+    /// Adds an event, with its era, to metrics.jsonl.
+    fn metric(&mut self, mut event: serde_json::Value) {
+        event["era"] = self.service.cluster().era().0.into();
+        if let Err(problem) = self.run_dir.metric(&event) {
             self.progress.say(&format!("cannot write metrics.jsonl, training goes on: {problem}"));
         }
     }

@@ -20,6 +20,7 @@ pub mod order;
 pub mod policy;
 pub mod process;
 pub mod schedule;
+pub mod shard_report;
 pub mod slow;
 pub mod sum;
 pub mod transport;

@@ -34,6 +34,16 @@ impl LossScale {
         LossScale { scale, clean: 0, dynamic: scale > 1.0 }
     }
 
+    /// This scale as it was once, after so many clean steps in a row.
+    pub fn at(self, scale: f64, clean: u64) -> LossScale {
+        LossScale { scale, clean, ..self }
+    }
+
+    /// Clean steps in a row so far.
+    pub fn clean(&self) -> u64 {
+        self.clean
+    }
+
     /// What the next step's loss is multiplied by.
     pub fn get(&self) -> f64 {
         self.scale

@@ -12,6 +12,7 @@ use crate::{
     tree::Node,
 };
 
+pub use crate::shard_report::{Part, Saved, ShardReport};
 pub use crate::verdict::{Accumulated, Action, Norms, Squares, Terms, Verdict};
 
 /// A process that asks to be admitted, and what it must have in common with the cluster.
@@ -80,7 +81,7 @@ pub struct Admission {
 pub enum Phase {
     /// Members are still joining.
     Gathering,
-    /// One worker sets the parameters of step 0.
+    /// One worker sets the parameters of step 0, or servers take them from a checkpoint.
     Initialising,
     /// Steps are made.
     Training,
@@ -111,6 +112,10 @@ pub struct ClusterView {
     pub stop_at: Option<Step>,
     /// Where evaluations are reviewed: the last one that training may go on from.
     pub reviewed: Step,
+    /// The checkpoint that this era starts from; without one, a worker sets the initial parameters.
+    pub restore: Option<String>,
+    /// A commit that shards are to keep for a checkpoint, beside those that are due anyway.
+    pub save_at: Option<Step>,
 }
 
 impl ClusterView {

@@ -201,6 +201,11 @@ impl DataOrder {
         places.map(move |place| place % samples as usize)
     }
 
+    /// How many samples some slices of a step hold.
+    pub fn samples(&self, step: Step, slices: impl Iterator<Item = SliceId>) -> u64 {
+        slices.map(|slice| self.places(step, slice).len() as u64).sum()
+    }
+
     /// The seed of burn's generator for a slice.
     pub fn slice_seed(&self, step: Step, slice: SliceId) -> u64 {
         stream(self.seed, Purpose::Slice, step.0, u64::from(slice.0)).next_u64()

@@ -1,10 +1,12 @@
 //! Convoy's parameter server: holds a shard of the parameters, sums gradients exactly and applies the optimizer.
 //!
-//! [`core`] decides, [`service`] speaks gRPC for it, [`run`] is the life of a server process. This crate never
+//! [`core`] decides, [`checkpoint`] keeps on disk, [`host`] does what it asks for, [`service`] speaks gRPC, [`run`] is the life of a server process. This crate never
 //! depends on burn, so a server stays small.
 
+pub mod checkpoint;
 pub mod core;
 mod frames;
+pub mod host;
 pub mod run;
 pub mod service;
 

@@ -1,14 +1,23 @@
 //! The life of a server process: listen, join, build the shard when the manifest is known, serve until the end.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Args;
 use convoy_proto::{
+    blocks::{BlockMap, Blocks},
     config::Config,
     ids::ShardId,
     limits,
-    messages::{JoinPart, Phase},
+    manifest::Manifest,
+    messages::{ClusterView, JoinPart, Phase, ShardReport},
     process::{self, StartError},
+    schedule::Horizon,
     transport::{Coordinator, Membership, TransportError, bulk_server, incoming},
     wire::{DESCRIPTORS, parameters_service_server::ParametersServiceServer},
 };
@@ -16,7 +25,12 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info};
 
-use crate::{core::shard::Shard, service::ParameterServer};
+use crate::{
+    checkpoint::{self, part},
+    core::shard::Shard,
+    host::{Around, Host},
+    service::ParameterServer,
+};
 
 /// What a server is told on its command line.
 #[derive(Args, Clone, Debug)]
@@ -138,9 +152,14 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
     .await?;
     info!("server {} listens on {local}, process {}", args.rank, std::process::id());
 
-    let server =
-        ParameterServer::new(membership.clone(), Duration::from_millis(config.timeouts.step_ms.into()), tasks.clone());
-    let service = ParametersServiceServer::new(server.clone())
+    let host = Arc::new(Host::new(Around {
+        membership: membership.clone(),
+        run: args.run.clone(),
+        decide_within: Duration::from_millis(config.timeouts.step_ms.into()),
+        lease: Duration::from_millis(config.timeouts.lease_ms.into()),
+        tasks: tasks.clone(),
+    }));
+    let service = ParametersServiceServer::new(ParameterServer::new(host.clone()))
         .max_decoding_message_size(limits::MESSAGE_BYTES)
         .max_encoding_message_size(limits::MESSAGE_BYTES);
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -156,7 +175,7 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
             .serve_with_incoming_shutdown(incoming(listener), stop.clone().cancelled_owned()),
     );
 
-    let result = attend(&server, &membership, &config, async || {
+    let result = attend(&host, &config, async || {
         health.set_serving::<ParametersServiceServer<ParameterServer>>().await;
     });
     let result = result.await;
@@ -165,36 +184,64 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
     tasks.close();
     // Clients that hold their connections open do not hold up the end.
     let _ = tokio::time::timeout(Duration::from_secs(1), listening).await;
-    match (server.failure(), result) {
+    match (host.failure(), result) {
         (Some(problem), _) => Err(ServeError::Decision(problem)),
         (None, result) => result,
     }
 }
 
-/// From the first view to the last: the manifest, the shard, every change of the membership.
-async fn attend(
-    server: &ParameterServer,
-    membership: &Membership,
-    config: &Config,
-    serving: impl AsyncFnOnce(),
-) -> Result<(), ServeError> {
-    let view = membership.reached(Phase::Initialising).await.ok_or(ServeError::Lost)?;
+/// From the first view to the last: the manifest, each era's shard, every change of the membership.
+async fn attend(host: &Arc<Host>, config: &Config, serving: impl AsyncFn()) -> Result<(), ServeError> {
+    let membership = host.around.membership.clone();
+    membership.reached(Phase::Initialising).await.ok_or(ServeError::Lost)?;
     let limit = Duration::from_millis(config.timeouts.start_ms.into());
     let (manifest, horizon) = membership.coordinator.manifest(membership.member, limit).await?;
-    let shard = Shard::new(ShardId(membership.member.rank), config, (&manifest, horizon), view);
-    info!("shard {} holds {} blocks", shard.id(), shard.blocks());
-    server.serve(Arc::new(shard));
-    serving().await;
     let mut views = membership.views();
+    let mut era = None;
     loop {
         let view = views.borrow_and_update().clone();
         if view.phase == Phase::Ended {
             return Ok(());
         }
-        server.set_view(view);
+        if view.phase >= Phase::Initialising && era != Some(view.era) {
+            era = Some(view.era);
+            begin(host, config, (&manifest, horizon), view).await;
+            serving().await;
+        } else {
+            host.set_view(view);
+        }
         tokio::select! {
             () = membership.lost.cancelled() => return Err(ServeError::Lost),
             changed = views.changed() => changed.map_err(|_| ServeError::Lost)?,
         }
     }
+}
+
+/// Serves an era's shard: from a checkpoint, or empty until a worker sets the parameters.
+async fn begin(host: &Arc<Host>, config: &Config, (manifest, horizon): (&Manifest, Horizon), view: ClusterView) {
+    let (era, id, restore) = (view.era, ShardId(host.around.membership.member.rank), view.restore.clone());
+    let shard = Arc::new(Shard::new(id, config, (manifest, horizon), view));
+    info!("shard {id} holds {} blocks, era {era}", shard.blocks());
+    let Some(place) = restore else { return host.serve(shard) };
+    let (map, restoring) = (BlockMap::new(manifest, config.servers), shard.clone());
+    let restored = tokio::task::spawn_blocking(move || take_up(&restoring, &PathBuf::from(place), map.of_shard(id)));
+    let report = match restored.await.unwrap_or_else(|problem| Err(problem.to_string())) {
+        Ok(()) => {
+            info!("shard {id} goes on with commit {}", shard.open_step());
+            host.serve(shard);
+            ShardReport::Restored
+        }
+        Err(problem) => {
+            error!("{problem}");
+            ShardReport::NotRestored(problem)
+        }
+    };
+    host.report(era, report);
+}
+
+/// Takes a shard from a checkpoint.
+fn take_up(shard: &Shard, directory: &Path, blocks: Blocks<'_>) -> Result<(), String> {
+    let read = checkpoint::open(directory).and_then(|manifest| part::read(directory, &manifest, blocks));
+    let snapshot = read.map_err(|problem| problem.to_string())?;
+    shard.restore(snapshot).map_err(|problem| format!("{}: {problem}", directory.display()))
 }

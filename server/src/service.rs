@@ -1,23 +1,17 @@
-//! The shell around a shard: decodes messages, calls the core, and wakes who waits for what it changed.
+//! The gRPC face of a server: decodes messages, calls the core, and streams what it forms.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{pin::Pin, sync::Arc};
 
 use convoy_proto::{
     fates::Fate,
-    ids::{BlockId, Member, Role, Step},
-    messages::{ClusterView, Extent, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, Weights},
-    transport::Membership,
+    ids::{BlockId, Era, Member, Role, Step},
+    messages::{Extent, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, Weights},
     wire::{self, parameters_service_server::ParametersService},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
-use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{debug, error};
+use tracing::debug;
 
 use crate::{
     core::{
@@ -26,6 +20,7 @@ use crate::{
         versions::{Lookup, parameter_block},
     },
     frames::Frames,
+    host::Host,
 };
 
 /// Frames on their way to one reader: enough to keep the connection busy, few enough to bound memory.
@@ -34,18 +29,7 @@ const FRAMES_AHEAD: usize = 4;
 /// The gRPC face of one server. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ParameterServer {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    shard: watch::Sender<Option<Arc<Shard>>>,
-    /// Counts changes, so that whoever waits for a version looks again.
-    changes: watch::Sender<u64>,
-    membership: Membership,
-    decide_within: Duration,
-    tasks: TaskTracker,
-    failure: OnceLock<String>,
+    host: Arc<Host>,
 }
 
 impl From<Refusal> for Status {
@@ -72,100 +56,18 @@ impl From<Refusal> for Status {
 }
 
 impl ParameterServer {
-    /// A server without a shard: calls wait for it.
-    pub fn new(membership: Membership, decide_within: Duration, tasks: TaskTracker) -> ParameterServer {
-        let (shard, changes) = (watch::Sender::new(None), watch::Sender::new(0));
-        let failure = OnceLock::new();
-        ParameterServer { inner: Arc::new(Inner { shard, changes, membership, decide_within, tasks, failure }) }
-    }
-
-    /// Starts to serve a shard.
-    pub fn serve(&self, shard: Arc<Shard>) {
-        self.inner.shard.send_replace(Some(shard));
-    }
-
-    /// Takes over a newer view of the cluster.
-    pub fn set_view(&self, view: ClusterView) {
-        if let Some(shard) = &*self.inner.shard.borrow() {
-            shard.set_view(view);
-            self.inner.changes.send_modify(|changes| *changes += 1);
-        }
-    }
-
-    /// What made the server give up, if it did.
-    pub fn failure(&self) -> Option<String> {
-        self.inner.failure.get().cloned()
+    /// Serves what a host has: calls wait until that is a shard.
+    pub fn new(host: Arc<Host>) -> ParameterServer {
+        ParameterServer { host }
     }
 }
 
-impl Inner {
-    async fn shard(&self) -> Result<Arc<Shard>, Status> {
-        let mut shard = self.shard.subscribe();
-        let there = shard.wait_for(Option::is_some);
-        tokio::select! {
-            () = self.membership.lost.cancelled() => Err(Status::unavailable("this server is ending")),
-            there = there => there.ok().and_then(|shard| shard.clone()).ok_or_else(|| Status::unavailable("no shard")),
-        }
-    }
-
-    /// Waits until `look` finds something.
-    async fn wait<T>(&self, mut look: impl FnMut() -> Result<Option<T>, Status>) -> Result<T, Status> {
-        let mut changes = self.changes.subscribe();
-        loop {
-            changes.borrow_and_update();
-            if let Some(found) = look()? {
-                return Ok(found);
-            }
-            tokio::select! {
-                () = self.membership.lost.cancelled() => return Err(Status::unavailable("this server is ending")),
-                changed = changes.changed() => changed.map_err(|_| Status::unavailable("this server is ending"))?,
-            }
-        }
-    }
-
-    /// Does what the core's outcome asks for.
-    fn follow(self: &Arc<Self>, shard: &Arc<Shard>, outcome: Outcome) {
-        if outcome.changed {
-            self.changes.send_modify(|changes| *changes += 1);
-        }
-        if let Some(part) = outcome.accumulated {
-            let (inner, shard) = (self.clone(), shard.clone());
-            self.tasks.spawn(async move {
-                let Membership { coordinator, member, .. } = &inner.membership;
-                let step = part.proposal.step;
-                match coordinator.decide(*member, part, inner.decide_within).await {
-                    Ok(verdict) => inner.follow(&shard, shard.decide(verdict)),
-                    Err(problem) => inner.give_up(&format!("no verdict on step {step}: {problem}")),
-                }
-            });
-        }
-        if let Some(staged) = outcome.staged {
-            let (inner, shard) = (self.clone(), shard.clone());
-            self.tasks.spawn(async move {
-                let Membership { coordinator, member, .. } = &inner.membership;
-                let push = staged.header.id();
-                match coordinator.stage(*member, staged, inner.decide_within).await {
-                    Ok(Some(verdict)) => inner.follow(&shard, shard.choose(verdict)),
-                    Ok(None) => inner.follow(&shard, shard.drop_push(push)),
-                    Err(problem) => inner.give_up(&format!("no verdict on push {push}: {problem}")),
-                }
-            });
-        }
-    }
-
-    /// Ends the server: it cannot go on without what it was not told.
-    fn give_up(&self, problem: &str) {
-        if self.membership.lost.is_cancelled() {
-            return;
-        }
-        error!("{problem}");
-        let _ = self.failure.set(problem.into());
-        self.membership.lost.cancel();
-    }
-
+impl Host {
     /// Opens a push, or says what keeps it off. A view that the shard has not heard of is on its way.
     async fn open(&self, shard: &Shard, header: &PushHeader) -> Result<Result<(Push, Outcome), Setback>, Status> {
         let open = || match shard.open(header) {
+            // Memory is bounded: no step begins while two checkpoints wait for the disk.
+            _ if self.is_behind() => Ok(None),
             Ok(opened) => Ok(Some(Ok(opened))),
             Err(Refusal::Generation { ours, theirs }) if theirs > ours => Ok(None),
             Err(Refusal::Generation { ours, .. }) => Ok(Some(Err(Setback::Outdated(ours)))),
@@ -315,16 +217,17 @@ impl ParametersService for ParameterServer {
         &self,
         request: Request<Streaming<wire::InitialiseRequest>>,
     ) -> Result<Response<wire::InitialiseResponse>, Status> {
-        let shard = self.inner.shard().await?;
         let mut inbound = request.into_inner();
+        let mut shard = None;
         while let Some(frame) = inbound.next().await {
             let frame = frame?;
             let member = Member::try_from(frame.member)?;
             let blocks = frame.blocks.into_iter().map(ParameterBlock::try_from).collect::<Result<Vec<_>, _>>()?;
+            let shard = shard.insert(self.host.shard(Era(frame.era)).await?);
             let outcome = shard.initialise(member, &blocks)?;
-            self.inner.follow(&shard, outcome);
+            self.host.follow(shard, outcome);
         }
-        if !shard.is_initialised() {
+        if !shard.is_some_and(|shard| shard.is_initialised()) {
             return Err(Status::invalid_argument("some blocks of the shard were not sent"));
         }
         Ok(Response::new(wire::InitialiseResponse {}))
@@ -334,29 +237,26 @@ impl ParametersService for ParameterServer {
         &self,
         request: Request<Streaming<wire::PushRequest>>,
     ) -> Result<Response<wire::PushResponse>, Status> {
-        let shard = self.inner.shard().await?;
         let mut inbound = request.into_inner();
-        let (push, outcome) = shard.open(&opening(&mut inbound).await?)?;
-        self.inner.follow(&shard, outcome);
-        let accepted = self.inner.receive(&shard, &push, inbound).await?;
+        let header = opening(&mut inbound).await?;
+        let shard = self.host.shard(header.era).await?;
+        let (push, outcome) = shard.open(&header)?;
+        self.host.follow(&shard, outcome);
+        let accepted = self.host.receive(&shard, &push, inbound).await?;
         Ok(Response::new(wire::PushResponse { step: push.step.0, accepted }))
     }
 
     async fn pull(&self, request: Request<wire::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
-        let shard = self.inner.shard().await?;
         let pull = Pull::try_from(request.into_inner())?;
         let Pull { member, era, .. } = pull;
-        let view = self.inner.membership.view();
-        if era != view.era {
-            return Err(Refusal::Era { ours: view.era, theirs: era }.into());
-        }
+        let shard = self.host.shard(era).await?;
         if member.role == Role::Server {
             return Err(Refusal::Stranger(member).into());
         }
         let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
-        let inner = self.inner.clone();
-        self.inner.tasks.spawn(async move {
-            let send = inner.answer(&shard, pull, &outbound);
+        let host = self.host.clone();
+        self.host.around.tasks.spawn(async move {
+            let send = host.answer(&shard, pull, &outbound);
             tokio::select! {
                 () = outbound.closed() => debug!("{member} left before its pull ended"),
                 sent = send => if let Err(status) = sent {
@@ -371,23 +271,23 @@ impl ParametersService for ParameterServer {
         &self,
         request: Request<Streaming<wire::PushPullRequest>>,
     ) -> Result<Response<Self::PushPullStream>, Status> {
-        let shard = self.inner.shard().await?;
         let mut inbound = request.into_inner();
         let header = opening(&mut inbound).await?;
-        let (push, outcome) = match self.inner.open(&shard, &header).await? {
+        let shard = self.host.shard(header.era).await?;
+        let (push, outcome) = match self.host.open(&shard, &header).await? {
             Ok(opened) => opened,
             Err(setback) => {
                 let answer = Ok(PulledPart::Setback(setback).into());
                 return Ok(Response::new(Box::pin(tokio_stream::once(answer))));
             }
         };
-        self.inner.follow(&shard, outcome);
+        self.host.follow(&shard, outcome);
         let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
-        let inner = self.inner.clone();
-        self.inner.tasks.spawn(async move {
+        let host = self.host.clone();
+        self.host.around.tasks.spawn(async move {
             let exchange = async {
-                let commit = inner.commit(&shard, &push, &outbound);
-                tokio::try_join!(inner.receive(&shard, &push, inbound), commit).map(|(_, last)| last)
+                let commit = host.commit(&shard, &push, &outbound);
+                tokio::try_join!(host.receive(&shard, &push, inbound), commit).map(|(_, last)| last)
             };
             let closing = tokio::select! {
                 () = outbound.closed() => {

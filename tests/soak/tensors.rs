@@ -47,6 +47,8 @@ impl Case {
             initialiser: WorkerId(0),
             incarnations: vec![Incarnation(1)],
             stop_at: None,
+            restore: None,
+            save_at: None,
             reviewed: Step(0),
         };
         let horizon = Horizon { steps: STEPS, steps_per_epoch: STEPS };

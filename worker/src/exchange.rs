@@ -170,11 +170,11 @@ impl Exchange {
         Bytes::from_owner(View { tensors: tensors.clone(), tensor: block.tensor, range })
     }
 
-    /// Sets the parameters of step 0 on every shard.
+    /// Sets the parameters of step 0 on every shard of an era.
     ///
     /// # Errors
     /// A server that refuses, or is gone.
-    pub async fn initialise(&self, tensors: Tensors) -> Result<(), ExchangeError> {
+    pub async fn initialise(&self, era: Era, tensors: Tensors) -> Result<(), ExchangeError> {
         let tensors = Arc::new(tensors);
         for (shard, client) in (0..).map(ShardId).zip(&self.shards) {
             let blocks: Vec<_> = self
@@ -182,7 +182,7 @@ impl Exchange {
                 .of_shard(shard)
                 .map(|block| ParameterBlock { block: block.id, payload: self.payload(&tensors, &block) })
                 .collect();
-            client.initialise(self.member, blocks.into_iter()).await?;
+            client.initialise((self.member, era), blocks.into_iter()).await?;
         }
         Ok(())
     }

@@ -1,6 +1,11 @@
 //! Why a worker ends before its cluster does, and the exit code that says so.
 
-use convoy_proto::{config::ConfigError, ids::Step, process::StartError, transport::TransportError};
+use convoy_proto::{
+    config::ConfigError,
+    ids::{Era, Step},
+    process::StartError,
+    transport::TransportError,
+};
 
 use crate::{data::DataError, exchange::ExchangeError, task::OpenError};
 
@@ -28,6 +33,9 @@ pub enum WorkError {
     /// The coordinator has not been heard of for a lease.
     #[error("the coordinator is lost")]
     Lost,
+    /// A server died, and the run goes on from a checkpoint.
+    #[error("era {0} is over")]
+    EraOver(Era),
     /// A step was not committed in time.
     #[error("step {step} was not committed within {limit_ms} ms")]
     Late {
@@ -42,6 +50,23 @@ pub enum WorkError {
 }
 
 impl WorkError {
+    /// Whether it may be because a server died, so that a new era is about to begin.
+    pub fn is_of_others(&self) -> bool {
+        matches!(
+            self,
+            WorkError::EraOver(_) | WorkError::Transport(_) | WorkError::Exchange(ExchangeError::Transport(_))
+        )
+    }
+
+    /// Whether somebody is there and says no.
+    pub fn is_refusal(&self) -> bool {
+        let refusal = match self {
+            WorkError::Transport(problem) | WorkError::Exchange(ExchangeError::Transport(problem)) => Some(problem),
+            _ => None,
+        };
+        matches!(refusal, Some(TransportError::Refused { .. }))
+    }
+
     /// The code that the process exits with.
     pub fn exit_code(&self) -> u8 {
         match self {

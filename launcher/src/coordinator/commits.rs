@@ -72,6 +72,11 @@ impl Commits {
         }
     }
 
+    /// Goes on after so many commits.
+    pub fn resume(&mut self, commits: Step, left_out: u64) {
+        (self.open, self.left_out) = (commits, left_out);
+    }
+
     /// The first step that nothing has been chosen for.
     pub fn open(&self) -> Step {
         self.open

@@ -9,7 +9,6 @@ use std::{
     sync::Arc,
 };
 
-use super::evaluation::Lacking;
 use convoy_proto::{
     clock::Clock,
     config::Config,
@@ -17,6 +16,9 @@ use convoy_proto::{
     messages::{PushId, Work},
     policy::{self, Pace, Policy},
 };
+use serde::{Deserialize, Serialize};
+
+use super::evaluation::Lacking;
 
 /// What a worker that asks is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,15 @@ struct Hand {
     /// Pushes that were committed: its clock.
     pushes: u64,
     is_done: bool,
+}
+
+/// Which slices were committed: all before a place, but for some.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// The first place in the order of slices that was never dealt.
+    pub next: u64,
+    /// Places before it that are not committed.
+    pub missing: BTreeSet<u64>,
 }
 
 /// The slices of a run.
@@ -74,6 +85,19 @@ impl Dealer {
             evaluated: Step(0),
             is_stopping: false,
         }
+    }
+
+    /// Goes on after so many commits, which were of the slices that the cursor says.
+    pub fn resume(&mut self, commits: Step, cursor: &Cursor) {
+        self.committed = commits.0;
+        (self.next, self.returned) = (cursor.next, cursor.missing.clone());
+        self.evaluated = Step(commits.0.saturating_sub(1));
+    }
+
+    /// Which slices were committed. Those in hand are not.
+    pub fn cursor(&self) -> Cursor {
+        let held = self.hands.values().filter_map(|hand| hand.held).map(|(_, place)| place);
+        Cursor { next: self.next, missing: self.returned.iter().copied().chain(held).collect() }
     }
 
     /// A worker is there. Its clock starts where the slowest is, so that nobody waits for it to catch up.

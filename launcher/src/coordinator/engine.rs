@@ -15,12 +15,13 @@ use convoy_proto::{
 
 use super::{
     commits::{CommitError, Commits},
-    core::{Event, Lag},
+    core::{Event, Lag, Origin},
     dealer::{Deal, Dealer},
     decision::{DecisionError, Decisions},
     evaluation::{Evaluations, Lacking, Score},
     handshake::Reference,
     history::History,
+    saves::{Saves, Standing},
     stragglers::Stragglers,
 };
 
@@ -43,6 +44,7 @@ pub struct Engine {
     /// What was chosen here and no worker has reported yet.
     chosen: BTreeMap<Step, Verdict>,
     stragglers: Stragglers,
+    saves: Saves,
 }
 
 impl Engine {
@@ -64,6 +66,49 @@ impl Engine {
             chosen: BTreeMap::new(),
             history: History::new(clock.commits_a_step()),
             stragglers: Stragglers::default(),
+            saves: Saves::new(config, clock),
+        }
+    }
+
+    /// The same, after so many commits.
+    pub fn resumed(mut self, origin: &Origin) -> Engine {
+        let commits = origin.commits;
+        self.commits.resume(commits, origin.standing.left_out);
+        self.dealer.resume(commits, &origin.standing.cursor);
+        self.history.skip_to(commits);
+        // If an evaluation is due here, it is made again.
+        self.review(Step(commits.0.saturating_sub(1)));
+        self
+    }
+
+    /// The checkpoints in the making.
+    pub fn saves(&self) -> &Saves {
+        &self.saves
+    }
+
+    /// The checkpoints in the making.
+    pub fn saves_mut(&mut self) -> &mut Saves {
+        &mut self.saves
+    }
+
+    /// Asks for a commit to be kept for a checkpoint; false if it is kept anyway.
+    pub fn save_at(&mut self, commit: Step) -> bool {
+        let is_new = self.saves.want(commit);
+        self.note_standing();
+        is_new
+    }
+
+    /// The commit that is open, as far as is known here.
+    pub fn open(&self) -> Step {
+        if self.is_dealt || self.has_quorum { self.commits.open() } else { self.history.commits() }
+    }
+
+    /// Where checkpoints need it, notes what was committed before the commit that is open.
+    fn note_standing(&mut self) {
+        let open = self.open();
+        if self.saves.is_kept(open) {
+            let standing = Standing { cursor: self.dealer.cursor(), left_out: self.commits.left_out() };
+            self.saves.note(open, standing);
         }
     }
 
@@ -128,6 +173,7 @@ impl Engine {
             verdict.push.into_iter().for_each(|push| self.dealer.committed(push));
             self.chosen.insert(verdict.step, verdict.clone());
             verdicts.push(verdict);
+            self.note_standing();
         }
         verdicts
     }

@@ -7,7 +7,7 @@ use convoy_proto::{
     messages::{EvaluationPart, Weights},
     tree::{self, SliceTree},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How held-out data are scored, beside the loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +24,7 @@ pub enum Kind {
 }
 
 /// A score of all held-out data.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// How many steps the parameters had seen.
     pub step: u64,

@@ -2,8 +2,8 @@
 //!
 //! [`core`] knows the members and where the cluster stands, [`handshake`] says who may join, [`records`] is what it knows
 //! of each. [`engine`] is what they train: [`commits`] and [`dealer`] carry out the consistency mode, [`decision`] joins the
-//! shards' parts of a verdict and [`evaluation`] the workers' parts of a score, [`history`] makes steps of commits, and
-//! [`stragglers`] finds who keeps the others waiting. [`service`] speaks gRPC for all of them.
+//! shards' parts of a verdict and [`evaluation`] the workers' parts of a score, [`history`] makes steps of commits, [`stragglers`]
+//! finds who keeps the others waiting, and [`saves`] are the checkpoints in the making. [`service`] speaks gRPC for all of them.
 
 pub mod commits;
 pub mod core;
@@ -15,5 +15,6 @@ pub mod handshake;
 pub mod history;
 pub mod records;
 pub mod refusal;
+pub mod saves;
 pub mod service;
 pub mod stragglers;

@@ -2,8 +2,34 @@
 
 use convoy_proto::{
     ids::{Member, Step},
-    messages::{Effort, StepTimes, WorkerOffer},
+    messages::{Effort, WorkerOffer},
 };
+use serde::{Deserialize, Serialize};
+
+/// What the processes in one worker's place did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Samples they computed.
+    pub samples: u64,
+    /// Payload bytes they pushed.
+    pub bytes_pushed: u64,
+    /// Payload bytes they pulled.
+    pub bytes_pulled: u64,
+    /// Where their time went.
+    pub seconds: Seconds,
+    /// How often the place was taken anew.
+    pub restarts: u64,
+}
+
+/// Where a worker's time went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "docs/summary.schema.json describes each field")]
+pub struct Seconds {
+    pub data: f64,
+    pub compute: f64,
+    pub exchange: f64,
+    pub load: f64,
+}
 
 /// A worker that joined, and what it did.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,20 +42,12 @@ pub struct WorkerRecord {
     pub host: String,
     /// What it brought.
     pub offer: WorkerOffer,
-    /// Samples it computed.
-    pub samples: u64,
-    /// Payload bytes it pushed.
-    pub bytes_pushed: u64,
-    /// Payload bytes it pulled.
-    pub bytes_pulled: u64,
-    /// Where its time went, in all.
-    pub times: StepTimes,
+    /// What it did, and who was in its place before.
+    pub totals: Totals,
     /// The commit after the last that it reported.
     pub at: Step,
     /// Steps that were made without it.
     pub missed: u64,
-    /// How often its place was taken anew.
-    pub restarts: u64,
     /// Whether its process is there.
     pub is_alive: bool,
     /// Whether another is about to take its place.
@@ -65,13 +83,9 @@ impl WorkerRecord {
             pid,
             host,
             offer,
-            samples: 0,
-            bytes_pushed: 0,
-            bytes_pulled: 0,
-            times: StepTimes::default(),
+            totals: Totals::default(),
             at: Step(0),
             missed: 0,
-            restarts: 0,
             is_alive: true,
             is_awaited: false,
             pushed: None,
@@ -80,30 +94,34 @@ impl WorkerRecord {
         }
     }
 
-    /// The same in the place of one that is gone: what that did counts on.
-    pub(super) fn after(self, before: Option<WorkerRecord>) -> WorkerRecord {
-        let Some(before) = before else { return self };
-        WorkerRecord {
-            samples: before.samples,
-            bytes_pushed: before.bytes_pushed,
-            bytes_pulled: before.bytes_pulled,
-            times: before.times,
-            at: before.at,
-            missed: before.missed,
-            restarts: before.restarts + 1,
-            ..self
+    /// The same in a place that others had before: what they did counts on.
+    pub(super) fn after(self, before: Option<WorkerRecord>, earlier: Totals) -> WorkerRecord {
+        match before {
+            None => WorkerRecord { totals: earlier, ..self },
+            Some(before) => WorkerRecord {
+                totals: Totals { restarts: before.totals.restarts + 1, ..before.totals },
+                at: before.at,
+                missed: before.missed,
+                ..self
+            },
         }
+    }
+
+    /// The same, at a commit at least.
+    pub(super) fn from(self, commit: Step) -> WorkerRecord {
+        WorkerRecord { at: self.at.max(commit), ..self }
     }
 
     /// Adds up what it did for a step, after which it goes on with the step `next`.
     pub(super) fn add(&mut self, effort: &Effort, next: Step) {
-        self.samples += effort.samples;
-        self.bytes_pushed += effort.bytes_pushed;
-        self.bytes_pulled += effort.bytes_pulled;
-        self.times.data += effort.times.data;
-        self.times.compute += effort.times.compute;
-        self.times.exchange += effort.times.exchange;
-        self.times.load += effort.times.load;
+        let totals = &mut self.totals;
+        totals.samples += effort.samples;
+        totals.bytes_pushed += effort.bytes_pushed;
+        totals.bytes_pulled += effort.bytes_pulled;
+        totals.seconds.data += effort.times.data;
+        totals.seconds.compute += effort.times.compute;
+        totals.seconds.exchange += effort.times.exchange;
+        totals.seconds.load += effort.times.load;
         self.at = next;
     }
 }

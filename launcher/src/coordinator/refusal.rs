@@ -1,6 +1,6 @@
 //! Why the coordinator does not admit a member, or does not listen to it. A refusal changes nothing.
 
-use convoy_proto::ids::{Member, Role};
+use convoy_proto::ids::{Era, Member, Role};
 
 use super::{commits::CommitError, decision::DecisionError};
 
@@ -35,6 +35,14 @@ pub enum Refusal {
     /// A caller that is not a current member.
     #[error("{0} is not a current member")]
     Stranger(Member),
+    /// It belongs to another era.
+    #[error("era {theirs} is over, this is era {ours}")]
+    Era {
+        /// The cluster's.
+        ours: Era,
+        /// The caller's.
+        theirs: Era,
+    },
     /// A report that does not fit where the cluster stands.
     #[error("{member} reports {what}, which is not its to report now")]
     OutOfPlace {

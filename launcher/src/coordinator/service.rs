@@ -9,8 +9,8 @@ use std::{
 use convoy_proto::{
     config::Config,
     fates::Fate,
-    ids::{Member, Role, Step},
-    messages::{Accumulated, Action, ClusterView, JoinOffer, Norms, Phase, Report, Staged, Verdict},
+    ids::{Era, Member, Role, Step},
+    messages::{Accumulated, Action, ClusterView, JoinOffer, Norms, Phase, Report, ShardReport, Staged, Verdict},
     wire::{self, coordination_service_server::CoordinationService},
 };
 use tokio::sync::{
@@ -21,7 +21,7 @@ use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
 use super::{
-    core::{Cluster, Event},
+    core::{Cluster, Event, Origin},
     dealer::Deal,
     handshake::Reference,
     refusal::Refusal,
@@ -54,6 +54,7 @@ impl From<Refusal> for Status {
                 Status::failed_precondition(text)
             }
             Refusal::NoPlace { .. } => Status::out_of_range(text),
+            Refusal::Era { .. } => Status::aborted(text),
             Refusal::Taken(_) => Status::already_exists(text),
             Refusal::Stranger(_) => Status::permission_denied(text),
         }
@@ -62,10 +63,9 @@ impl From<Refusal> for Status {
 
 impl CoordinatorService {
     /// A coordinator for a run; what happens is sent to `events`.
-    pub fn new(config: Config, reference: Reference, events: mpsc::Sender<Event>) -> CoordinatorService {
+    pub fn new(cluster: Cluster, config: &Config, events: mpsc::Sender<Event>) -> CoordinatorService {
         let patience = Duration::from_millis(config.timeouts.start_ms.max(config.timeouts.step_ms).into());
-        let total_steps = reference.horizon.steps;
-        let cluster = Cluster::new(config, reference);
+        let total_steps = cluster.reference().horizon.steps;
         let inner = Inner {
             view: watch::Sender::new(cluster.view()),
             verdict: watch::Sender::new(None),
@@ -94,6 +94,25 @@ impl CoordinatorService {
         if self.cluster().advance(phase).is_some() {
             self.publish();
         }
+    }
+
+    /// Ends the era and begins another, from `origin`; gives how many events of the old one are still to be read.
+    pub fn roll_back(&self, origin: Origin, events: &mpsc::Receiver<Event>) -> (Option<Event>, usize) {
+        let begun = {
+            let mut cluster = self.cluster();
+            // A verdict of the old era is none of the new one.
+            self.inner.verdict.send_replace(None);
+            (cluster.roll_back(origin), events.len())
+        };
+        self.publish();
+        begun
+    }
+
+    /// Asks servers to keep a commit for a checkpoint; false if they do so anyway.
+    pub fn save_at(&self, commit: Step) -> bool {
+        let is_new = self.cluster().save_at(commit);
+        self.publish();
+        is_new
     }
 
     /// Lets workers that wait for the review of an evaluation go on.
@@ -262,17 +281,32 @@ impl CoordinationService for CoordinatorService {
 
     async fn report(&self, request: Request<wire::ReportRequest>) -> Result<Response<wire::ReportResponse>, Status> {
         let request = request.into_inner();
-        let member = member(request.member)?;
+        let (member, era) = (member(request.member)?, Era(request.era));
         for report in request.reports {
             let report = Report::try_from(report)?;
             let room = self.room().await?;
             {
                 let mut cluster = self.cluster();
-                hand_on(room, cluster.report(member, report)?);
+                hand_on(room, cluster.report(member, era, report)?);
             }
             self.publish();
         }
         Ok(Response::new(wire::ReportResponse {}))
+    }
+
+    async fn report_shard(
+        &self,
+        request: Request<wire::ReportShardRequest>,
+    ) -> Result<Response<wire::ReportShardResponse>, Status> {
+        let wire::ReportShardRequest { member: caller, era, kind } = request.into_inner();
+        let (caller, report) = (member(caller)?, ShardReport::try_from(kind)?);
+        let room = self.room().await?;
+        {
+            let mut cluster = self.cluster();
+            hand_on(room, cluster.report_shard(caller, Era(era), report)?);
+        }
+        self.publish();
+        Ok(Response::new(wire::ReportShardResponse {}))
     }
 
     async fn leave(&self, request: Request<wire::LeaveRequest>) -> Result<Response<wire::LeaveResponse>, Status> {

@@ -46,18 +46,19 @@ impl Session {
         }
     }
 
-    /// Reads parameters off the servers and writes them to the run; gives the hash that names them.
+    /// Reads parameters off the servers and writes them to the run; gives the hash that names them, or nothing if a new
+    /// era begins meanwhile.
     pub(super) async fn save_parameters(
         &mut self,
         (step, weights): (Step, Weights),
         which: Which,
         signals: &mut Signals,
-    ) -> Result<String, Failure> {
+    ) -> Result<Option<String>, Failure> {
         let manifest = self.prepared.manifest.clone();
-        let tensors = self.pull(&manifest, (step, weights), signals).await?;
+        let Some(tensors) = self.pull(&manifest, (step, weights), signals).await? else { return Ok(None) };
         model_file::write(&self.run_dir.path().join(which.file()), &manifest, &tensors)
             .map_err(Failure::Environment)?;
-        Ok(model_file::params_sha256(&tensors))
+        Ok(Some(model_file::params_sha256(&tensors)))
     }
 
     /// Reads parameters, with an eye on signals and on children that end.
@@ -66,9 +67,12 @@ impl Session {
         manifest: &Manifest,
         (step, weights): (Step, Weights),
         signals: &mut Signals,
-    ) -> Result<Tensors, Failure> {
+    ) -> Result<Option<Tensors>, Failure> {
         let view = self.service.cluster().view();
-        let limit = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());
+        let timeouts = self.prepared.config.timeouts;
+        let limit = Duration::from_millis(timeouts.start_ms.into());
+        let lease = Duration::from_millis(timeouts.lease_ms.into());
+        let (mut failure, mut has_failed) = (String::new(), false);
         let pull = async {
             let exchange = Exchange::connect(launcher(), manifest, &view).await?;
             exchange.pull(view.era, step, weights).await
@@ -78,14 +82,21 @@ impl Session {
         loop {
             tokio::select! {
                 biased;
-                pulled = &mut pull => {
-                    let late = |_| Failure::Failed("the servers did not send the parameters in time".into());
-                    let cannot = |problem| Failure::Failed(format!("cannot read the parameters: {problem}"));
-                    return pulled.map_err(late)?.map_err(cannot);
+                pulled = &mut pull, if !has_failed => match pulled {
+                    Ok(Ok(tensors)) => return Ok(Some(tensors)),
+                    // A server may have died, which is known in a moment.
+                    Ok(Err(problem)) => (failure, has_failed) = (problem.to_string(), true),
+                    Err(_) => return Err(Failure::Failed("the servers did not send the parameters in time".into())),
+                },
+                () = tokio::time::sleep(lease), if has_failed => {
+                    return Err(Failure::Failed(format!("cannot read the parameters: {failure}")));
                 }
                 // The first asks for an end with the parameters saved, and that is what this is.
-                signal = signals.next() => self.stop(signal)?,
+                signal = signals.next() => self.request(signal)?,
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
+            }
+            if self.service.cluster().era() != view.era {
+                return Ok(None);
             }
         }
     }
@@ -99,7 +110,7 @@ impl Session {
         }
         self.progress.end();
         let result = match (result, self.stopping) {
-            (Ok(()), Some(signal)) => Err(Failure::Signal(signal)),
+            (Ok(()), Some(signal)) => Err(self.stopped(signal)),
             (result, _) => result,
         };
         let summary = Summary::new(&self.prepared.config, &self.service.cluster(), &self.notes);
@@ -107,14 +118,14 @@ impl Session {
             Ok(()) => summary.ended(Status::Done, 0, None),
             Err(failure) => {
                 let status = match failure {
-                    Failure::Signal(_) => Status::Stopped,
+                    Failure::Signal(_) | Failure::Stopped(_) => Status::Stopped,
                     Failure::Diverged(_) => Status::Diverged,
                     _ => Status::Failed,
                 };
                 summary.ended(status, failure.exit_code(), Some(failure.to_string()))
             }
         };
-        self.metric(&json!({ "event": "end", "era": 0, "status": summary.status, "exit_code": summary.exit_code }));
+        self.metric(json!({ "event": "end", "status": summary.status, "exit_code": summary.exit_code }));
         self.write_json("summary.json", &summary)?;
         if result.is_ok() {
             let score = summary.eval.map(|score| format!("{score}  ")).unwrap_or_default();

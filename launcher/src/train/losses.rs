@@ -11,7 +11,12 @@ use convoy_proto::{
 };
 use serde_json::json;
 
-use super::{GATHER_EXITS, Session, ending::with_log, restarts::Plan, signals::Signals};
+use super::{
+    GATHER_EXITS, Session,
+    ending::with_log,
+    restarts::{Place, Plan},
+    signals::Signals,
+};
 use crate::{children::ChildExit, outcome::Failure};
 
 /// What a process was when it ended.
@@ -37,17 +42,20 @@ impl Session {
             // It may have given up because of another, which is then the cause.
             exits.extend(self.more_exits().await);
         }
-        let replaceable: Option<Vec<Member>> = exits.iter().map(|exit| self.replaceable(exit)).collect();
-        let Some(members) = replaceable else {
+        if !exits.iter().all(|exit| self.is_replaceable(exit)) {
             exits.extend(self.more_exits().await);
             return Err(self.diagnose(exits));
-        };
-        for (member, exit) in members.into_iter().zip(exits) {
+        }
+        for exit in exits {
             // Each that goes may be the one too many.
-            if self.replaceable(&exit).is_none() {
+            if !self.is_replaceable(&exit) {
                 return Err(self.diagnose(vec![exit]));
             }
-            self.lose(member, (&exit.describe(), &exit.log), signals).await?;
+            let (what, log) = (exit.describe(), exit.log.clone());
+            match self.replaceable(&exit) {
+                Some(member) => self.lose(member, (&what, &log), signals).await?,
+                None => self.lose_server(exit.rank, (&what, &log))?,
+            }
         }
         Ok(())
     }
@@ -55,27 +63,39 @@ impl Session {
     /// What a process was when it ended.
     fn standing(&self, exit: &ChildExit) -> Standing {
         let cluster = self.service.cluster();
-        let worker = cluster.workers().get(exit.rank as usize).and_then(Option::as_ref);
-        let Some(worker) = worker.filter(|_| exit.role == Role::Worker) else { return Standing::Member };
-        if worker.pid == exit.pid {
-            return if worker.is_alive { Standing::Member } else { Standing::Gone };
+        let at = exit.rank as usize;
+        let (pid, is_alive) = match exit.role {
+            Role::Worker => cluster.workers()[at].as_ref().map(|worker| (worker.pid, worker.is_alive)).unzip(),
+            _ => cluster.servers()[at].as_ref().map(|server| (server.pid, true)).unzip(),
+        };
+        if pid == Some(exit.pid) {
+            return if is_alive == Some(true) { Standing::Member } else { Standing::Gone };
         }
         // Not who is in the place now: on the way there, or there before.
-        if self.starting.get(&exit.rank) == Some(&exit.pid) { Standing::Starting } else { Standing::Gone }
+        match self.starting.get(&(exit.role, exit.rank)) {
+            Some(pid) if *pid == exit.pid => Standing::Starting,
+            // It never came to join.
+            None if pid.is_none() && !cluster.has_begun() && exit.signal().is_some() => Standing::Starting,
+            None if pid.is_none() && !cluster.has_begun() => Standing::Member,
+            _ => Standing::Gone,
+        }
     }
 
     /// Takes note of a process that died.
     pub(super) fn fault(&mut self, what: &str) {
         self.notes.faults += 1;
-        self.metric(&json!({ "event": "fault", "era": 0, "what": what }));
+        self.metric(json!({ "event": "fault", "what": what }));
     }
 
     /// Tries once more, or gives the place up.
     async fn restart_failed(&mut self, exit: &ChildExit, signals: &mut Signals) -> Result<(), Failure> {
         let what = exit.describe();
         self.fault(&what);
-        let next = if exit.is_misled() { None } else { self.plan_restart(exit.rank) };
-        self.progress.say(&format!("{}{}", with_log(&what, &exit.log), again(next)));
+        let next = if exit.is_misled() { None } else { self.plan_restart((exit.role, exit.rank)) };
+        self.progress.say(&with_log(&format!("{what}{}", again(next)), &exit.log));
+        if next.is_none() && (exit.role == Role::Server || !self.service.cluster().has_begun()) {
+            return Err(self.diagnose(vec![exit.clone()]));
+        }
         if next.is_none() {
             let events = self.service.cluster().give_up(exit.rank);
             for event in events {
@@ -85,12 +105,12 @@ impl Session {
         Ok(())
     }
 
-    fn plan_restart(&mut self, rank: u32) -> Option<Plan> {
-        if self.is_stopping() { None } else { self.restarts.plan(rank, Instant::now()) }
+    fn plan_restart(&mut self, place: Place) -> Option<Plan> {
+        if self.is_stopping() { None } else { self.restarts.plan(place, Instant::now()) }
     }
 
     fn may_restart(&self, rank: u32) -> bool {
-        !self.is_stopping() && self.restarts.may(rank)
+        !self.is_stopping() && self.restarts.may((Role::Worker, rank))
     }
 
     /// Whether the run is to end soon: then nobody is started again.
@@ -100,12 +120,12 @@ impl Session {
 
     /// Starts what is due.
     pub(super) fn restart(&mut self) -> Result<(), Failure> {
-        for rank in self.restarts.take_due(Instant::now()) {
-            let spec = self.children_of_run().into_iter().find(|spec| (spec.role, spec.rank) == (Role::Worker, rank));
+        for place in self.restarts.take_due(Instant::now()) {
+            let spec = self.children_of_run().into_iter().find(|spec| (spec.role, spec.rank) == place);
             let Some(spec) = spec.filter(|_| !self.is_stopping()) else { continue };
-            self.metric(&json!({ "event": "restart", "era": 0, "member": format!("worker {rank}") }));
+            self.metric(json!({ "event": "restart", "member": format!("{} {}", place.0, place.1) }));
             let pid = self.children.start(spec)?;
-            self.starting.insert(rank, pid);
+            self.starting.insert(place, pid);
         }
         Ok(())
     }
@@ -120,17 +140,25 @@ impl Session {
         exits
     }
 
+    /// Whether the run can do without a process, or with another in its place.
+    fn is_replaceable(&self, exit: &ChildExit) -> bool {
+        match exit.role {
+            Role::Server => !exit.is_misled() && self.may_replace_server(exit.rank, exit.signal().is_some()),
+            _ => self.replaceable(exit).is_some(),
+        }
+    }
+
     /// The worker that ended, if the run can do without.
     fn replaceable(&self, exit: &ChildExit) -> Option<Member> {
         let is_worker = exit.role == Role::Worker && !exit.is_misled();
-        let may_restart = self.may_restart(exit.rank);
-        self.service.cluster().replaceable(exit.rank, may_restart).filter(|_| is_worker)
+        let (may_restart, is_killed) = (self.may_restart(exit.rank), exit.signal().is_some());
+        self.service.cluster().replaceable(exit.rank, may_restart, is_killed).filter(|_| is_worker)
     }
 
     /// Goes on without a worker. What happened before comes first, so that steps stay in order.
     async fn lose(&mut self, member: Member, (what, log): (&str, &Path), signals: &mut Signals) -> Result<(), Failure> {
         self.fault(what);
-        let next = self.plan_restart(member.rank);
+        let next = self.plan_restart((Role::Worker, member.rank));
         let (lost, before) = {
             let mut cluster = self.service.cluster();
             (cluster.lose(member, next.is_some()), self.events.len())
@@ -138,9 +166,10 @@ impl Session {
         self.service.publish();
         let heirs = match self.service.cluster().alive() {
             0 => "nobody is left".to_string(),
+            1 => format!("1 worker takes over what {member} had to do"),
             alive => format!("{} take over what {member} had to do", workers(alive)),
         };
-        self.progress.say(&format!("{}\n{heirs}{}", with_log(what, log), again(next)));
+        self.progress.say(&format!("{}\n{heirs}", with_log(&format!("{what}{}", again(next)), log)));
         for _ in 0..before {
             if let Ok(event) = self.events.try_recv() {
                 self.heed(event, signals).await?;
@@ -153,7 +182,8 @@ impl Session {
             }
         }
         self.save_summary();
-        Ok(())
+        // It may have left the first parameters half set.
+        if self.service.cluster().is_broken() { self.begin_era() } else { Ok(()) }
     }
 
     /// Ends the run, or goes on without a worker, if a member has not been heard of for a lease.
@@ -163,8 +193,12 @@ impl Session {
         let silence = Duration::from_millis(silence_ms).as_secs_f64();
         let log = self.run_dir.log(&format!("{}-{}", member.role, member.rank));
         let what = format!("{member} has not been heard of for {silence:.1} s");
+        if member.role == Role::Server && self.may_replace_server(member.rank, false) {
+            self.children.kill_one(member.role, member.rank);
+            return self.lose_server(member.rank, (&what, &log));
+        }
         let may_restart = self.may_restart(member.rank);
-        let replaceable = self.service.cluster().replaceable(member.rank, may_restart);
+        let replaceable = self.service.cluster().replaceable(member.rank, may_restart, false);
         if replaceable != Some(member) {
             return Err(Failure::Lost(with_log(&what, &log)));
         }
@@ -174,8 +208,8 @@ impl Session {
     }
 }
 
-fn again(next: Option<Plan>) -> String {
-    next.map(|plan| format!("; it starts again in {:.1} s, for the {}. time", plan.delay.as_secs_f64(), plan.number))
+pub(super) fn again(next: Option<Plan>) -> String {
+    next.map(|plan| format!(", starts again in {:.1} s (restart {})", plan.delay.as_secs_f64(), plan.number))
         .unwrap_or_default()
 }
 

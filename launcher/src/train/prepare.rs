@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use convoy_proto::{
-    config::{Backend, Config, Length, LocalSteps, Mode},
+    config::{Backend, Config, Length, LocalSteps, Mode, RawConfig},
     ids::Role,
     manifest::{Manifest, TensorRole},
+    order::DataOrder,
     schedule::Horizon,
 };
 use convoy_worker::{
@@ -16,7 +17,6 @@ use convoy_worker::{
 };
 
 use crate::{
-    args::{Places, TrainArgs},
     children::ChildSpec,
     coordinator::handshake::Reference,
     eval,
@@ -51,8 +51,7 @@ pub struct Prepared {
 const INSPECTED: u32 = 10_000;
 
 /// Resolves and checks everything that can be without starting a process of the cluster.
-pub fn prepare(args: &TrainArgs, places: &Places, tasks: &[TaskEntry]) -> Result<Prepared, Failure> {
-    let mut raw = settings::gather(args, places)?;
+pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, Into::into);
     let wanted = raw.backend()?;
     let source = settings::suit_task(&mut raw)?;
@@ -117,6 +116,11 @@ impl Prepared {
         let DataInfo { fingerprint, form, .. } = self.data.info().clone();
         let (manifest, kind) = (self.manifest.clone(), eval::kind(&form));
         Reference { manifest, data_fingerprint: fingerprint, horizon: self.horizon, kind }
+    }
+
+    /// The order of the data.
+    pub fn order(&self) -> DataOrder {
+        order_of(&self.config, self.data.info().train)
     }
 
     /// One line for people.

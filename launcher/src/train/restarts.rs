@@ -1,21 +1,26 @@
-//! Which workers are to be started again, and when: each up to a number of times, after a delay that doubles.
+//! Which processes are to be started again, and when: each up to a number of times, after a delay that doubles.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
+use convoy_proto::ids::Role;
+
 /// The longest delay.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// The restarts of a run's workers.
+/// A process's place.
+pub type Place = (Role, u32);
+
+/// The restarts of a run's processes.
 #[derive(Clone, Debug)]
 pub struct Restarts {
     most: u32,
     first: Duration,
-    /// By rank, how often it was started again, or is about to be.
-    counts: BTreeMap<u32, u32>,
-    due: BTreeMap<u32, Instant>,
+    /// How often each was started again, or is about to be.
+    counts: BTreeMap<Place, u32>,
+    due: BTreeMap<Place, Instant>,
 }
 
 /// A restart that is to come.
@@ -28,25 +33,25 @@ pub struct Plan {
 }
 
 impl Restarts {
-    /// None yet; `most` of each worker, the first after a delay of `first`.
+    /// None yet; `most` of each process, the first after a delay of `first`.
     pub fn new(most: u32, first: Duration) -> Restarts {
         Restarts { most, first, counts: BTreeMap::new(), due: BTreeMap::new() }
     }
 
-    /// Whether a worker may be started again.
-    pub fn may(&self, rank: u32) -> bool {
-        self.counts.get(&rank).copied().unwrap_or(0) < self.most
+    /// Whether a process may be started again.
+    pub fn may(&self, place: Place) -> bool {
+        self.counts.get(&place).copied().unwrap_or(0) < self.most
     }
 
     /// Plans a restart, if there may be one.
-    pub fn plan(&mut self, rank: u32, now: Instant) -> Option<Plan> {
-        let count = self.counts.entry(rank).or_default();
+    pub fn plan(&mut self, place: Place, now: Instant) -> Option<Plan> {
+        let count = self.counts.entry(place).or_default();
         if *count >= self.most {
             return None;
         }
         let delay = self.first.saturating_mul(1 << (*count).min(16)).min(LONGEST);
         *count += 1;
-        self.due.insert(rank, now + delay);
+        self.due.insert(place, now + delay);
         Some(Plan { number: *count, delay })
     }
 
@@ -55,10 +60,10 @@ impl Restarts {
         self.due.values().min().copied()
     }
 
-    /// The workers that are to be started now; each is told of once.
-    pub fn take_due(&mut self, now: Instant) -> Vec<u32> {
-        let due: Vec<u32> = self.due.iter().filter(|(_, at)| **at <= now).map(|(rank, _)| *rank).collect();
-        self.due.retain(|rank, _| !due.contains(rank));
+    /// The processes that are to be started now; each is told of once.
+    pub fn take_due(&mut self, now: Instant) -> Vec<Place> {
+        let due: Vec<Place> = self.due.iter().filter(|(_, at)| **at <= now).map(|(place, _)| *place).collect();
+        self.due.retain(|place, _| !due.contains(place));
         due
     }
 }
@@ -67,23 +72,27 @@ impl Restarts {
 mod tests {
     use super::*;
 
+    fn worker(rank: u32) -> Place {
+        (Role::Worker, rank)
+    }
+
     #[test]
     fn delays_double_and_come_to_an_end() {
         let (mut restarts, now) = (Restarts::new(3, Duration::from_secs(10)), Instant::now());
-        let delays: Vec<_> = (0..4).map(|_| restarts.plan(1, now).map(|plan| plan.delay.as_secs())).collect();
+        let delays: Vec<_> = (0..4).map(|_| restarts.plan(worker(1), now).map(|plan| plan.delay.as_secs())).collect();
         assert_eq!(delays, [Some(10), Some(20), Some(30), None]);
-        assert!(restarts.may(0) && !restarts.may(1));
+        assert!(restarts.may(worker(0)) && !restarts.may(worker(1)));
     }
 
     #[test]
     fn each_is_told_of_once_when_it_is_due() {
         let (mut restarts, now) = (Restarts::new(1, Duration::from_secs(1)), Instant::now());
-        restarts.plan(2, now);
-        restarts.plan(0, now + Duration::from_secs(5));
-        assert_eq!(restarts.take_due(now), Vec::<u32>::new());
+        restarts.plan(worker(2), now);
+        restarts.plan(worker(0), now + Duration::from_secs(5));
+        assert_eq!(restarts.take_due(now), Vec::<Place>::new());
         assert_eq!(restarts.next(), Some(now + Duration::from_secs(1)));
-        assert_eq!(restarts.take_due(now + Duration::from_secs(2)), [2]);
-        assert_eq!(restarts.take_due(now + Duration::from_secs(9)), [0]);
+        assert_eq!(restarts.take_due(now + Duration::from_secs(2)), [worker(2)]);
+        assert_eq!(restarts.take_due(now + Duration::from_secs(9)), [worker(0)]);
         assert_eq!((restarts.next(), restarts.take_due(now + Duration::from_secs(9))), (None, vec![]));
     }
 }

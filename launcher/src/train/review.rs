@@ -1,10 +1,12 @@
 //! What an evaluation means for the run: whether its parameters are the best so far, and whether it has been long
 //! enough since there were better ones.
 
+use serde::{Deserialize, Serialize};
+
 use crate::coordinator::evaluation::Score;
 
 /// The evaluations so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Review {
     patience: u64,
     best: Option<Score>,
@@ -29,6 +31,12 @@ impl Review {
     /// The evaluation with the lowest loss, the first of equals.
     pub fn best(&self) -> Option<Score> {
         self.best
+    }
+
+    /// The same, if there was a better evaluation since, with that as its best: its parameters are kept.
+    pub fn or_better(self, since: Review) -> Review {
+        let is_better = |best: &Score| self.best.is_none_or(|own| best.loss < own.loss);
+        Review { best: since.best.filter(is_better).or(self.best), ..self }
     }
 
     /// Takes note of an evaluation.

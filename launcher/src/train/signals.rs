@@ -1,13 +1,23 @@
-//! Requests to stop, from a person or a scheduler.
+//! Requests from a person or a scheduler: to stop, or to save.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::outcome::Failure;
 
-/// Requests to stop.
+/// A request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// To stop, by this signal.
+    Stop(i32),
+    /// To write a checkpoint.
+    Save,
+}
+
+/// Requests, as they come.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    user: Signal,
 }
 
 impl Signals {
@@ -19,14 +29,19 @@ impl Signals {
         let listen = |kind| {
             signal(kind).map_err(|problem| Failure::Environment(format!("cannot listen for signals: {problem}")))
         };
-        Ok(Signals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        Ok(Signals {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            user: listen(SignalKind::user_defined1())?,
+        })
     }
 
-    /// The next signal's number.
-    pub async fn next(&mut self) -> i32 {
+    /// The next request.
+    pub async fn next(&mut self) -> Request {
         tokio::select! {
-            _ = self.interrupt.recv() => SignalKind::interrupt().as_raw_value(),
-            _ = self.terminate.recv() => SignalKind::terminate().as_raw_value(),
+            _ = self.interrupt.recv() => Request::Stop(SignalKind::interrupt().as_raw_value()),
+            _ = self.terminate.recv() => Request::Stop(SignalKind::terminate().as_raw_value()),
+            _ = self.user.recv() => Request::Save,
         }
     }
 }

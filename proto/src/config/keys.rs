@@ -7,6 +7,8 @@ pub enum Kind {
     Text,
     /// A whole number, not negative.
     Count,
+    /// A whole number of steps, or a time.
+    StepsOrTime,
     /// `auto` or a whole number.
     CountOrAuto,
     /// A number.
@@ -27,6 +29,7 @@ impl Kind {
         match self {
             Kind::Text => "text",
             Kind::Count => "a whole number, not negative",
+            Kind::StepsOrTime => "a number of steps, or a time such as \"30s\"",
             Kind::CountOrAuto => "`auto` or a whole number, not negative",
             Kind::Number => "a number",
             Kind::Counts => "a list of whole numbers such as [512, 512]",
@@ -69,7 +72,7 @@ pub const KEYS: &[Key] = &[
         Kind::Count,
         "worker processes that must be alive, or about to be started again, for the run to go on; all by default",
     ),
-    key("max_restarts", Kind::Count, "how often each worker that dies is started again"),
+    key("max_restarts", Kind::Count, "how often each worker or server that dies is started again"),
     key("servers", Kind::Count, "parameter server processes"),
     key("mode", Kind::Text, "when gradients are aggregated: sync, async, ssp or local"),
     key("task", Kind::Text, "what is trained: cnn, mlp, regression, resnet or gpt; what suits the data by default"),
@@ -109,6 +112,12 @@ pub const KEYS: &[Key] = &[
         Kind::Count,
         "steps in a row that may be skipped as not finite before the run counts as diverged",
     ),
+    key(
+        "checkpoint.every",
+        Kind::StepsOrTime,
+        "steps between checkpoints, or time such as 30s or 10m; 0 writes them only when the run is told to stop",
+    ),
+    key("checkpoint.keep_last", Kind::Count, "checkpoints that are kept, the newest"),
     key("slow_worker", Kind::Text, "testing aid: RANK|any:DELAY[@P] adds DELAY to a step, with probability P"),
     key("listen", Kind::Text, "address of the coordinator, loopback; port 0 takes a free one"),
     key("consistency.quorum", Kind::Count, "sync: slices that make a commit; all by default"),
@@ -179,8 +188,9 @@ pub const KEYS: &[Key] = &[
     key(
         "timeouts.restart_ms",
         Kind::Count,
-        "milliseconds before a worker is started again; each time twice as long, up to 30 s",
+        "milliseconds before a process is started again; each time twice as long, up to 30 s",
     ),
+    key("timeouts.stop_ms", Kind::Count, "milliseconds that a run has to end in after the first request to stop"),
     key("timeouts.step_ms", Kind::Count, "milliseconds without a committed step until the run gives up"),
 ];
 

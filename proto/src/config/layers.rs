@@ -76,7 +76,7 @@ impl Layers {
         let values = pairs.iter().map(|(path, text)| {
             let key = keys::find(path).ok_or_else(|| unknown(origin, path))?;
             let value = match key.kind {
-                Kind::Text => Value::String(text.clone()),
+                Kind::Text | Kind::StepsOrTime => Value::String(text.clone()),
                 Kind::CountOrAuto if text == "auto" => Value::String(text.clone()),
                 Kind::Texts if !text.trim_start().starts_with('[') => words(text),
                 _ => parse(text).unwrap_or_else(|| Value::String(text.clone())),
@@ -192,6 +192,7 @@ fn check(origin: &str, path: &str, value: Value) -> Result<Value, ConfigError> {
     let count = |value: &Value| value.as_integer().is_some_and(|n| n >= 0);
     let fits = match key.kind {
         Kind::Text => value.is_str(),
+        Kind::StepsOrTime => value.is_str() || count(&value),
         Kind::Count => count(&value),
         Kind::CountOrAuto => count(&value) || value.as_str() == Some("auto"),
         Kind::Number => value.is_integer() || value.is_float(),
@@ -207,6 +208,7 @@ fn check(origin: &str, path: &str, value: Value) -> Result<Value, ConfigError> {
             found: value.to_string(),
             wanted: kind.describe().into(),
         }),
+        (true, Kind::StepsOrTime) => Ok(value.as_integer().map_or(value, |n| Value::String(n.to_string()))),
         (true, Kind::Number) => Ok(value.as_integer().map_or(value, |n| Value::Float(n as f64))),
         (true, _) => Ok(value),
     }

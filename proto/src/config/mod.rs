@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub mod checkpoint;
 pub mod consistency;
 pub mod input;
 pub mod keys;
@@ -18,6 +19,7 @@ pub mod optimizer;
 pub mod raw;
 pub mod schedule;
 
+pub use checkpoint::{Checkpoints, Every};
 pub use consistency::{LocalSteps, Mode, Quorum, Staleness};
 pub use input::Input;
 pub use model::Model;
@@ -148,8 +150,10 @@ pub struct Timeouts {
     pub start_ms: u32,
     /// Without a committed step, until the run gives up.
     pub step_ms: u32,
-    /// Before a worker is started again for the first time; each time after that twice as long.
+    /// Before a process is started again for the first time; each time after that twice as long.
     pub restart_ms: u32,
+    /// From the first request to stop until the run ends with what it has.
+    pub stop_ms: u32,
 }
 
 /// A run's configuration, checked and complete.
@@ -163,7 +167,7 @@ pub struct Config {
     pub workers: u32,
     /// Worker processes that must be alive for the run to go on.
     pub min_workers: u32,
-    /// How often each worker that dies is started again.
+    /// How often each worker or server that dies is started again.
     pub max_restarts: u32,
     /// Server processes, which are the shards.
     pub servers: u32,
@@ -199,6 +203,8 @@ pub struct Config {
     pub loss_scale: f64,
     /// Skipped steps in a row after which the run counts as diverged.
     pub max_skipped: u64,
+    /// Its checkpoints.
+    pub checkpoint: Checkpoints,
     /// A worker that is slow on purpose.
     pub slow_worker: Option<SlowWorker>,
     /// Where the coordinator listens.

@@ -7,6 +7,7 @@ use toml::Table;
 
 use super::{
     Backend, Config, ConfigError, Length, Mode, Precision, Timeouts,
+    checkpoint::RawCheckpoints,
     consistency::{Around, RawConsistency},
     input::RawInput,
     model::RawModel,
@@ -64,6 +65,7 @@ pub struct RawConfig {
     pub max_skipped: Option<u64>,
     pub slow_worker: Option<String>,
     pub listen: Option<String>,
+    pub checkpoint: RawCheckpoints,
     pub consistency: RawConsistency,
     pub input: RawInput,
     pub optimizer: RawOptimizer,
@@ -82,6 +84,7 @@ pub struct RawTimeouts {
     pub start_ms: Option<u64>,
     pub step_ms: Option<u64>,
     pub restart_ms: Option<u64>,
+    pub stop_ms: Option<u64>,
 }
 
 pub(super) fn value_error(key: &'static str, value: impl ToString, problem: impl Into<String>) -> ConfigError {
@@ -207,6 +210,7 @@ impl RawConfig {
             precision,
             loss_scale,
             max_skipped: u64::from(count("max_skipped", self.max_skipped.unwrap_or(10), 1, u32::MAX)?),
+            checkpoint: self.checkpoint.resolve()?,
             slow_worker: slow_worker(self.slow_worker.as_deref(), workers)?,
             listen: listen(self.listen.as_deref().unwrap_or("127.0.0.1:0"))?,
             input: self.input.resolve()?,
@@ -295,6 +299,7 @@ impl RawTimeouts {
             start_ms: count("timeouts.start_ms", self.start_ms.unwrap_or(120_000), 100, DAY)?,
             step_ms: count("timeouts.step_ms", self.step_ms.unwrap_or(600_000), 100, DAY)?,
             restart_ms: count("timeouts.restart_ms", self.restart_ms.unwrap_or(500), 1, DAY)?,
+            stop_ms: count("timeouts.stop_ms", self.stop_ms.unwrap_or(60_000), 100, DAY)?,
         })
     }
 }
@@ -305,7 +310,7 @@ impl From<&Config> for RawConfig {
             Length::Steps(n) => (Some(n), None),
             Length::Epochs(n) => (None, Some(n)),
         };
-        let Timeouts { heartbeat_ms, lease_ms, start_ms, step_ms, restart_ms } = config.timeouts;
+        let Timeouts { heartbeat_ms, lease_ms, start_ms, step_ms, restart_ms, stop_ms } = config.timeouts;
         RawConfig {
             name: Some(config.name.clone()),
             run_dir: Some(config.run_dir.clone()),
@@ -333,6 +338,7 @@ impl From<&Config> for RawConfig {
             max_skipped: Some(config.max_skipped),
             slow_worker: config.slow_worker.map(|slow| slow.to_string()),
             listen: Some(config.listen.to_string()),
+            checkpoint: config.checkpoint.into(),
             consistency: config.mode.into(),
             input: (&config.input).into(),
             optimizer: (&config.optimizer).into(),
@@ -344,6 +350,7 @@ impl From<&Config> for RawConfig {
                 start_ms: Some(start_ms.into()),
                 step_ms: Some(step_ms.into()),
                 restart_ms: Some(restart_ms.into()),
+                stop_ms: Some(stop_ms.into()),
             },
         }
     }

@@ -117,6 +117,8 @@ impl From<ClusterView> for wire::WatchResponse {
             incarnations: view.incarnations.iter().map(|incarnation| incarnation.0).collect(),
             stop_at: view.stop_at.map(|step| step.0),
             reviewed: view.reviewed.0,
+            restore: view.restore.unwrap_or_default(),
+            save_at: view.save_at.map(|commit| commit.0),
         }
     }
 }
@@ -146,6 +148,8 @@ impl TryFrom<wire::WatchResponse> for ClusterView {
             incarnations: view.incarnations.into_iter().map(Incarnation).collect(),
             stop_at: view.stop_at.map(Step),
             reviewed: Step(view.reviewed),
+            restore: Some(view.restore).filter(|place| !place.is_empty()),
+            save_at: view.save_at.map(Step),
         })
     }
 }

@@ -14,6 +14,7 @@ use crate::{
 
 mod control;
 mod data;
+mod shards;
 
 /// What is wrong with a message.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

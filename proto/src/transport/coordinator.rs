@@ -7,10 +7,10 @@ use tonic::{Request, transport::Channel};
 
 use super::{CALL_MS, Peer, TransportError, control_channel};
 use crate::{
-    ids::Member,
+    ids::{Era, Member},
     limits,
     manifest::Manifest,
-    messages::{Accumulated, Admission, ClusterView, JoinOffer, Report, Staged, Verdict, Work},
+    messages::{Accumulated, Admission, ClusterView, JoinOffer, Report, ShardReport, Staged, Verdict, Work},
     schedule::Horizon,
     wire::{self, coordination_service_client::CoordinationServiceClient},
 };
@@ -142,10 +142,19 @@ impl Coordinator {
     ///
     /// # Errors
     /// The coordinator refuses it, or is gone.
-    pub async fn report(&self, member: Member, reports: Vec<Report>) -> Result<(), TransportError> {
+    pub async fn report(&self, member: Member, era: Era, reports: Vec<Report>) -> Result<(), TransportError> {
         let reports = reports.into_iter().map(Into::into).collect();
-        let request = wire::ReportRequest { member: Some(member.into()), reports };
+        let request = wire::ReportRequest { member: Some(member.into()), reports, era: era.0 };
         self.client.clone().report(call(request)).await.map_err(self.failed()).map(drop)
+    }
+
+    /// Tells what a server did with a checkpoint.
+    ///
+    /// # Errors
+    /// The coordinator refuses it, or is gone.
+    pub async fn report_shard(&self, member: Member, era: Era, report: ShardReport) -> Result<(), TransportError> {
+        let request = report.into_request(member, era);
+        self.client.clone().report_shard(call(request)).await.map_err(self.failed()).map(drop)
     }
 
     /// Goes, on purpose.

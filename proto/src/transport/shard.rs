@@ -5,7 +5,7 @@ use tonic::transport::Channel;
 
 use super::{Peer, TransportError, bulk_channel};
 use crate::{
-    ids::{Member, ShardId, Step},
+    ids::{Era, Member, ShardId, Step},
     limits,
     messages::{GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, Verdict},
     wire::{self, parameters_service_client::ParametersServiceClient},
@@ -83,13 +83,16 @@ impl ShardClient {
     /// A refusal, or no server.
     pub async fn initialise(
         &self,
-        member: Member,
+        (member, era): (Member, Era),
         blocks: impl Iterator<Item = ParameterBlock> + Send + 'static,
     ) -> Result<(), TransportError> {
-        let frames = Frames::new(blocks).map(move |blocks| wire::InitialiseRequest {
-            member: Some(member.into()),
-            blocks: blocks.into_iter().map(Into::into).collect(),
-        });
+        // One frame at least, so that a shard without blocks hears of the era, too.
+        let frames =
+            std::iter::once(Vec::new()).chain(Frames::new(blocks)).map(move |blocks| wire::InitialiseRequest {
+                member: Some(member.into()),
+                era: era.0,
+                blocks: blocks.into_iter().map(Into::into).collect(),
+            });
         self.client.clone().initialise(tokio_stream::iter(frames)).await.map_err(self.failed()).map(drop)
     }
 

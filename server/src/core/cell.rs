@@ -3,7 +3,10 @@
 //! In a step, a cell first completes its sum. Then it carries out the verdict: at once, or, under a layerwise rule, in
 //! two halves, the direction first and the step when the tensor's factor is known.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
@@ -20,6 +23,7 @@ use convoy_proto::{
 
 use super::{
     accumulator::{Accumulator, Inserted},
+    kept::{Keeping, Kept},
     versions::{Lookup, Version, Versions},
 };
 
@@ -60,8 +64,13 @@ pub struct Cell {
     complete: bool,
     /// Where a layerwise rule wants to go in the open step.
     direction: Option<Vec<f32>>,
-    state: Vec<Vec<f32>>,
+    /// Shared with a checkpoint that is being written.
+    state: Arc<Vec<Vec<f32>>>,
     updates: u64,
+    /// Commits that are kept for checkpoints.
+    kept: Vec<(Step, Kept)>,
+    /// One that is to be kept when it is made.
+    to_keep: Option<Step>,
 }
 
 impl Cell {
@@ -77,8 +86,10 @@ impl Cell {
             accumulator: Accumulator::default(),
             complete: false,
             direction: None,
-            state: Vec::new(),
+            state: Arc::default(),
             updates: 0,
+            kept: Vec::new(),
+            to_keep: None,
         }
     }
 
@@ -102,10 +113,63 @@ impl Cell {
         let mut values = vec![0.0; self.block.len as usize];
         sum::read_payload(&mut values, payload);
         if self.block.role == TensorRole::Trainable {
-            self.state = vec![vec![0.0; values.len()]; optimizer.rule.slots()];
-            self.average = optimizer.ema.map(|_| Versions::new(values.clone()));
+            self.state = Arc::new(vec![vec![0.0; values.len()]; optimizer.rule.slots()]);
+            self.average = optimizer.ema.map(|_| Versions::new(Step(0), Arc::new(values.clone())));
         }
-        self.parameters = Some(Versions::new(values));
+        self.parameters = Some(Versions::new(Step(0), Arc::new(values)));
+    }
+
+    /// Takes over what a checkpoint kept of this block, where `step` starts from.
+    pub fn restore(&mut self, step: Step, kept: Kept, optimizer: &Optimizer) {
+        if self.block.role == TensorRole::Trainable {
+            // An average that was not kept yet begins here.
+            let average = kept.average.unwrap_or_else(|| kept.parameters.clone());
+            self.average = optimizer.ema.map(|_| Versions::new(step, average));
+            (self.state, self.updates) = (kept.state, kept.updates);
+        }
+        self.parameters = Some(Versions::new(step, kept.parameters));
+    }
+
+    /// Keeps the block as it is, for a checkpoint of the commit that starts from it.
+    fn keep(&mut self) {
+        let step = self.step();
+        self.to_keep = self.to_keep.filter(|to_keep| *to_keep != step);
+        if !self.kept.iter().any(|(kept, _)| *kept == step) {
+            self.kept.extend(self.as_it_is().map(|kept| (step, kept)));
+        }
+    }
+
+    fn as_it_is(&self) -> Option<Kept> {
+        let parameters = self.parameters.as_ref()?.newest().clone();
+        let average = self.average.as_ref().map(|average| average.newest().clone());
+        Some(Kept { block: self.block.id, parameters, average, state: self.state.clone(), updates: self.updates })
+    }
+
+    /// Keeps a commit, now or when it is made.
+    pub fn keep_at(&mut self, step: Step) -> Keeping {
+        // With a direction, the state is beyond the parameters.
+        let is_whole = self.direction.is_none();
+        if self.kept.iter().any(|(kept, _)| *kept == step) {
+            Keeping::Kept
+        } else if self.step() < step {
+            self.to_keep = Some(step);
+            Keeping::Waits
+        } else if self.step() == step && is_whole {
+            self.keep();
+            Keeping::Kept
+        } else {
+            Keeping::TooLate
+        }
+    }
+
+    /// Hands over what was kept of a commit. What training does not change is as it always was.
+    pub fn take_kept(&mut self, step: Step) -> Option<Kept> {
+        if !self.block.role.is_trained() {
+            return self.as_it_is();
+        }
+        self.to_keep = self.to_keep.filter(|to_keep| *to_keep != step);
+        let at = self.kept.iter().position(|(kept, _)| *kept == step)?;
+        Some(self.kept.swap_remove(at).1)
     }
 
     /// The parameters that `step` starts from, or their average; what is not averaged stands for itself.
@@ -196,8 +260,17 @@ impl Cell {
         }
     }
 
-    /// Carries out the verdict on the open step, as far as it and the sum allow.
-    pub fn apply(&mut self, tree: SliceTree, verdict: &Verdict, optimizer: &Optimizer) -> Progress {
+    /// Carries out the verdict on the open step, as far as it and the sum allow; `is_kept` says whether a checkpoint needs
+    /// what comes of it.
+    pub fn apply(&mut self, tree: SliceTree, (verdict, is_kept): (&Verdict, bool), optimizer: &Optimizer) -> Progress {
+        let progress = self.carry_out(tree, verdict, optimizer);
+        if progress == Progress::Applied && (is_kept || self.to_keep == Some(self.step())) {
+            self.keep();
+        }
+        progress
+    }
+
+    fn carry_out(&mut self, tree: SliceTree, verdict: &Verdict, optimizer: &Optimizer) -> Progress {
         let is_final = optimizer.is_final(verdict);
         if !self.is_initialised() {
             return Progress::Waiting;
@@ -292,7 +365,7 @@ impl Cell {
             gradient: &gradient,
             parameters: parameters.newest(),
             updated: &mut updated,
-            state: &mut self.state,
+            state: Arc::make_mut(&mut self.state).as_mut_slice(),
         });
         self.updates += 1;
         updated

@@ -7,6 +7,7 @@
 pub mod accumulator;
 pub mod cell;
 pub mod fences;
+pub mod kept;
 pub mod ledger;
 pub mod open;
 pub mod refusal;

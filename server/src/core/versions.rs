@@ -36,9 +36,9 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// The values that step 0 starts from.
-    pub fn new(values: Vec<f32>) -> Versions {
-        Versions { step: Step(0), newest: Arc::new(values), previous: None }
+    /// The values that a step starts from.
+    pub fn new(step: Step, newest: Version) -> Versions {
+        Versions { step, newest, previous: None }
     }
 
     /// The step that the newest values are the input of.

@@ -44,7 +44,7 @@ async fn disturb_server(address: &str) {
         let refused = client.push_pull(push(part.clone())).await.expect_err("a stranger is refused");
         assert_eq!(refused.code(), code, "{part:?}: {}", refused.message());
     }
-    let blocks = wire::InitialiseRequest { member: stranger(), blocks: Vec::new() };
+    let blocks = wire::InitialiseRequest { member: stranger(), blocks: Vec::new(), era: 0 };
     let refused = client.initialise(tokio_stream::iter([blocks])).await.expect_err("a stranger is refused");
     assert_eq!(refused.code(), Code::Aborted, "{}", refused.message());
     let pull = wire::PullRequest { member: stranger(), era: 7, step: Some(0), averaged: false, trained_only: false };

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
 
 mod bits;
+mod checkpoints;
 mod data;
+mod durability;
 mod elastic;
 mod faults;
 mod features;
@@ -12,6 +14,7 @@ mod inputs;
 mod learning;
 mod modes;
 mod outputs;
+mod strikes;
 
 use convoy_tests::Bench;
 

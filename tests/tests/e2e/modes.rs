@@ -61,7 +61,7 @@ fn every_mode_stops_when_told_to() {
             bench.command(&format!("--backend cpu {MLP} {mode} {slow} --steps 1000000 --name {name}")).spawn().unwrap();
         bench.await_steps(&name, 3);
         kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
-        assert_eq!(finish(child).code, Some(130), "{mode}");
+        assert_eq!(finish(child).code, Some(75), "{mode}");
         let summary = bench.summary(&name);
         assert_eq!(summary["status"], "stopped", "{mode}");
         assert!(fs::exists(bench.run_dir(&name).join("model.safetensors")).unwrap(), "{mode}");

@@ -66,7 +66,7 @@ impl World {
     }
 
     fn report(&mut self, member: Member, report: Report) {
-        let events = self.cluster.report(member, report).unwrap();
+        let events = self.cluster.report(member, self.cluster.era(), report).unwrap();
         self.note(events);
     }
 

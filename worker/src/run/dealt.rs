@@ -39,10 +39,10 @@ impl Worker<'_> {
 
     /// Computes a slice with the newest parameters, and pushes it until it is committed.
     fn push_slice(&mut self, sequence: u64, step: Step, slice: SliceId) -> Result<(), WorkError> {
-        let view = self.membership.view();
+        let (view, era) = (self.membership.view(), self.era);
         let start = Instant::now();
         let exchange = self.exchange.clone();
-        let pulled = self.attend(async { Ok(exchange.pull_newest(view.era, Extent::Trained).await?) })?;
+        let pulled = self.attend(async { Ok(exchange.pull_newest(era, Extent::Trained).await?) })?;
         let mut waited = start.elapsed().as_secs_f64();
         let start = Instant::now();
         self.load(pulled.tensors);
@@ -51,7 +51,7 @@ impl Worker<'_> {
         let (samples, mut times) = (contribution.samples, contribution.times);
         times.compute += self.dawdle(1)?;
         let start = Instant::now();
-        let at = Position { generation: view.generation, era: view.era, step: pulled.step, sequence };
+        let at = Position { generation: view.generation, era, step: pulled.step, sequence };
         let (verdict, bytes_pushed) = self.attend(async {
             let committed = exchange.push(at, &contribution).await?;
             committed.ok_or(WorkError::Exchange(ExchangeError::Dropped { sequence }))

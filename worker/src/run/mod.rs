@@ -15,9 +15,9 @@ use std::{
 use clap::Args;
 use convoy_proto::{
     config::{Config, Mode},
-    ids::{SliceId, Step, WorkerId},
+    ids::{Era, SliceId, Step, WorkerId},
     loss_scale::LossScale,
-    messages::{ClusterView, Extent, JoinOffer, JoinPart, Phase, Report, Weights, WorkerOffer},
+    messages::{ClusterView, JoinOffer, JoinPart, Phase, Report, Weights, WorkerOffer},
     process,
     transport::{Coordinator, Membership, TransportError},
 };
@@ -37,9 +37,11 @@ use crate::{
 };
 
 mod dealt;
+mod entry;
 mod reports;
 mod steps;
 
+use entry::{Entry, Place};
 use reports::Reports;
 
 /// What a worker is told on its command line.
@@ -106,8 +108,12 @@ fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(),
     })?;
     info!("worker {} computes on {}, process {}", args.rank, args.device, std::process::id());
     let mut worker = Worker::start(runtime, config, data, replica, membership)?;
-    worker.train()?;
-    worker.finish()
+    loop {
+        match worker.train_to_end() {
+            Ok(()) => return worker.leave(),
+            Err(problem) => worker.begin_anew(problem)?,
+        }
+    }
 }
 
 fn offer(args: &WorkerArgs, config: &Config, data: &dyn Dataset, replica: &dyn Replica) -> JoinOffer {
@@ -127,6 +133,8 @@ struct Worker<'a> {
     replica: Box<dyn Replica>,
     feed: Feed,
     membership: Membership,
+    /// The era that the rest belongs to.
+    era: Era,
     exchange: Exchange,
     reports: Reports,
     /// How many commits this worker's parameters have seen, and how many the run has.
@@ -146,7 +154,7 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    /// Connects to the shards and takes up with the step that is open; the first time, somebody sets the parameters first.
+    /// Takes up with the step that is open; the first time, somebody sets the parameters first.
     fn start(
         runtime: &'a Runtime,
         config: Config,
@@ -154,41 +162,45 @@ impl<'a> Worker<'a> {
         replica: Box<dyn Replica>,
         membership: Membership,
     ) -> Result<Self, WorkError> {
-        let reports = Reports::start(runtime, membership.clone());
-        let lost = || WorkError::Lost;
-        let (exchange, pulled) = runtime.block_on(async {
-            let view = membership.reached(Phase::Initialising).await.ok_or_else(lost)?;
-            let exchange = Exchange::connect(membership.member, replica.manifest(), &view).await?;
-            if view.initialiser == WorkerId(membership.member.rank) && view.phase == Phase::Initialising {
-                exchange.initialise(replica.initial(config.seed)).await?;
-                reports.queue().put(Report::Initialised).await;
-            }
-            let view = membership.reached(Phase::Training).await.ok_or_else(lost)?;
-            let pulled = exchange.pull_common(view.era, Extent::All).await?;
-            Ok::<_, WorkError>((exchange, pulled))
-        })?;
+        let Entry { era, exchange, reports, pulled } = place(runtime, &membership, &config).enter(&*replica)?;
         let feed = Feed::new(data, &config, replica.manifest());
-        let loss_scale = LossScale::new(config.loss_scale);
         let mut worker = Worker {
             runtime,
+            loss_scale: LossScale::new(config.loss_scale),
             config,
             replica,
-            feed,
             membership,
+            era,
             exchange,
             reports,
             step: pulled.step,
-            commits: Step(0),
+            commits: Step(feed.clock().commits()),
+            feed,
             made: 0,
             parameters: Tensors::new(),
-            loss_scale,
             evaluated: None,
             pushes: 0,
             announced: false,
         };
-        worker.commits = Step(worker.feed.clock().commits());
         worker.load(pulled.tensors);
         Ok(worker)
+    }
+
+    fn place(&self) -> Place<'_> {
+        place(self.runtime, &self.membership, &self.config)
+    }
+
+    /// If the era is over, or will be, because a server died: takes up the next one from where it begins.
+    fn begin_anew(&mut self, problem: WorkError) -> Result<(), WorkError> {
+        self.place().outlive(self.era, problem)?;
+        let Entry { era, exchange, reports, pulled } = self.place().enter(&*self.replica)?;
+        info!("goes on in era {era} with commit {}", pulled.step);
+        (self.era, self.exchange, self.reports) = (era, exchange, reports);
+        self.step = pulled.step;
+        self.loss_scale = LossScale::new(self.config.loss_scale);
+        (self.evaluated, self.announced) = (None, false);
+        self.load(pulled.tensors);
+        Ok(())
     }
 
     /// Takes over parameters; tensors that are empty stay as they are.
@@ -205,19 +217,19 @@ impl<'a> Worker<'a> {
         view.owned_by(WorkerId(self.membership.member.rank))
     }
 
-    fn train(&mut self) -> Result<(), WorkError> {
-        if self.config.mode.is_dealt() { self.train_dealt() } else { self.train_in_steps() }
+    /// Makes all steps, and stays until the cluster ends.
+    fn train_to_end(&mut self) -> Result<(), WorkError> {
+        if self.config.mode.is_dealt() { self.train_dealt() } else { self.train_in_steps() }?;
+        self.report(Report::Finished { step: self.step });
+        self.await_view(|view| view.phase == Phase::Ended).map(drop)
     }
 
-    /// Waits for something, but not if the coordinator is lost, and not for ever.
+    /// Waits for something, but not beyond the era, and not for ever.
     fn attend<T>(&self, work: impl Future<Output = Result<T, WorkError>>) -> Result<T, WorkError> {
         let (step, limit_ms) = (self.step, self.config.timeouts.step_ms);
-        self.runtime.block_on(async {
-            tokio::select! {
-                done = work => done,
-                () = self.membership.lost.cancelled() => Err(WorkError::Lost),
-                () = tokio::time::sleep(Duration::from_millis(limit_ms.into())) => Err(WorkError::Late { step, limit_ms }),
-            }
+        self.place().stay(self.era, async {
+            let limit = Duration::from_millis(limit_ms.into());
+            tokio::time::timeout(limit, work).await.unwrap_or(Err(WorkError::Late { step, limit_ms }))
         })
     }
 
@@ -232,11 +244,9 @@ impl<'a> Worker<'a> {
             return Ok(0.0);
         }
         let start = Instant::now();
-        self.runtime.block_on(async {
-            tokio::select! {
-                () = tokio::time::sleep(delay) => Ok(start.elapsed().as_secs_f64()),
-                () = self.membership.lost.cancelled() => Err(WorkError::Lost),
-            }
+        self.place().stay(self.era, async {
+            tokio::time::sleep(delay).await;
+            Ok(start.elapsed().as_secs_f64())
         })
     }
 
@@ -294,13 +304,9 @@ impl<'a> Worker<'a> {
             let scored = self.evaluated.as_ref().filter(|(step, _)| *step == self.step).map(|(_, scored)| scored);
             let lacks = |view: &ClusterView| scored.is_some_and(|scored| !view.owned_by(worker).is_subset(scored));
             let mut views = self.membership.views();
-            let view = self.runtime.block_on(async {
-                tokio::select! {
-                    known = views.wait_for(|view| wanted(view) || lacks(view)) => {
-                        known.map(|view| view.clone()).map_err(|_| WorkError::Lost)
-                    }
-                    () = self.membership.lost.cancelled() => Err(WorkError::Lost),
-                }
+            let view = self.place().stay(self.era, async {
+                let known = views.wait_for(|view| wanted(view) || lacks(view)).await;
+                known.map(|view| view.clone()).map_err(|_| WorkError::Lost)
             })?;
             if wanted(&view) {
                 return Ok(view);
@@ -311,7 +317,7 @@ impl<'a> Worker<'a> {
 
     /// Pulls this step's parameters, or their average.
     fn take(&mut self, weights: Weights) -> Result<(), WorkError> {
-        let (era, step) = (self.membership.view().era, self.step);
+        let (era, step) = (self.era, self.step);
         let exchange = self.exchange.clone();
         let tensors = self.attend(async { Ok(exchange.pull(era, step, weights).await?) })?;
         self.load(tensors);
@@ -323,10 +329,8 @@ impl<'a> Worker<'a> {
         self.runtime.block_on(queue.put(report));
     }
 
-    /// Hands in the last reports and stays until the cluster ends.
-    fn finish(mut self) -> Result<(), WorkError> {
-        self.report(Report::Finished { step: self.step });
-        self.await_view(|view| view.phase == Phase::Ended)?;
+    /// Hands in the last reports, and goes.
+    fn leave(self) -> Result<(), WorkError> {
         let Worker { runtime, membership, reports, .. } = self;
         runtime.block_on(async {
             reports.close().await?;
@@ -335,4 +339,10 @@ impl<'a> Worker<'a> {
             Ok(())
         })
     }
+}
+
+fn place<'a>(runtime: &'a Runtime, membership: &'a Membership, config: &Config) -> Place<'a> {
+    // A lease until the death of a server is noticed, and a moment for the news.
+    let patience = Duration::from_millis(u64::from(config.timeouts.lease_ms) + 5_000);
+    Place { runtime, membership, patience, seed: config.seed }
 }

@@ -1,6 +1,7 @@
 //! What a worker tells the coordinator: in order, as many reports at once as have gathered.
 
 use convoy_proto::{
+    ids::Era,
     messages::Report,
     transport::{Membership, TransportError},
 };
@@ -34,10 +35,10 @@ pub(super) struct Reports {
 pub(super) struct Queue(mpsc::Sender<Item>);
 
 impl Reports {
-    /// Sends as a member, in the background.
-    pub fn start(runtime: &Runtime, membership: Membership) -> Reports {
+    /// Sends as a member in an era, in the background.
+    pub fn start(runtime: &Runtime, sender: (Membership, Era)) -> Reports {
         let (queue, items) = mpsc::channel(AHEAD);
-        Reports { queue: Queue(queue), sender: runtime.spawn(send(membership, items)) }
+        Reports { queue: Queue(queue), sender: runtime.spawn(send(sender, items)) }
     }
 
     /// Where to put reports.
@@ -75,7 +76,7 @@ impl Queue {
     }
 }
 
-async fn send(membership: Membership, mut queue: mpsc::Receiver<Item>) -> Result<(), TransportError> {
+async fn send((membership, era): (Membership, Era), mut queue: mpsc::Receiver<Item>) -> Result<(), TransportError> {
     let mut items = Vec::new();
     while queue.recv_many(&mut items, AHEAD).await > 0 {
         let (mut reports, mut marks) = (Vec::new(), Vec::new());
@@ -87,7 +88,7 @@ async fn send(membership: Membership, mut queue: mpsc::Receiver<Item>) -> Result
         }
         let sent = match reports.is_empty() {
             true => Ok(()),
-            false => membership.coordinator.report(membership.member, reports).await,
+            false => membership.coordinator.report(membership.member, era, reports).await,
         };
         if let Err(problem) = sent {
             membership.lost.cancel();

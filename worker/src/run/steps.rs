@@ -32,6 +32,9 @@ impl Worker<'_> {
     pub(super) fn train_in_steps(&mut self) -> Result<(), WorkError> {
         while self.step < self.commits {
             let view = self.membership.view();
+            if view.era > self.era {
+                return Err(WorkError::EraOver(self.era));
+            }
             if self.is_evaluation_due() {
                 self.evaluate(&view)?;
                 self.await_review()?;
@@ -118,7 +121,7 @@ impl Worker<'_> {
 
     /// Takes up with the step that is open.
     fn catch_up(&mut self, missed: Contribution) -> Result<(), WorkError> {
-        let (era, exchange) = (self.membership.view().era, self.exchange.clone());
+        let (era, exchange) = (self.era, self.exchange.clone());
         let pulled = self.attend(async { Ok(exchange.pull_common(era, Extent::Trained).await?) })?;
         tracing::debug!("step {} was made without this worker, which goes on with step {}", self.step, pulled.step);
         self.load(pulled.tensors);
@@ -138,13 +141,13 @@ impl Worker<'_> {
     ) -> Result<Ended, WorkError> {
         let (step, limit_ms) = (self.step, self.config.timeouts.step_ms);
         self.pushes += 1;
-        let at = Position { generation: view.generation, era: view.era, step, sequence: self.pushes };
+        let at = Position { generation: view.generation, era: self.era, step, sequence: self.pushes };
         let (mut views, mut other_views) = (self.membership.views(), self.membership.views());
-        let (exchange, lost) = (self.exchange.clone(), self.membership.lost.clone());
+        let exchange = self.exchange.clone();
         let (pushing, reports) = (Report::Pausing { pushed: step.next() }, self.reports.queue());
         let worker = WorkerId(self.membership.member.rank);
         let mut announced = self.announced;
-        let result = self.runtime.block_on(async {
+        let result = self.place().stay(self.era, async {
             let given_up = async {
                 if views.wait_for(|view| view.phase >= Phase::Stopping).await.is_ok() && !announced {
                     reports.put(pushing).await;
@@ -170,7 +173,6 @@ impl Worker<'_> {
                 generation = changed(self.membership.views(), worker, owned) => {
                     Ok(Ended::Setback(Setback::Outdated(generation)))
                 }
-                () = lost.cancelled() => Err(WorkError::Lost),
                 () = tokio::time::sleep(Duration::from_millis(limit_ms.into())) => Err(WorkError::Late { step, limit_ms }),
             }
         });

@@ -13,9 +13,12 @@ impl Cluster {
     /// # Errors
     /// A caller that is not a current member.
     pub fn lose(&mut self, member: Member, is_awaited: bool) -> Result<Vec<Event>, Refusal> {
+        let is_initialiser = self.initialiser() == WorkerId(member.rank);
         let worker = self.worker(member)?;
         (worker.is_alive, worker.is_awaited) = (false, is_awaited);
         self.changes += 1;
+        // Some parameters may be set and others not.
+        self.is_broken |= self.phase == Phase::Initialising && self.origin.restore.is_none() && is_initialiser;
         let mut events = vec![Event::Lost(member)];
         events.extend(self.engine.lose(member));
         self.engine.settle();
@@ -52,17 +55,22 @@ impl Cluster {
         self.places().count() as u32
     }
 
-    /// The worker in a place, if its process is there and training has begun, so that others, or another in its place,
-    /// can take over.
-    pub fn replaceable(&self, rank: u32, may_restart: bool) -> Option<Member> {
+    /// The worker in a place, if its process is there and others, or another in its place, can take over. Before training
+    /// has begun, only if it was killed: what it dies of by itself, another would die of, too.
+    pub fn replaceable(&self, rank: u32, may_restart: bool, is_killed: bool) -> Option<Member> {
         let worker = self.workers.get(rank as usize).and_then(Option::as_ref).filter(|worker| worker.is_alive)?;
-        let is_training = matches!(self.phase, Phase::Training | Phase::Stopping);
-        (is_training && (may_restart || self.count() > self.least())).then_some(worker.member)
+        let is_in_time = self.phase < Phase::Ended && (self.has_begun || is_killed);
+        (is_in_time && (may_restart || self.count() > self.least())).then_some(worker.member)
+    }
+
+    /// Whether training has begun, be it in another era.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun && self.phase < Phase::Ended
     }
 
     /// Whether a worker was ever lost.
     pub(super) fn has_lost_any(&self) -> bool {
-        self.workers.iter().flatten().any(|worker| !worker.is_alive || worker.restarts > 0)
+        self.workers.iter().flatten().any(|worker| !worker.is_alive || worker.totals.restarts > 0)
     }
 
     /// The step that the hindmost worker is at.

@@ -19,12 +19,16 @@ use super::{
     engine::Engine,
     evaluation::Score,
     handshake::{Reference, compare},
-    records::{ServerRecord, WorkerRecord},
+    records::{ServerRecord, Totals, WorkerRecord},
     refusal::Refusal,
     stragglers::Straggler,
 };
 
 mod endings;
+mod eras;
+mod reading;
+
+pub use eras::{Origin, SaveEvent};
 
 /// How far behind a slow worker is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,10 @@ pub enum Event {
     Finished(Step),
     /// Workers ended at different steps, which must not happen.
     Diverging(String),
+    /// A checkpoint was written, or not.
+    Save(SaveEvent),
+    /// A server could not take its shard from the era's checkpoint.
+    NotRestored(Member, String),
 }
 
 /// The state of the cluster.
@@ -66,11 +74,22 @@ pub struct Cluster {
     config: Config,
     reference: Reference,
     phase: Phase,
+    era: Era,
+    /// Where the era began.
+    origin: Origin,
+    /// Servers that have taken their shard from the era's checkpoint.
+    restored: BTreeSet<u32>,
+    /// Whether training began, be it in another era.
+    has_begun: bool,
+    /// Whether the parameters are lost, in part, and the era with them.
+    is_broken: bool,
     incarnations: u64,
     /// Changes of the membership.
     changes: u64,
     workers: Vec<Option<WorkerRecord>>,
     servers: Vec<Option<ServerRecord>>,
+    /// By rank, what workers did before this launcher was there.
+    earlier: BTreeMap<u32, Totals>,
     stop_at: Option<Step>,
     reviewed: Step,
     engine: Engine,
@@ -81,10 +100,16 @@ impl Cluster {
     pub fn new(config: Config, reference: Reference) -> Cluster {
         Cluster {
             phase: Phase::Gathering,
+            era: Era(0),
+            origin: Origin::default(),
+            restored: BTreeSet::new(),
+            has_begun: false,
+            is_broken: false,
             incarnations: 0,
             changes: 0,
             workers: vec![None; config.workers as usize],
             servers: vec![None; config.servers as usize],
+            earlier: BTreeMap::new(),
             stop_at: None,
             reviewed: Step(0),
             engine: Engine::new(&config, &reference),
@@ -132,13 +157,15 @@ impl Cluster {
         ClusterView {
             phase: self.phase,
             generation: Generation(self.changes),
-            era: Era(0),
+            era: self.era,
             shards: self.servers.iter().map(|s| s.as_ref().map(|s| s.address.clone()).unwrap_or_default()).collect(),
             owners: self.owners(),
-            initialiser: WorkerId(0),
+            initialiser: self.initialiser(),
             incarnations: self.workers.iter().map(incarnation).collect(),
             stop_at: self.stop_at,
             reviewed: self.reviewed,
+            restore: self.origin.restore.clone(),
+            save_at: self.engine.saves().wanted(),
         }
     }
 
@@ -186,17 +213,19 @@ impl Cluster {
             JoinPart::Worker(offer) => {
                 let place = place(&mut self.workers, (role, rank), |worker| worker.is_alive)?;
                 let before = place.take();
-                *place = Some(WorkerRecord::new(member, (pid, host), *offer, now_ms).after(before));
+                let earlier = self.earlier.get(&rank).copied().unwrap_or_default();
+                *place = Some(
+                    WorkerRecord::new(member, (pid, host), *offer, now_ms)
+                        .after(before, earlier)
+                        .from(self.origin.commits),
+                );
                 self.engine.join(WorkerId(rank));
             }
         }
         self.incarnations += 1;
         self.changes += 1;
         let mut events = vec![Event::Joined(member)];
-        let complete = self.workers.iter().all(Option::is_some) && self.servers.iter().all(Option::is_some);
-        if complete && self.phase == Phase::Gathering {
-            events.extend(self.advance(Phase::Initialising));
-        }
+        events.extend(self.gather());
         let (heartbeat_ms, lease_ms) = (self.config.timeouts.heartbeat_ms, self.config.timeouts.lease_ms);
         Ok((Admission { incarnation: member.incarnation, heartbeat_ms, lease_ms }, events))
     }
@@ -226,62 +255,22 @@ impl Cluster {
         }
     }
 
-    /// Members that have not been heard of for a lease, and for how long.
-    pub fn silent(&self, now_ms: u64) -> Vec<(Member, u64)> {
-        let alive = self.workers.iter().flatten().filter(|worker| worker.is_alive);
-        let workers = alive.map(|worker| (worker.member, worker.heard_ms));
-        let servers = self.servers.iter().flatten().map(|server| (server.member, server.heard_ms));
-        let lease = u64::from(self.config.timeouts.lease_ms);
-        let silence = workers.chain(servers).map(|(member, heard)| (member, now_ms.saturating_sub(heard)));
-        silence.filter(|(_, silence)| *silence > lease).collect()
-    }
-
-    /// Who keeps the cluster from going on, in words.
-    pub fn awaited(&self) -> String {
-        let missing = |records: Vec<bool>, role: Role| {
-            let ranks = records.into_iter().enumerate().filter(|(_, there)| !there).map(|(rank, _)| rank.to_string());
-            let ranks: Vec<_> = ranks.collect();
-            if ranks.is_empty() { None } else { Some(format!("{role} {}", ranks.join(", "))) }
-        };
-        let who: Vec<_> = match self.phase {
-            Phase::Gathering => [
-                missing(self.servers.iter().map(Option::is_some).collect(), Role::Server),
-                missing(self.workers.iter().map(Option::is_some).collect(), Role::Worker),
-            ]
-            .into_iter()
-            .flatten()
-            .collect(),
-            Phase::Initialising => vec![format!("worker {} to initialise", self.view().initialiser)],
-            _ => {
-                let mut who = self.engine.awaited();
-                let (commits, clock) = (self.engine.commits(), self.engine.clock());
-                let behind = self.workers.iter().flatten().filter(|worker| worker.is_alive && worker.at < commits);
-                if !self.config.mode.is_dealt() {
-                    who.extend(behind.map(|w| format!("{} at step {}", w.member, clock.steps_after(w.at))));
-                }
-                let awaited = self.workers.iter().flatten().filter(|worker| worker.is_awaited);
-                who.extend(awaited.map(|worker| format!("worker {} to start again", worker.member.rank)));
-                if who.is_empty() {
-                    who.push(format!("every worker, all at step {}", self.steps()));
-                }
-                who
-            }
-        };
-        who.join("; ")
-    }
-
     /// Takes in what a worker reports.
     ///
     /// # Errors
-    /// A caller that is not a current member, or a report out of place.
-    pub fn report(&mut self, member: Member, report: Report) -> Result<Vec<Event>, Refusal> {
+    /// A caller that is not a current member, or a report out of place. What belongs to an era that is over is no error.
+    pub fn report(&mut self, member: Member, era: Era, report: Report) -> Result<Vec<Event>, Refusal> {
+        if era < self.era {
+            return Ok(Vec::new());
+        }
+        let (initialiser, is_empty) = (self.initialiser(), self.origin.restore.is_none());
         let (phase, last, slices) = (self.phase, Step(self.engine.clock().commits()), self.config.slices);
         // A quorum may go on without a worker. So may others that have taken over all that it had to do.
         let may_skip = self.config.mode.is_chosen() || self.has_lost_any();
         let worker = self.worker(member)?;
         let out_of_place = |what| Err(Refusal::OutOfPlace { member, what });
         match report {
-            Report::Initialised if phase == Phase::Initialising && member.rank == 0 => {
+            Report::Initialised if phase == Phase::Initialising && is_empty && WorkerId(member.rank) == initialiser => {
                 Ok(self.advance(Phase::Training).into_iter().collect())
             }
             Report::Initialised => out_of_place("that it initialised"),
@@ -335,6 +324,7 @@ impl Cluster {
     /// A caller that is not a current member, or a part that does not belong.
     pub fn decide(&mut self, member: Member, part: Accumulated) -> Result<Option<Verdict>, Refusal> {
         self.server(member)?;
+        self.check_era(part.era)?;
         Ok(self.engine.decide(part)?)
     }
 
@@ -344,6 +334,7 @@ impl Cluster {
     /// A caller that is not a current member, or a push that does not belong.
     pub fn stage(&mut self, member: Member, staged: Staged) -> Result<Vec<Verdict>, Refusal> {
         self.server(member)?;
+        self.check_era(staged.era)?;
         Ok(self.engine.stage(staged)?)
     }
 
@@ -367,6 +358,7 @@ impl Cluster {
             return None;
         }
         self.phase = phase;
+        self.has_begun |= phase == Phase::Training;
         if phase == Phase::Stopping {
             self.stop_at = self.engine.stop();
         }
@@ -374,13 +366,8 @@ impl Cluster {
         Some(Event::Phase(phase))
     }
 
-    /// By backend and class, how workers compute: one entry if all can compute the same bits.
-    pub fn numeric_classes(&self) -> BTreeMap<String, Vec<u32>> {
-        let mut classes: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-        for worker in self.workers.iter().flatten() {
-            classes.entry(worker.offer.numeric_class.clone()).or_default().push(worker.member.rank);
-        }
-        classes
+    fn check_era(&self, theirs: Era) -> Result<(), Refusal> {
+        if theirs == self.era { Ok(()) } else { Err(Refusal::Era { ours: self.era, theirs }) }
     }
 
     fn worker(&mut self, member: Member) -> Result<&mut WorkerRecord, Refusal> {

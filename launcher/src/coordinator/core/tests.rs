@@ -70,21 +70,21 @@ fn a_run_from_the_first_join_to_the_end() {
     assert_eq!(cluster.phase(), Phase::Initialising);
     assert_eq!(cluster.view().owners, [WorkerId(0), WorkerId(1), WorkerId(1)]);
     assert_eq!(cluster.awaited(), "worker 0 to initialise");
-    assert_eq!(cluster.report(first, Report::Initialised), Ok(vec![Event::Phase(Phase::Training)]));
-    assert!(matches!(cluster.report(second, step(0)).as_deref(), Ok([Event::Step(_)])));
+    assert_eq!(cluster.report(first, Era(0), Report::Initialised), Ok(vec![Event::Phase(Phase::Training)]));
+    assert!(matches!(cluster.report(second, Era(0), step(0)).as_deref(), Ok([Event::Step(_)])));
     assert_eq!(cluster.awaited(), "worker 0 at step 0");
-    assert_eq!(cluster.report(first, step(0)), Ok(vec![]), "a step is one event");
+    assert_eq!(cluster.report(first, Era(0), step(0)), Ok(vec![]), "a step is one event");
     let part = |slice| EvaluationPart { slice: SliceId(slice), weight: 2.0, loss_sum: 1.0, correct: 1 };
     let evaluation = |parts| Report::Evaluation { step: Step(1), weights: Weights::Trained, parts };
-    assert_eq!(cluster.report(second, evaluation(vec![part(1), part(2)])), Ok(vec![]));
-    let events = cluster.report(first, evaluation(vec![part(0)])).unwrap();
+    assert_eq!(cluster.report(second, Era(0), evaluation(vec![part(1), part(2)])), Ok(vec![]));
+    let events = cluster.report(first, Era(0), evaluation(vec![part(0)])).unwrap();
     assert!(matches!(
         events[..],
         [Event::Evaluated(Weights::Trained, Step(1), Score { step: 1, accuracy: Some(0.5), .. })]
     ));
-    assert_eq!(cluster.report(first, Report::Finished { step: Step(1) }), Ok(vec![]));
-    assert_eq!(cluster.report(second, Report::Finished { step: Step(1) }), Ok(vec![Event::Finished(Step(1))]));
-    assert_eq!(cluster.workers()[1].as_ref().map(|w| (w.samples, w.bytes_pushed)), Some((2, 8)));
+    assert_eq!(cluster.report(first, Era(0), Report::Finished { step: Step(1) }), Ok(vec![]));
+    assert_eq!(cluster.report(second, Era(0), Report::Finished { step: Step(1) }), Ok(vec![Event::Finished(Step(1))]));
+    assert_eq!(cluster.workers()[1].as_ref().map(|w| (w.totals.samples, w.totals.bytes_pushed)), Some((2, 8)));
 }
 
 #[test]
@@ -137,14 +137,14 @@ fn who_falls_silent_is_named() {
 #[test]
 fn reports_out_of_place_are_refused() {
     let (mut cluster, [first, second], _) = full();
-    assert!(matches!(cluster.report(second, Report::Initialised), Err(Refusal::OutOfPlace { .. })));
-    assert!(matches!(cluster.report(first, step(0)), Err(Refusal::OutOfPlace { .. })));
-    cluster.report(first, Report::Initialised).unwrap();
-    assert!(matches!(cluster.report(first, step(1)), Err(Refusal::OutOfPlace { .. })));
+    assert!(matches!(cluster.report(second, Era(0), Report::Initialised), Err(Refusal::OutOfPlace { .. })));
+    assert!(matches!(cluster.report(first, Era(0), step(0)), Err(Refusal::OutOfPlace { .. })));
+    cluster.report(first, Era(0), Report::Initialised).unwrap();
+    assert!(matches!(cluster.report(first, Era(0), step(1)), Err(Refusal::OutOfPlace { .. })));
     for (step, slice) in [(11, 0), (1, 3)] {
         let part = EvaluationPart { slice: SliceId(slice), weight: 1.0, loss_sum: 1.0, correct: 1 };
         let evaluation = Report::Evaluation { step: Step(step), weights: Weights::Trained, parts: vec![part] };
-        assert!(matches!(cluster.report(first, evaluation), Err(Refusal::OutOfPlace { .. })));
+        assert!(matches!(cluster.report(first, Era(0), evaluation), Err(Refusal::OutOfPlace { .. })));
     }
     assert_eq!(cluster.steps(), 0);
 }
@@ -161,7 +161,7 @@ fn with(slices: u32, extra: &str) -> (Cluster, Vec<Member>) {
     };
     join(Role::Server, 0);
     let workers: Vec<_> = (0..3).map(|rank| join(Role::Worker, rank)).collect();
-    cluster.report(workers[0], Report::Initialised).unwrap();
+    cluster.report(workers[0], Era(0), Report::Initialised).unwrap();
     (cluster, workers)
 }
 
@@ -169,14 +169,14 @@ fn with(slices: u32, extra: &str) -> (Cluster, Vec<Member>) {
 fn the_living_take_over_and_fewer_than_there_must_be_are_too_few() {
     let (mut cluster, workers) = with(3, "min_workers = 2");
     let before = cluster.view();
-    assert_eq!(cluster.replaceable(1, false), Some(workers[1]));
+    assert_eq!(cluster.replaceable(1, false, false), Some(workers[1]));
     assert_eq!(cluster.lose(workers[1], false), Ok(vec![Event::Lost(workers[1])]));
     let view = cluster.view();
     assert_eq!(view.owners, [WorkerId(0), WorkerId(2), WorkerId(2)]);
     assert!(view.generation > before.generation);
     assert_eq!(cluster.heartbeat(workers[1], 5), Err(Refusal::Stranger(workers[1])), "it is fenced off");
     assert!(cluster.silent(1_000_000).iter().all(|(member, _)| *member != workers[1]), "nobody waits for the dead");
-    assert_eq!((cluster.replaceable(1, false), cluster.replaceable(0, false)), (None, None));
+    assert_eq!((cluster.replaceable(1, false, false), cluster.replaceable(0, false, false)), (None, None));
     assert_eq!(cluster.lose(workers[1], false), Err(Refusal::Stranger(workers[1])));
     let last = cluster.lose(workers[0], false);
     assert_eq!(last, Ok(vec![Event::Lost(workers[0]), Event::TooFew(1)]));
@@ -185,7 +185,7 @@ fn the_living_take_over_and_fewer_than_there_must_be_are_too_few() {
 #[test]
 fn a_worker_that_is_about_to_come_back_counts() {
     let (mut cluster, workers) = with(3, "min_workers = 3");
-    assert_eq!((cluster.replaceable(1, false), cluster.replaceable(1, true)), (None, Some(workers[1])));
+    assert_eq!((cluster.replaceable(1, false, false), cluster.replaceable(1, true, false)), (None, Some(workers[1])));
     assert_eq!(cluster.lose(workers[1], true), Ok(vec![Event::Lost(workers[1])]));
     assert_eq!((cluster.alive(), cluster.count()), (2, 3));
     assert!(cluster.awaited().contains("worker 1 to start again"), "{}", cluster.awaited());
@@ -209,29 +209,29 @@ fn a_run_ends_when_the_living_have_scored_what_the_dead_left() {
     let part = |slice| EvaluationPart { slice: SliceId(slice), weight: 2.0, loss_sum: 1.0, correct: 1 };
     let evaluation = |slice| Report::Evaluation { step: Step(1), weights: Weights::Trained, parts: vec![part(slice)] };
     for worker in &workers {
-        cluster.report(*worker, step(0)).unwrap();
+        cluster.report(*worker, Era(0), step(0)).unwrap();
     }
     for (slice, worker) in [(0, workers[0]), (2, workers[2])] {
-        cluster.report(worker, evaluation(slice)).unwrap();
-        assert_eq!(cluster.report(worker, Report::Finished { step: Step(1) }), Ok(vec![]));
+        cluster.report(worker, Era(0), evaluation(slice)).unwrap();
+        assert_eq!(cluster.report(worker, Era(0), Report::Finished { step: Step(1) }), Ok(vec![]));
     }
     assert_eq!(
         cluster.lose(workers[1], false),
         Ok(vec![Event::Lost(workers[1])]),
         "its part of the last evaluation is missing"
     );
-    let events = cluster.report(workers[2], evaluation(1)).unwrap();
+    let events = cluster.report(workers[2], Era(0), evaluation(1)).unwrap();
     assert!(matches!(events[..], [Event::Evaluated(..), Event::Finished(Step(1))]), "{events:?}");
 }
 
 #[test]
 fn a_stop_is_settled_without_the_dead() {
     let (mut cluster, workers) = with(3, "");
-    assert_eq!(cluster.replaceable(1, false), None);
+    assert_eq!(cluster.replaceable(1, false, false), None);
     cluster.advance(Phase::Stopping);
-    assert_eq!(cluster.replaceable(1, false), Some(workers[1]), "to stop, one is enough");
-    cluster.report(workers[0], Report::Pausing { pushed: Step(1) }).unwrap();
-    cluster.report(workers[2], Report::Pausing { pushed: Step(0) }).unwrap();
+    assert_eq!(cluster.replaceable(1, false, false), Some(workers[1]), "to stop, one is enough");
+    cluster.report(workers[0], Era(0), Report::Pausing { pushed: Step(1) }).unwrap();
+    cluster.report(workers[2], Era(0), Report::Pausing { pushed: Step(0) }).unwrap();
     assert_eq!(cluster.view().stop_at, None);
     cluster.lose(workers[1], false).unwrap();
     assert_eq!(cluster.view().stop_at, Some(Step(0)));
@@ -240,11 +240,11 @@ fn a_stop_is_settled_without_the_dead() {
 #[test]
 fn a_stop_finishes_the_steps_that_all_have_pushed() {
     let (mut cluster, [first, second], _) = full();
-    cluster.report(first, Report::Initialised).unwrap();
+    cluster.report(first, Era(0), Report::Initialised).unwrap();
     cluster.advance(Phase::Stopping);
     assert_eq!(cluster.view().stop_at, None);
-    cluster.report(second, Report::Pausing { pushed: Step(4) }).unwrap();
+    cluster.report(second, Era(0), Report::Pausing { pushed: Step(4) }).unwrap();
     assert_eq!(cluster.view().stop_at, None, "the other may have pushed less, or more");
-    cluster.report(first, Report::Pausing { pushed: Step(5) }).unwrap();
+    cluster.report(first, Era(0), Report::Pausing { pushed: Step(5) }).unwrap();
     assert_eq!(cluster.view().stop_at, Some(Step(4)));
 }

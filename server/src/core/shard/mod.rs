@@ -7,29 +7,31 @@
 //! swept, so neither can miss the other.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use convoy_proto::{
     blocks::{Block, BlockMap},
+    clock::Clock,
     config::{Config, Mode, TensorSettings},
     fates::Fate,
-    ids::{BlockId, Member, ShardId, SliceId, Step, WorkerId},
+    ids::{BlockId, Era, Member, ShardId, SliceId, Step, WorkerId},
     loss_scale::LossScale,
     manifest::{Manifest, TensorRole},
-    messages::{
-        Accumulated, Action, ClusterView, GradientBlock, Norms, ParameterBlock, PushHeader, PushId, Staged, Terms,
-        Verdict,
-    },
+    messages::{Accumulated, Action, ClusterView, GradientBlock, Norms, ParameterBlock, PushHeader, Terms, Verdict},
     optimizer::Optimizer,
     schedule::{CommitRate, Horizon},
-    tree::{Node, SliceTree},
+    tree::SliceTree,
 };
 use rayon::prelude::*;
 
 mod chosen;
+mod push;
 mod reading;
+mod saving;
+
+pub use push::{Outcome, Push};
 
 use super::{
     accumulator::Inserted,
@@ -39,51 +41,6 @@ use super::{
     refusal::Refusal,
     staging::Staging,
 };
-
-/// Permission to push blocks to a step, from [`Shard::open`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct Push {
-    /// The step.
-    pub step: Step,
-    /// Its name.
-    pub id: PushId,
-    /// The slices that were announced, by whether they carry weight.
-    announced: BTreeMap<SliceId, bool>,
-    /// Whether it was over before it began: a repetition, or too late. Its blocks change nothing.
-    is_over: bool,
-}
-
-impl Outcome {
-    /// Both outcomes in one.
-    fn and(self, other: Outcome) -> Outcome {
-        Outcome {
-            changed: self.changed | other.changed,
-            accumulated: self.accumulated.or(other.accumulated),
-            staged: self.staged.or(other.staged),
-            fresh: self.fresh | other.fresh,
-        }
-    }
-}
-
-impl Push {
-    fn allows(&self, node: Node) -> bool {
-        let mut weighs = false;
-        node.slices().all(|slice| self.announced.get(&slice).inspect(|w| weighs |= **w).is_some()) && weighs
-    }
-}
-
-/// What a call changed, and what must be done about it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Outcome {
-    /// Whether a version was formed or the step committed: whoever waits for one looks again.
-    pub changed: bool,
-    /// The shard is ready for a decision that needs all shards: ask the coordinator for it.
-    pub accumulated: Option<Accumulated>,
-    /// The shard has all of a push: ask the coordinator what becomes of it.
-    pub staged: Option<Staged>,
-    /// Whether a block's contribution was new.
-    pub fresh: bool,
-}
 
 #[derive(Debug)]
 struct State {
@@ -95,6 +52,11 @@ struct State {
     staging: Staging,
     /// What the coordinator chose for steps that are not open yet.
     chosen: BTreeMap<Step, Verdict>,
+    /// Commits that the coordinator asked to keep, and the last that it asked for.
+    wanted: BTreeSet<Step>,
+    asked: Option<Step>,
+    /// Commits that are whole and are to be handed over, with the loss scale then.
+    formed: VecDeque<(Step, LossScale)>,
 }
 
 impl State {
@@ -107,6 +69,7 @@ impl State {
 /// One server's part of the parameter space.
 pub struct Shard {
     id: ShardId,
+    era: Era,
     mode: Mode,
     tree: SliceTree,
     cells: Vec<Mutex<Cell>>,
@@ -114,6 +77,9 @@ pub struct Shard {
     sizes: Sizes,
     optimizer: Optimizer,
     learning_rate: CommitRate,
+    clock: Clock,
+    /// Steps between checkpoints; 0 if they do not depend on steps.
+    save_every: u64,
     state: Mutex<State>,
 }
 
@@ -143,6 +109,7 @@ impl Shard {
         };
         Shard {
             id,
+            era: view.era,
             mode: config.mode,
             tree,
             cells: blocks.iter().map(|block| Mutex::new(Cell::new(*block, settings(block)))).collect(),
@@ -153,6 +120,8 @@ impl Shard {
             },
             optimizer: Optimizer::of_servers(config),
             learning_rate: CommitRate::new(config, horizon),
+            clock: Clock::new(config, horizon.steps),
+            save_every: config.checkpoint.every.steps(),
             state: Mutex::new(State {
                 view,
                 open: OpenStep::new(tree, Step(0)),
@@ -161,6 +130,9 @@ impl Shard {
                 uninitialised: blocks.len(),
                 staging: Staging::default(),
                 chosen: BTreeMap::new(),
+                wanted: BTreeSet::new(),
+                asked: None,
+                formed: VecDeque::new(),
             }),
         }
     }
@@ -170,6 +142,7 @@ impl Shard {
     pub fn set_view(&self, view: ClusterView) {
         let gone = {
             let mut state = lock(&self.state);
+            // A shard belongs to one era: of a later one it only knows that its own is over.
             state.view = view;
             let State { view, staging, .. } = &mut *state;
             staging.purge(view)
@@ -222,6 +195,10 @@ impl Shard {
             if header.step.next() == open {
                 push.is_over = true;
                 return Ok((push, Outcome::default()));
+            }
+            if header.step < open {
+                // A worker without a slice: nobody waited for it.
+                return Err(Refusal::Missed { asked: header.step, open });
             }
             if header.step != open {
                 return Err(Refusal::Step { asked: header.step, open });
@@ -278,6 +255,7 @@ impl Shard {
         outcome.changed = self.apply(&mut cell);
         drop(cell);
         outcome.accumulated = self.report();
+        outcome.snapshots.extend(self.snapshot());
         Ok(outcome)
     }
 
@@ -321,7 +299,8 @@ impl Shard {
             })
             .reduce(|| false, |a, b| a | b);
         let advanced = self.advance(&mut lock(&self.state));
-        Outcome { changed: changed | advanced, accumulated: self.report(), ..Outcome::default() }
+        let snapshots = self.snapshot().into_iter().collect();
+        Outcome { changed: changed | advanced, accumulated: self.report(), snapshots, ..Outcome::default() }
     }
 
     /// Counts the cell when its sum is complete.
@@ -333,11 +312,16 @@ impl Shard {
 
     /// Applies the verdict to a cell if both are ready; the last cell to do so commits the step.
     fn apply(&self, cell: &mut Cell) -> bool {
-        let Some(verdict) = lock(&self.state).open.ledger.verdict().cloned() else { return false };
+        let (verdict, is_kept) = {
+            let state = lock(&self.state);
+            let Some(verdict) = state.open.ledger.verdict().cloned() else { return false };
+            let is_kept = self.is_kept(&state, verdict.step.next());
+            (verdict, is_kept)
+        };
         if verdict.step != cell.step() {
             return false;
         }
-        let progress = cell.apply(self.tree, &verdict, &self.optimizer);
+        let progress = cell.apply(self.tree, (&verdict, is_kept), &self.optimizer);
         let mut state = lock(&self.state);
         state.open.progressed(progress);
         self.advance(&mut state);
@@ -348,6 +332,9 @@ impl Shard {
         let Some(verdict) = state.open.ended(self.sizes, &self.optimizer).cloned() else { return false };
         state.open = OpenStep::new(self.tree, verdict.step.next());
         state.loss_scale.follow(verdict.action);
+        if self.is_kept(state, verdict.step.next()) {
+            state.formed.push_back((verdict.step.next(), state.loss_scale));
+        }
         match verdict.push {
             Some(push) => state.staging.end(push, Fate::Decided(Verdict::clone(&verdict))),
             None => state.staging.close(verdict.step),
@@ -358,16 +345,16 @@ impl Shard {
 
     /// The shard's part in a decision that is not its own to give, once, when it has all that the decision needs.
     fn report(&self) -> Option<Accumulated> {
-        let (question, era) = {
+        let question = {
             let mut state = lock(&self.state);
             let terms = self.terms(&state);
-            (state.open.question(self.sizes, &self.optimizer, terms)?, state.view.era)
+            state.open.question(self.sizes, &self.optimizer, terms)?
         };
         let (proposal, norms) = match question {
             Question::Clip(proposal) => (proposal, Norms::Gradient(self.measure(|c| c.sum_of_squares(self.tree)))),
             Question::Trust(verdict) => (verdict, Norms::Direction(self.measure(Cell::squares))),
         };
-        Some(Accumulated { shard: self.id, era, proposal, norms })
+        Some(Accumulated { shard: self.id, era: self.era, proposal, norms })
     }
 
     /// Measures every trainable cell, in order.

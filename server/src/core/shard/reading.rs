@@ -1,7 +1,8 @@
 //! What can be asked of a shard; nothing here changes it.
 
 use convoy_proto::{
-    ids::{BlockId, ShardId, Step},
+    clock::Clock,
+    ids::{BlockId, Era, ShardId, Step},
     messages::{Verdict, Weights},
 };
 
@@ -14,6 +15,16 @@ impl Shard {
     /// Which shard this is.
     pub fn id(&self) -> ShardId {
         self.id
+    }
+
+    /// The era that it belongs to.
+    pub fn era(&self) -> Era {
+        self.era
+    }
+
+    /// How its commits relate to steps.
+    pub fn clock(&self) -> Clock {
+        self.clock
     }
 
     /// How many blocks it holds.

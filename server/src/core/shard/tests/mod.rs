@@ -6,12 +6,16 @@ use convoy_proto::{
     ids::{Era, Generation, Incarnation, Role},
     messages::{Phase, SliceHeader, Weights},
     sum::payload_of,
+    tree::Node,
     trust,
 };
 use proptest::prelude::*;
 
 use super::{
-    super::versions::{Lookup, Version},
+    super::{
+        kept::Snapshot,
+        versions::{Lookup, Version},
+    },
     *,
 };
 
@@ -20,6 +24,7 @@ const HORIZON: Horizon = Horizon { steps: 10, steps_per_epoch: 5 };
 
 mod chosen;
 mod fences;
+mod saving;
 mod steps;
 
 struct Fixture {
@@ -46,6 +51,8 @@ impl Fixture {
             incarnations: vec![Incarnation(1), Incarnation(2)],
             stop_at: None,
             reviewed: Step(0),
+            restore: None,
+            save_at: None,
         };
         Fixture { config, manifest: Manifest::new(tensors).unwrap(), view }
     }
@@ -99,25 +106,40 @@ fn gradient(block: &Block, slice: u32, step: u64) -> GradientBlock {
 
 /// Makes one step with all slices in the given order and returns each shard's verdict.
 fn step(fixture: &Fixture, shards: &[Shard], step: u64, order: &[u32], empty: Option<u32>) -> Vec<Verdict> {
-    let mut waiting = Vec::new();
+    step_with(fixture, shards, (step, order, empty)).0
+}
+
+/// As [`step`]; gives what checkpoints need of it, too.
+fn step_with(
+    fixture: &Fixture,
+    shards: &[Shard],
+    (step, order, empty): (u64, &[u32], Option<u32>),
+) -> (Vec<Verdict>, Vec<Snapshot>) {
+    let (mut waiting, mut kept) = (Vec::new(), Vec::new());
     for slice in order {
         for (shard, id) in shards.iter().zip((0..).map(ShardId)) {
             let weight = if empty == Some(*slice) { 0.0 } else { 3.0 };
             let (push, outcome) = shard.open(&fixture.header(step, *slice, weight)).unwrap();
             waiting.extend(outcome.accumulated);
+            kept.extend(outcome.snapshots);
             if weight == 0.0 {
                 continue;
             }
             for block in fixture.map().of_shard(id).filter(|b| b.role.is_trained()) {
-                waiting.extend(shard.accept(&push, &gradient(&block, *slice, step)).unwrap().accumulated);
+                let outcome = shard.accept(&push, &gradient(&block, *slice, step)).unwrap();
+                waiting.extend(outcome.accumulated);
+                kept.extend(outcome.snapshots);
             }
         }
     }
     while !waiting.is_empty() {
         let verdict = decide(fixture, shards, std::mem::take(&mut waiting));
-        waiting.extend(shards.iter().filter_map(|shard| shard.decide(verdict.clone()).accumulated));
+        for outcome in shards.iter().map(|shard| shard.decide(verdict.clone())) {
+            waiting.extend(outcome.accumulated);
+            kept.extend(outcome.snapshots);
+        }
     }
-    shards.iter().map(|shard| shard.committed(Step(step)).expect("the step is committed")).collect()
+    (shards.iter().map(|shard| shard.committed(Step(step)).expect("the step is committed")).collect(), kept)
 }
 
 /// What the coordinator makes of every shard's part.

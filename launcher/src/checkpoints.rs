@@ -1,0 +1,212 @@
+//! The checkpoints of a run: which there are, which is the newest that is whole, and which are not needed any more.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use convoy_proto::{hex, manifest::Manifest};
+use convoy_server::checkpoint::{self, CheckpointManifest, part};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    coordinator::{dealer::Cursor, records::Totals},
+    summary::Notes,
+    train::review::Review,
+};
+
+/// Where a run stood when a checkpoint was made, beside its parameters.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Cut {
+    /// Which slices were committed, where they are dealt out.
+    pub cursor: Cursor,
+    /// How many slices quorums were made without.
+    pub dropped_slices: u64,
+    /// What the launcher had noted.
+    pub notes: Notes,
+    /// The evaluations so far.
+    pub review: Review,
+    /// What workers had done, by rank.
+    pub workers: std::collections::BTreeMap<u32, Totals>,
+}
+
+/// A checkpoint that is whole.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Its manifest.
+    pub manifest: CheckpointManifest,
+    /// Where the run stood.
+    pub cut: Cut,
+}
+
+/// What identifies a model's tensors.
+pub fn model_hash(manifest: &Manifest) -> String {
+    hex(&Sha256::digest(serde_json::to_vec(manifest).unwrap_or_default()))
+}
+
+/// The directories that may be checkpoints of a run, in no order.
+fn directories(run: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(checkpoint::root(run)).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+/// The newest whole checkpoint of a run but for those in `bad`, every byte of it checked; and why newer ones were passed
+/// over.
+pub fn newest(run: &Path, model: &str, bad: &BTreeSet<PathBuf>) -> (Option<Found>, Vec<String>) {
+    let (mut passed_over, mut manifests) = (Vec::new(), Vec::new());
+    for path in directories(run).into_iter().filter(|path| !bad.contains(path)) {
+        match checkpoint::open(&path) {
+            Ok(manifest) => manifests.push((path, manifest)),
+            // Without a manifest, it never was one.
+            Err(_) if !path.join(checkpoint::MANIFEST).exists() => {}
+            Err(problem) => passed_over.push(problem.to_string()),
+        }
+    }
+    manifests.sort_by_key(|(_, manifest)| (manifest.commits, manifest.era));
+    for (path, manifest) in manifests.into_iter().rev() {
+        match whole(&path, manifest, model) {
+            Ok(found) => return (Some(found), passed_over),
+            Err(problem) => passed_over.push(problem),
+        }
+    }
+    (None, passed_over)
+}
+
+/// Checks every byte of a checkpoint.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn whole(path: &Path, manifest: CheckpointManifest, model: &str) -> Result<Found, String> {
+    if manifest.model != model {
+        return Err(format!("{} is of another model", path.display()));
+    }
+    for file in &manifest.files {
+        part::verified(path, file).map_err(|problem| problem.to_string())?;
+    }
+    let cut = Cut::deserialize(&manifest.progress);
+    let cut = cut.map_err(|problem| format!("{} does not say where the run stood: {problem}", path.display()))?;
+    Ok(Found { path: path.into(), manifest, cut })
+}
+
+/// Removes what is older than the newest checkpoints of a run, so many, but for one of the step `best`.
+pub fn retain(run: &Path, keep_last: u32, best: Option<u64>) {
+    let opened = directories(run).into_iter().map(|path| (checkpoint::open(&path).ok(), path));
+    let (mut whole, others): (Vec<_>, Vec<_>) = opened.partition(|(manifest, _)| manifest.is_some());
+    whole.sort_by_key(|(manifest, _)| manifest.as_ref().map(|manifest| manifest.commits));
+    let oldest = whole.len().saturating_sub(keep_last as usize);
+    let old = whole[..oldest].iter().filter(|(manifest, _)| manifest.as_ref().map(|m| m.step) != best);
+    old.for_each(|(_, path)| remove(path));
+    for (manifest, path) in &whole {
+        manifest.iter().for_each(|manifest| remove_strangers(path, manifest));
+    }
+    // What was begun before the newest will never be complete.
+    let newest = whole.last().map(|(_, path)| modified(path));
+    others.iter().filter(|(_, path)| newest > Some(modified(path))).for_each(|(_, path)| remove(path));
+}
+
+fn modified(path: &Path) -> Option<std::time::SystemTime> {
+    fs::metadata(path.join(checkpoint::MANIFEST)).or_else(|_| fs::metadata(path)).and_then(|meta| meta.modified()).ok()
+}
+
+/// Removes what there is of a checkpoint that will not be complete, so that a full disk is less full.
+pub fn discard(path: &Path) {
+    if !path.join(checkpoint::MANIFEST).exists() && path.exists() {
+        remove(path);
+    }
+}
+
+/// Removes a checkpoint, its manifest first, so that nothing half is ever taken for whole.
+fn remove(path: &Path) {
+    let _ = fs::remove_file(path.join(checkpoint::MANIFEST));
+    if let Err(problem) = fs::remove_dir_all(path) {
+        tracing::warn!("cannot remove the checkpoint {}: {problem}", path.display());
+    }
+}
+
+/// Removes files of an earlier try at a checkpoint.
+fn remove_strangers(path: &Path, manifest: &CheckpointManifest) {
+    let is_its = |name: &str| name == checkpoint::MANIFEST || manifest.files.iter().any(|file| file.file == name);
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let strangers = entries.filter(|entry| !entry.file_name().to_str().is_some_and(is_its));
+    strangers.for_each(|entry| drop(fs::remove_file(entry.path())));
+}
+
+#[cfg(test)]
+mod tests {
+    use convoy_server::checkpoint::manifest::{BlockFile, FORMAT};
+
+    use super::*;
+
+    fn write(run: &Path, commits: u64) -> PathBuf {
+        let path = checkpoint::root(run).join(format!("step-{commits}"));
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("blocks"), b"abc").unwrap();
+        let sha256 = hex(&Sha256::digest(b"abc"));
+        let file = BlockFile { file: "blocks".into(), first_block: 0, blocks: 1, bytes: 3, sha256 };
+        let manifest = CheckpointManifest {
+            format: FORMAT,
+            run: "r".into(),
+            model: "m".into(),
+            step: commits,
+            commits,
+            era: 0,
+            loss_scale: 1.0,
+            clean_steps: 0,
+            files: vec![file],
+            progress: serde_json::to_value(Cut::default()).unwrap(),
+        };
+        checkpoint::complete(&path, &manifest).unwrap();
+        path
+    }
+
+    fn steps(run: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            directories(run).iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_newest_whole_one_is_found() {
+        let run = tempfile::tempdir().unwrap();
+        let find = |model: &str, bad: &[&PathBuf]| {
+            let bad = bad.iter().map(|path| (*path).clone()).collect();
+            let (found, passed_over) = newest(run.path(), model, &bad);
+            (found.map(|found| found.manifest.commits), passed_over.len())
+        };
+        assert_eq!(find("m", &[]), (None, 0));
+        let paths: Vec<_> = [2, 10, 9].map(|commits| write(run.path(), commits)).to_vec();
+        assert_eq!(find("m", &[]), (Some(10), 0));
+        assert_eq!(find("m", &[&paths[1]]), (Some(9), 0));
+        assert_eq!(find("other", &[]), (None, 3));
+        fs::write(paths[1].join("blocks"), b"abd").unwrap();
+        assert_eq!(find("m", &[]), (Some(9), 1), "a changed file");
+        fs::write(paths[2].join(checkpoint::MANIFEST), b"{").unwrap();
+        assert_eq!(find("m", &[]), (Some(2), 2), "a torn manifest");
+        fs::remove_file(paths[0].join("blocks")).unwrap();
+        assert_eq!(find("m", &[]), (None, 3), "a lost file");
+    }
+
+    #[test]
+    fn old_ones_go_but_for_the_best() {
+        let run = tempfile::tempdir().unwrap();
+        let begun = checkpoint::root(run.path()).join("step-1");
+        fs::create_dir_all(&begun).unwrap();
+        for commits in [2, 4, 6, 8] {
+            write(run.path(), commits);
+        }
+        fs::write(checkpoint::root(run.path()).join("step-8/blocks-of-an-older-era"), b"x").unwrap();
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
+        let newest = fs::File::open(checkpoint::root(run.path()).join("step-8").join(checkpoint::MANIFEST)).unwrap();
+        newest.set_modified(later).unwrap();
+        retain(run.path(), 2, Some(4));
+        assert_eq!(steps(run.path()), ["step-4", "step-6", "step-8"]);
+        assert_eq!(fs::read_dir(checkpoint::root(run.path()).join("step-8")).unwrap().count(), 2);
+        retain(run.path(), 1, None);
+        assert_eq!(steps(run.path()), ["step-8"]);
+    }
+}

@@ -1,0 +1,153 @@
+//! Eras: where each begins, and how one ends because a server died. Checkpoints, which make that cheap.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use convoy_proto::{
+    ids::{Era, Member, ShardId, Step, WorkerId},
+    messages::{Phase, ShardReport},
+};
+
+use super::{
+    super::{
+        engine::Engine,
+        records::Totals,
+        refusal::Refusal,
+        saves::{SavedSet, Standing},
+    },
+    Cluster, Event,
+};
+
+/// Where an era begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The directory of the checkpoint that servers take; without, a worker sets the initial parameters.
+    pub restore: Option<String>,
+    /// How many commits were made.
+    pub commits: Step,
+    /// What else the coordinator knew then.
+    pub standing: Standing,
+}
+
+impl Default for Origin {
+    /// The beginning of a run.
+    fn default() -> Self {
+        Origin { restore: None, commits: Step(0), standing: Standing::default() }
+    }
+}
+
+/// What happened to a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SaveEvent {
+    /// All its parts are written.
+    Written(SavedSet),
+    /// A server could not write its part.
+    Failed(Member, Step, String),
+    /// A server was beyond the commit already; this one was open.
+    TooLate(Step, Step),
+}
+
+impl Cluster {
+    /// The era.
+    pub fn era(&self) -> Era {
+        self.era
+    }
+
+    /// Begins in an era from where another launcher left off, whose workers did so much.
+    pub fn resumed(mut self, (era, origin): (Era, Origin), earlier: BTreeMap<u32, Totals>) -> Cluster {
+        (self.era, self.earlier) = (era, earlier);
+        self.take_up(origin);
+        self
+    }
+
+    /// Whether the parameters are not whole: a new era has to begin.
+    pub fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    /// A server's process is gone; its place is free.
+    pub fn lose_server(&mut self, shard: u32) -> Option<Member> {
+        let place = self.servers.get_mut(shard as usize)?;
+        let member = place.take().map(|server| server.member);
+        self.is_broken = true;
+        member
+    }
+
+    /// Ends the era, and begins another from `origin`, when all are there.
+    pub fn roll_back(&mut self, origin: Origin) -> Option<Event> {
+        self.era = Era(self.era.0 + 1);
+        self.changes += 1;
+        self.take_up(origin);
+        self.phase = Phase::Gathering;
+        self.gather()
+    }
+
+    fn take_up(&mut self, origin: Origin) {
+        self.engine = Engine::new(&self.config, &self.reference).resumed(&origin);
+        for worker in self.workers.iter_mut().flatten() {
+            worker.at = origin.commits;
+            (worker.pushed, worker.finished) = (None, None);
+            if worker.is_alive {
+                self.engine.join(WorkerId(worker.member.rank));
+            }
+        }
+        self.reviewed = Step(origin.commits.0.saturating_sub(1));
+        (self.stop_at, self.is_broken) = (None, false);
+        self.restored = BTreeSet::new();
+        self.origin = origin;
+    }
+
+    /// Goes on to set the parameters when all are there.
+    pub fn gather(&mut self) -> Option<Event> {
+        let is_complete = self.workers.iter().all(Option::is_some) && self.servers.iter().all(Option::is_some);
+        let is_ready = self.phase == Phase::Gathering && is_complete && self.alive() > 0 && !self.is_broken;
+        if is_ready { self.advance(Phase::Initialising) } else { None }
+    }
+
+    /// The worker that sets the initial parameters.
+    pub(super) fn initialiser(&self) -> WorkerId {
+        self.places().next().map_or(WorkerId(0), |(worker, _)| worker)
+    }
+
+    /// Takes in what a server reports of checkpoints; what belongs to an era that is over changes nothing.
+    ///
+    /// # Errors
+    /// A caller that is not a current member.
+    pub fn report_shard(&mut self, member: Member, era: Era, report: ShardReport) -> Result<Vec<Event>, Refusal> {
+        self.server(member)?;
+        if era != self.era {
+            return Ok(Vec::new());
+        }
+        Ok(match report {
+            ShardReport::Restored => {
+                self.restored.insert(member.rank);
+                let is_complete = self.restored.len() == self.servers.len() && self.phase == Phase::Initialising;
+                if is_complete { self.advance(Phase::Training).into_iter().collect() } else { Vec::new() }
+            }
+            ShardReport::NotRestored(problem) => {
+                self.is_broken = true;
+                vec![Event::NotRestored(member, problem)]
+            }
+            ShardReport::Saved(saved) => {
+                let complete = self.engine.saves_mut().add(ShardId(member.rank), saved);
+                complete.map(|set| Event::Save(SaveEvent::Written(set))).into_iter().collect()
+            }
+            ShardReport::NotSaved { commit, open, problem } => {
+                self.engine.saves_mut().give_up(commit);
+                vec![Event::Save(match problem {
+                    Some(problem) => SaveEvent::Failed(member, commit, problem),
+                    None => SaveEvent::TooLate(commit, open),
+                })]
+            }
+        })
+    }
+
+    /// Asks servers to keep a commit for a checkpoint; false if they do so anyway.
+    pub fn save_at(&mut self, commit: Step) -> bool {
+        self.engine.save_at(commit)
+    }
+
+    /// Whether a checkpoint needs the parameters that a commit starts from.
+    pub fn is_kept(&self, commit: Step) -> bool {
+        self.engine.saves().is_kept(commit)
+    }
+}

@@ -1,0 +1,69 @@
+//! What can be asked of the cluster beside its view: who is silent, who is waited for, how workers compute.
+
+use std::collections::BTreeMap;
+
+use convoy_proto::{
+    ids::{Member, Role},
+    messages::Phase,
+};
+
+use super::Cluster;
+
+impl Cluster {
+    /// Members that have not been heard of for a lease, and for how long.
+    pub fn silent(&self, now_ms: u64) -> Vec<(Member, u64)> {
+        let alive = self.workers.iter().flatten().filter(|worker| worker.is_alive);
+        let workers = alive.map(|worker| (worker.member, worker.heard_ms));
+        let servers = self.servers.iter().flatten().map(|server| (server.member, server.heard_ms));
+        let lease = u64::from(self.config.timeouts.lease_ms);
+        let silence = workers.chain(servers).map(|(member, heard)| (member, now_ms.saturating_sub(heard)));
+        silence.filter(|(_, silence)| *silence > lease).collect()
+    }
+
+    /// Who keeps the cluster from going on, in words.
+    pub fn awaited(&self) -> String {
+        let missing = |records: Vec<bool>, role: Role| {
+            let ranks = records.into_iter().enumerate().filter(|(_, there)| !there).map(|(rank, _)| rank.to_string());
+            let ranks: Vec<_> = ranks.collect();
+            if ranks.is_empty() { None } else { Some(format!("{role} {}", ranks.join(", "))) }
+        };
+        let who: Vec<_> = match self.phase {
+            Phase::Gathering => [
+                missing(self.servers.iter().map(Option::is_some).collect(), Role::Server),
+                missing(self.workers.iter().map(Option::is_some).collect(), Role::Worker),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+            Phase::Initialising if self.origin.restore.is_some() => {
+                let is_there = |shard: u32| self.restored.contains(&shard);
+                missing((0..self.config.servers).map(is_there).collect(), Role::Server).into_iter().collect()
+            }
+            Phase::Initialising => vec![format!("worker {} to initialise", self.initialiser())],
+            _ => {
+                let mut who = self.engine.awaited();
+                let (commits, clock) = (self.engine.commits(), self.engine.clock());
+                let behind = self.workers.iter().flatten().filter(|worker| worker.is_alive && worker.at < commits);
+                if !self.config.mode.is_dealt() {
+                    who.extend(behind.map(|w| format!("{} at step {}", w.member, clock.steps_after(w.at))));
+                }
+                let awaited = self.workers.iter().flatten().filter(|worker| worker.is_awaited);
+                who.extend(awaited.map(|worker| format!("worker {} to start again", worker.member.rank)));
+                if who.is_empty() {
+                    who.push(format!("every worker, all at step {}", self.steps()));
+                }
+                who
+            }
+        };
+        who.join("; ")
+    }
+
+    /// By backend and class, how workers compute: one entry if all can compute the same bits.
+    pub fn numeric_classes(&self) -> BTreeMap<String, Vec<u32>> {
+        let mut classes: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        for worker in self.workers.iter().flatten() {
+            classes.entry(worker.offer.numeric_class.clone()).or_default().push(worker.member.rank);
+        }
+        classes
+    }
+}

@@ -1,0 +1,193 @@
+//! `launcher resume` and `--resume`: going on from the newest whole checkpoint.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use convoy_proto::{
+    config::{RawConfig, layers::Layers, raw::CountOrAuto},
+    ids::Era,
+    manifest::Manifest,
+    process,
+};
+use convoy_server::checkpoint;
+use convoy_worker::task::TaskEntry;
+
+use crate::{
+    args::{Pairs, Places, ResumeArgs, TrainArgs},
+    checkpoints::{self, Cut, Found},
+    cli::say,
+    coordinator::core::Origin,
+    finished,
+    outcome::Failure,
+    run_dir::{self, RunDir},
+    settings,
+    train::{self, prepare::Prepared},
+};
+
+/// A run that is taken up where another launcher left off.
+#[derive(Debug)]
+pub struct Resumed {
+    /// Its directory.
+    pub run_dir: RunDir,
+    /// The era that begins.
+    pub era: Era,
+    /// Where it begins.
+    pub origin: Origin,
+    /// What was known there.
+    pub cut: Cut,
+    /// Lines for people.
+    pub lines: Vec<String>,
+}
+
+/// Keys that may change when a run is resumed: results do not depend on them.
+const FREE: &[&str] = &[
+    "workers",
+    "min_workers",
+    "max_restarts",
+    "servers",
+    "listen",
+    "name",
+    "run_dir",
+    "slow_worker",
+    "checkpoint",
+    "timeouts",
+    "steps",
+    "epochs",
+];
+
+/// Goes on with a run, in its directory; one that is done stays as it is.
+///
+/// # Errors
+/// There is no such run, it cannot be taken up, or whatever keeps it from its end.
+pub fn resume(args: &ResumeArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(), Failure> {
+    process::init_logs();
+    let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
+    go_on(&path, args.into(), tasks)
+}
+
+/// What `--resume` says to do with a run that is about to be trained: true if that is done.
+///
+/// # Errors
+/// As [`resume`].
+pub fn instead(args: &TrainArgs, raw: &RawConfig, tasks: &[TaskEntry]) -> Result<bool, Failure> {
+    if args.resume.as_deref() != Some("auto") {
+        return Ok(false);
+    }
+    let Some(name) = raw.name.as_ref().filter(|name| !name.is_empty()) else {
+        return Err(Failure::Usage("--resume auto needs --name, which says what run to go on with".into()));
+    };
+    let path = Path::new(raw.run_dir.as_deref().unwrap_or("runs")).join(name);
+    let Some(theirs) = stored(&path)? else { return Ok(false) };
+    if let Some(difference) = difference(&theirs, raw) {
+        return Err(Failure::Usage(format!("cannot go on with the run {}: {difference}", path.display())));
+    }
+    let count = |key: &str, value: Option<String>| value.map(|value| (key.to_string(), value));
+    let workers = match raw.workers {
+        Some(CountOrAuto::Count(workers)) => Some(workers.to_string()),
+        _ => None,
+    };
+    let servers = raw.servers.map(|servers| servers.to_string());
+    let flags = [count("workers", workers), count("servers", servers)].into_iter().flatten().collect();
+    go_on(&path, flags, tasks).map(|()| true)
+}
+
+/// The configuration of a run that is there.
+fn stored(run: &Path) -> Result<Option<RawConfig>, Failure> {
+    let file = run.join("config.toml");
+    if !file.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&file)
+        .map_err(|problem| Failure::Usage(format!("cannot read {}: {problem}", file.display())))?;
+    Ok(Some(Layers::new().toml(&file.display().to_string(), &text)?.raw()?))
+}
+
+/// The first key on which results depend and that is said otherwise now.
+fn difference(theirs: &RawConfig, ours: &RawConfig) -> Option<String> {
+    let table = |raw: &RawConfig| toml::Table::try_from(raw).unwrap_or_default();
+    let (theirs, ours) = (table(theirs), table(ours));
+    differs("", &theirs, &ours)
+}
+
+fn differs(prefix: &str, theirs: &toml::Table, ours: &toml::Table) -> Option<String> {
+    ours.iter().filter(|(key, _)| !(prefix.is_empty() && FREE.contains(&key.as_str()))).find_map(|(key, ours)| {
+        match (theirs.get(key), ours) {
+            (Some(toml::Value::Table(theirs)), toml::Value::Table(ours)) => differs(&format!("{key}."), theirs, ours),
+            // What the run resolved from `auto`.
+            (Some(_), toml::Value::String(word)) if word == "auto" => None,
+            (Some(theirs), ours) if theirs != ours => Some(format!("`{prefix}{key}` is {theirs} there and {ours} now")),
+            _ => None,
+        }
+    })
+}
+
+fn go_on(path: &Path, flags: Pairs, tasks: &[TaskEntry]) -> Result<(), Failure> {
+    if finished::field(path, "summary.json", "status").as_deref() == Some("done") {
+        return say(format_args!("the run {} is done", path.display()));
+    }
+    let there = || Failure::Usage(format!("there is no run {}", path.display()));
+    let mut raw = stored(path)?.ok_or_else(there)?;
+    let most = raw.workers;
+    raw = settings::changed(&raw, flags)?;
+    fit_workers(&mut raw, most);
+    // Where it is now, which may not be where it was.
+    let whole = fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    let text = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
+    (raw.name, raw.run_dir) = (text(whole.file_name()), text(whole.parent().map(Path::as_os_str)));
+    let prepared = train::prepare::prepare(raw, tasks)?;
+    finished::check_data(path, &*prepared.data)?;
+    let run_dir = RunDir::reopen(&whole, &prepared.config.to_toml())?;
+    let resumed = take_up(run_dir, &prepared.manifest);
+    train::run(prepared, Some(resumed))
+}
+
+/// Fewer workers are enough if all were needed and there are fewer now.
+fn fit_workers(raw: &mut RawConfig, before: Option<CountOrAuto>) {
+    let (Some(CountOrAuto::Count(before)), Some(CountOrAuto::Count(now))) = (before, raw.workers) else { return };
+    raw.min_workers = raw.min_workers.map(|least| if least == before { now } else { least.min(now) });
+}
+
+/// A run's newest whole checkpoint, or its beginning.
+fn take_up(run_dir: RunDir, model: &Manifest) -> Resumed {
+    let (found, passed_over) = checkpoints::newest(run_dir.path(), &checkpoints::model_hash(model), &BTreeSet::new());
+    let mut lines: Vec<_> = passed_over.iter().map(|why| format!("passed over a checkpoint: {why}")).collect();
+    lines.push(match &found {
+        Some(found) => format!("goes on from step {}, {}", found.manifest.step, found.path.display()),
+        None => "there is no checkpoint: begins anew".into(),
+    });
+    let written = found.as_ref().map_or(0, |found| found.manifest.era);
+    let era = Era(run_dir.last_era().unwrap_or(0).max(written) + 1);
+    let origin = found.as_ref().map_or_else(Origin::default, Origin::from);
+    let mut cut = found.map(|found| found.cut).unwrap_or_default();
+    cut.notes.resumes += 1;
+    Resumed { run_dir, era, origin, cut, lines }
+}
+
+/// A new run that begins with a checkpoint of another: the newest of a run, or one that is named.
+///
+/// # Errors
+/// There is none, or it is of another model.
+pub fn from_checkpoint(place: &str, prepared: &mut Prepared) -> Result<Resumed, Failure> {
+    let model = checkpoints::model_hash(&prepared.manifest);
+    let path = PathBuf::from(place);
+    let found: Result<Found, String> = if path.join(checkpoint::MANIFEST).is_file() && !checkpoint::root(&path).is_dir()
+    {
+        checkpoint::open(&path)
+            .map_err(|problem| problem.to_string())
+            .and_then(|manifest| checkpoints::whole(&path, manifest, &model))
+    } else {
+        let (found, passed_over) = checkpoints::newest(&path, &model, &BTreeSet::new());
+        found.ok_or_else(|| match passed_over.first() {
+            Some(why) => why.clone(),
+            None => format!("{} has no checkpoint", path.display()),
+        })
+    };
+    let mut found = found.map_err(|problem| Failure::Usage(format!("--resume {place}: {problem}")))?;
+    found.path = std::path::absolute(&found.path).unwrap_or(found.path);
+    let run_dir = prepared.create_run_dir()?;
+    let lines = vec![format!("begins with step {} of {}", found.manifest.step, found.path.display())];
+    Ok(Resumed { run_dir, era: Era(0), origin: Origin::from(&found), cut: found.cut, lines })
+}

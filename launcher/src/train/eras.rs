@@ -1,0 +1,117 @@
+//! A server is gone, or a checkpoint is not what it seemed: the run goes back to the newest checkpoint that is whole, in
+//! place, under a new era. Workers stay, with their devices and data; a synchronous run ends in the same bits.
+
+use std::{path::Path, time::Instant};
+
+use convoy_proto::ids::{Member, Role};
+use serde_json::json;
+
+use super::{
+    Session,
+    ending::with_log,
+    losses::{again, workers},
+};
+use crate::{
+    checkpoints::{self, Cut, Found},
+    coordinator::{core::Origin, saves::Standing},
+    outcome::Failure,
+    summary::Notes,
+};
+
+impl From<&Found> for Origin {
+    fn from(found: &Found) -> Self {
+        let Cut { cursor, dropped_slices, .. } = found.cut.clone();
+        Origin {
+            restore: Some(found.path.display().to_string()),
+            commits: convoy_proto::ids::Step(found.manifest.commits),
+            standing: Standing { cursor, left_out: dropped_slices },
+        }
+    }
+}
+
+impl Session {
+    /// Whether the run can go on without a server for a while, because another takes its place.
+    /// Before training has begun, only if it was killed: what it dies of by itself, another would die of, too.
+    pub(super) fn may_replace_server(&self, rank: u32, is_killed: bool) -> bool {
+        let has_begun = self.service.cluster().has_begun();
+        (has_begun || is_killed) && self.stopping.is_none() && self.restarts.may((Role::Server, rank))
+    }
+
+    /// Goes on without a server until another is in its place, from the newest checkpoint.
+    pub(super) fn lose_server(&mut self, rank: u32, (what, log): (&str, &Path)) -> Result<(), Failure> {
+        self.fault(what);
+        let next = self.restarts.plan((Role::Server, rank), Instant::now());
+        *self.notes.server_restarts.entry(rank).or_default() += 1;
+        let lost = self.service.cluster().lose_server(rank);
+        if let Some(member) = lost {
+            self.metric(json!({ "event": "lost", "member": member.to_string() }));
+        }
+        self.progress.say(&with_log(&format!("{what}{}", again(next)), log));
+        self.begin_era()
+    }
+
+    /// A server could not take the checkpoint: it counts as none from now on.
+    pub(super) fn not_restored(&mut self, member: Member, problem: &str) -> Result<(), Failure> {
+        self.fault(&format!("{member}: {problem}"));
+        self.progress.say(&format!("{member}: {problem}"));
+        let restore = self.service.cluster().view().restore;
+        self.bad_checkpoints.extend(restore.map(Into::into));
+        self.begin_era()
+    }
+
+    /// Goes back to the newest checkpoint that is whole, or to the beginning.
+    pub(super) fn begin_era(&mut self) -> Result<(), Failure> {
+        // What happened before comes first.
+        while let Ok(event) = self.events.try_recv() {
+            self.follow(event)?;
+        }
+        let model = checkpoints::model_hash(&self.prepared.manifest);
+        let run = self.run_dir.path();
+        let (found, passed_over) =
+            tokio::task::block_in_place(|| checkpoints::newest(run, &model, &self.bad_checkpoints));
+        passed_over.iter().for_each(|why| self.progress.say(&format!("passed over a checkpoint: {why}")));
+        let origin = found.as_ref().map_or_else(Origin::default, Origin::from);
+        let (before, commits) = (self.service.cluster().engine().commits(), origin.commits);
+        let (begun, old_events) = self.service.roll_back(origin, &self.events);
+        for _ in 0..old_events {
+            // They are of steps that are made again.
+            let _ = self.events.try_recv();
+        }
+        self.take_up(found.map(|found| found.cut));
+        let undone = before.0.saturating_sub(commits.0);
+        if self.prepared.config.mode.inexact().is_some() {
+            self.notes.lost_updates += undone;
+        }
+        self.notes.rollbacks += 1;
+        let step = self.service.cluster().engine().clock().steps_after(commits);
+        self.saving.begin_anew(commits);
+        (self.ended, self.last_change, self.skips_in_a_row) = (None, Instant::now(), 0);
+        self.metric(json!({ "event": "rollback", "step": step, "undone": undone }));
+        let alive = self.service.cluster().alive();
+        self.progress.say(&match undone {
+            0 => format!("{} go on from step {step}", workers(alive)),
+            undone => format!("{} go back to step {step}; {undone} commits are made again", workers(alive)),
+        });
+        self.save_summary();
+        begun.map_or(Ok(()), |event| self.follow(event))
+    }
+
+    /// Counts on from where the run stood; what happened to processes, and the best parameters, stay known.
+    fn take_up(&mut self, cut: Option<Cut>) {
+        let now = std::mem::take(&mut self.notes);
+        let (then, review) = match cut {
+            Some(cut) => (cut.notes, cut.review),
+            None => (Notes::default(), super::review::Review::new(self.prepared.config.patience)),
+        };
+        self.notes = Notes {
+            samples: then.samples,
+            final_loss: then.final_loss,
+            eval: then.eval,
+            ema_eval: then.ema_eval,
+            committed: then.committed,
+            skipped: then.skipped,
+            ..now
+        };
+        self.review = review.or_better(self.review);
+    }
+}

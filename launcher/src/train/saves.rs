@@ -1,0 +1,222 @@
+//! Checkpoints on the way: when they are due, and the manifest that completes each.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use convoy_proto::{config::Every, ids::Step, messages::Phase};
+use convoy_server::checkpoint::{self, CheckpointManifest, manifest::FORMAT};
+use serde_json::json;
+
+use super::{Session, TICK, signals::Signals};
+use crate::{
+    checkpoints::{self, Cut},
+    coordinator::{core::SaveEvent, saves::SavedSet},
+    outcome::Failure,
+};
+
+/// How far ahead of the coordinator's news a commit is asked for at first, in steps.
+const AHEAD: u64 = 2;
+/// How far at most.
+const FAR_AHEAD: u64 = 1 << 16;
+
+/// What the launcher knows of checkpoints in the making.
+#[derive(Debug)]
+pub(super) struct Saving {
+    /// Where the run stood at commits that are kept.
+    cuts: BTreeMap<Step, Cut>,
+    /// Checkpoints that lack nothing but their manifest.
+    written: Vec<SavedSet>,
+    /// How many commits have been looked at.
+    pub(super) seen: Step,
+    /// When one was asked for last.
+    asked: Instant,
+    ahead: u64,
+    /// The newest checkpoint, and the last commit of which there is none.
+    pub(super) newest: Option<Step>,
+    failed: Option<Step>,
+}
+
+impl Saving {
+    /// Nothing yet, after so many commits; `newest` is a checkpoint that there is.
+    pub fn new(commits: Step, newest: Option<Step>) -> Saving {
+        Saving {
+            cuts: BTreeMap::new(),
+            written: Vec::new(),
+            seen: commits,
+            asked: Instant::now(),
+            ahead: AHEAD,
+            newest,
+            failed: None,
+        }
+    }
+
+    /// Another era goes on after so many commits.
+    pub fn begin_anew(&mut self, commits: Step) {
+        *self = Saving { ahead: self.ahead, ..Saving::new(commits, self.newest) };
+    }
+}
+
+impl Session {
+    /// Where the run stands.
+    fn cut(&self) -> Cut {
+        let cluster = self.service.cluster();
+        let workers = cluster.workers().iter().flatten().map(|worker| (worker.member.rank, worker.totals));
+        let mut notes = self.notes.clone();
+        // What is no number cannot be written.
+        for score in [&mut notes.eval, &mut notes.ema_eval] {
+            *score = score.filter(|score| score.loss.is_finite());
+        }
+        Cut { notes, review: self.review, workers: workers.collect(), ..Cut::default() }
+    }
+
+    /// Takes note of where the run stands after so many commits, if a checkpoint needs it.
+    pub(super) fn note_cut(&mut self, commits: Step) {
+        self.saving.seen = commits;
+        if self.service.cluster().is_kept(commits) {
+            let cut = self.cut();
+            self.saving.cuts.insert(commits, cut);
+        }
+        self.complete_saves();
+    }
+
+    /// Asks for a checkpoint if one is due by time.
+    pub(super) fn check_saves(&mut self) {
+        let Every::Millis(ms) = self.prepared.config.checkpoint.every else { return };
+        if self.saving.asked.elapsed() >= Duration::from_millis(ms) {
+            self.save_soon(None);
+        }
+    }
+
+    /// Asks for a checkpoint soon, after the commit that is open somewhere, or that the coordinator knows of.
+    pub(super) fn save_soon(&mut self, open: Option<Step>) {
+        self.saving.asked = Instant::now();
+        let commit = {
+            let cluster = self.service.cluster();
+            let (engine, clock) = (cluster.engine(), cluster.engine().clock());
+            let open = open.unwrap_or_else(|| engine.open()).0;
+            let commit = open.saturating_add(self.saving.ahead * clock.commits_a_step());
+            let commit = commit.next_multiple_of(clock.commits_a_step());
+            let is_wanted = cluster.phase() == Phase::Training && engine.saves().wanted().is_none();
+            // What the end is will be saved then.
+            Some(Step(commit)).filter(|commit| is_wanted && commit.0 < clock.commits())
+        };
+        if let Some(commit) = commit {
+            self.service.save_at(commit);
+        }
+    }
+
+    /// Follows what becomes of a checkpoint.
+    pub(super) fn follow_save(&mut self, event: SaveEvent) {
+        match event {
+            SaveEvent::Written(set) => {
+                self.saving.written.push(set);
+                self.complete_saves();
+            }
+            SaveEvent::TooLate(commit, open) => {
+                if self.ended.is_some() || self.stopping.is_some() {
+                    self.saving.failed = Some(commit);
+                    return;
+                }
+                self.saving.ahead = (self.saving.ahead * 2).min(FAR_AHEAD);
+                self.save_soon(Some(open));
+            }
+            SaveEvent::Failed(member, commit, problem) => self.save_failed(commit, &format!("{member}: {problem}")),
+        }
+    }
+
+    fn save_failed(&mut self, commit: Step, problem: &str) {
+        let clock = self.service.cluster().engine().clock();
+        let step = clock.steps_after(commit);
+        checkpoints::discard(&checkpoint::directory(self.run_dir.path(), clock, commit));
+        self.progress.say(&format!("no checkpoint of step {step}, training goes on: {problem}"));
+        self.metric(json!({ "event": "checkpoint_failed", "step": step, "problem": problem }));
+        self.notes.failed_checkpoints += 1;
+        self.saving.failed = Some(commit);
+    }
+
+    /// Completes checkpoints whose commits have been looked at.
+    fn complete_saves(&mut self) {
+        let is_seen = |set: &SavedSet| set.commit <= self.saving.seen;
+        let (seen, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.saving.written).into_iter().partition(is_seen);
+        self.saving.written = rest;
+        for set in seen {
+            let cut = self.saving.cuts.remove(&set.commit);
+            let cut = cut.unwrap_or_else(|| self.cut());
+            self.saving.cuts.retain(|commit, _| *commit > set.commit);
+            self.complete(set, cut);
+        }
+    }
+
+    fn complete(&mut self, set: SavedSet, cut: Cut) {
+        let SavedSet { commit, parts, loss_scale, clean, seconds, standing } = set;
+        let (clock, era) = {
+            let cluster = self.service.cluster();
+            (cluster.engine().clock(), cluster.era())
+        };
+        let step = clock.steps_after(commit);
+        let cut = Cut { cursor: standing.cursor, dropped_slices: standing.left_out, ..cut };
+        let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
+        let manifest = CheckpointManifest {
+            format: FORMAT,
+            run: self.prepared.config.name.clone(),
+            model: checkpoints::model_hash(&self.prepared.manifest),
+            step,
+            commits: commit.0,
+            era: era.0,
+            loss_scale,
+            clean_steps: clean,
+            files: parts.into_iter().map(Into::into).collect(),
+            progress: json!(cut),
+        };
+        let run = self.run_dir.path().to_path_buf();
+        let directory = checkpoint::directory(&run, clock, commit);
+        let best = if self.prepared.config.keep_best { self.review.best().map(|best| best.step) } else { None };
+        let keep_last = self.prepared.config.checkpoint.keep_last;
+        let written = tokio::task::block_in_place(|| {
+            let written = checkpoint::complete(&directory, &manifest);
+            if written.is_ok() {
+                checkpoints::retain(&run, keep_last, best);
+            }
+            written
+        });
+        match written {
+            Ok(()) => {
+                self.saving.newest = self.saving.newest.max(Some(commit));
+                self.notes.checkpoints += 1;
+                self.metric(json!({ "event": "checkpoint", "step": step, "seconds": seconds, "bytes": bytes }));
+            }
+            Err(problem) => self.save_failed(commit, &problem.to_string()),
+        }
+    }
+
+    /// Sees to a checkpoint of the end, and waits for it, but not for ever; false if a new era begins instead.
+    pub(super) async fn save_end(&mut self, end: Step, signals: &mut Signals) -> Result<bool, Failure> {
+        let era = self.service.cluster().era();
+        if self.stopping.is_some() {
+            self.service.save_at(end);
+        }
+        let is_awaited = self.service.cluster().is_kept(end);
+        self.saving.seen = self.saving.seen.max(end);
+        let deadline = Instant::now() + Duration::from_millis(self.prepared.config.timeouts.stop_ms.into());
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            self.complete_saves();
+            let is_over = self.saving.newest >= Some(end) || self.saving.failed == Some(end);
+            if is_over || !is_awaited || Instant::now() > deadline {
+                return Ok(true);
+            }
+            tokio::select! {
+                biased;
+                request = signals.next() => self.request(request)?,
+                Some(event) = self.events.recv() => self.follow(event)?,
+                Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
+                _ = tick.tick() => {}
+            }
+            if self.service.cluster().era() != era {
+                return Ok(false);
+            }
+        }
+    }
+}

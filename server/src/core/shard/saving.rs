@@ -1,0 +1,95 @@
+//! Snapshots of a shard for checkpoints, and shards made of them.
+//!
+//! Each cell keeps a commit that is due when it makes it, so that all of a shard's parts are of one commit although
+//! training goes on. A commit that is asked for on the way may be over already; then nothing is kept and another is
+//! asked for.
+
+use convoy_proto::{ids::Step, manifest::TensorRole};
+
+use super::{
+    super::kept::{Keeping, RestoreError, Snapshot},
+    OpenStep, Outcome, Shard, State, lock,
+};
+
+impl Shard {
+    /// Whether a checkpoint needs the parameters that a commit starts from.
+    pub(super) fn is_kept(&self, state: &State, commit: Step) -> bool {
+        self.clock.is_due(commit, self.save_every) || state.wanted.contains(&commit)
+    }
+
+    /// Keeps what a commit starts from, now or when it is made. Asked again for the same, does nothing.
+    ///
+    /// # Errors
+    /// It is over; the commit that is open.
+    pub fn save_at(&self, commit: Step) -> Result<Outcome, Step> {
+        let is_open = {
+            let mut state = lock(&self.state);
+            if state.asked == Some(commit) || self.is_kept(&state, commit) {
+                return Ok(Outcome::default());
+            }
+            state.asked = Some(commit);
+            let open = state.open.ledger.step();
+            if commit < open || state.uninitialised > 0 {
+                return Err(open);
+            }
+            state.wanted.insert(commit);
+            commit == open
+        };
+        let trained = || self.cells.iter().filter(|cell| lock(cell).block().role.is_trained());
+        if trained().any(|cell| lock(cell).keep_at(commit) == Keeping::TooLate) {
+            let mut state = lock(&self.state);
+            state.wanted.remove(&commit);
+            state.formed.retain(|(formed, _)| *formed != commit);
+            let open = state.open.ledger.step();
+            drop(state);
+            self.cells.iter().for_each(|cell| drop(lock(cell).take_kept(commit)));
+            return Err(open);
+        }
+        if is_open {
+            let mut state = lock(&self.state);
+            let formed = (commit, state.loss_scale);
+            state.formed.push_back(formed);
+        }
+        Ok(Outcome { snapshots: self.snapshot().into_iter().collect(), ..Outcome::default() })
+    }
+
+    /// The next commit that is whole on this shard and is to be kept, once.
+    pub(super) fn snapshot(&self) -> Option<Snapshot> {
+        let (commit, loss_scale) = {
+            let mut state = lock(&self.state);
+            let formed = state.formed.pop_front()?;
+            state.wanted.remove(&formed.0);
+            formed
+        };
+        let blocks: Vec<_> = self.cells.iter().map(|cell| lock(cell).take_kept(commit)).collect();
+        // Some may lack if it was asked for too late, which whoever asks is told.
+        let blocks = blocks.into_iter().collect::<Option<_>>()?;
+        Some(Snapshot { commit, loss_scale, blocks })
+    }
+
+    /// Takes the shard, which has no parameters yet, from a snapshot of its blocks.
+    ///
+    /// # Errors
+    /// Other blocks, or another optimizer's state.
+    pub fn restore(&self, snapshot: Snapshot) -> Result<(), RestoreError> {
+        let mut kept = snapshot.blocks.into_iter().peekable();
+        for cell in &self.cells {
+            let mut cell = lock(cell);
+            let (want, len) = (cell.block().id, cell.block().len as usize);
+            let found = kept.next_if(|kept| kept.block == want).ok_or(RestoreError::Block { want })?;
+            if found.parameters.len() != len {
+                return Err(RestoreError::Length { block: want, got: found.parameters.len(), want: len });
+            }
+            let (got, slots) = (found.state.len(), self.optimizer.rule.slots());
+            if cell.block().role == TensorRole::Trainable && got != slots {
+                return Err(RestoreError::Slots { block: want, got, want: slots });
+            }
+            cell.restore(snapshot.commit, found, &self.optimizer);
+        }
+        let mut state = lock(&self.state);
+        state.uninitialised = 0;
+        state.open = OpenStep::new(self.tree, snapshot.commit);
+        state.loss_scale = state.loss_scale.at(snapshot.loss_scale.get(), snapshot.loss_scale.clean());
+        Ok(())
+    }
+}
