@@ -34,6 +34,9 @@ use crate::{
 /// Snapshots that may wait for the disk before no other step begins.
 const SNAPSHOTS_AHEAD: usize = 2;
 
+/// How much earlier than this process others may hear of a new era.
+const NEWS: Duration = Duration::from_secs(2);
+
 /// What a host is made of.
 #[derive(Clone, Debug)]
 pub struct Around {
@@ -100,6 +103,11 @@ impl Host {
 
     /// The shard of an era, once there is one.
     pub(crate) async fn shard(&self, era: Era) -> Result<Arc<Shard>, Status> {
+        let mut views = self.around.membership.views();
+        let known = views.wait_for(|view| view.era >= era);
+        if !matches!(tokio::time::timeout(NEWS, known).await, Ok(Ok(_))) {
+            return Err(Status::aborted(format!("era {era} has not begun")));
+        }
         let mut shards = self.shard.subscribe();
         let there = shards.wait_for(|shard| shard.as_ref().is_some_and(|shard| shard.era() >= era));
         let shard = tokio::select! {

@@ -158,7 +158,9 @@ impl Shard {
         {
             let state = lock(&self.state);
             fence(&state.view, member)?;
-            if WorkerId(member.rank) != state.view.initialiser || state.uninitialised == 0 {
+            // A shard without blocks is given none.
+            let is_done = state.uninitialised == 0 && !blocks.is_empty();
+            if WorkerId(member.rank) != state.view.initialiser || is_done {
                 return Err(Refusal::Initialised(member));
             }
         }
