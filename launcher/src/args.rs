@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args};
+
+mod commands;
+
+pub use commands::{EvalArgs, GenerateArgs, InspectArgs, ResumeArgs, RunArgs, VerifyArgs, Which};
 
 /// Where runs are; before or after any subcommand.
 #[derive(Args, Clone, Debug)]
@@ -52,6 +56,16 @@ pub struct TrainArgs {
     /// Address of the coordinator; port 0 takes a free one [default: 127.0.0.1:0]
     #[arg(long, value_name = "HOST:PORT", help_heading = "Cluster")]
     pub listen: Option<String>,
+    /// Testing aid: faults on purpose, such as kill-worker:1@20,kill-server@30, or, with --mtbf, kill-worker,kill-server;
+    /// also stop-worker, disk-full and torn-checkpoint
+    #[arg(long, value_name = "KIND[:RANK][@STEP],…", help_heading = "Checkpoints")]
+    pub chaos: Option<String>,
+    /// Testing aid: mean time between faults that come at random
+    #[arg(long, value_name = "TIME", help_heading = "Checkpoints")]
+    pub mtbf: Option<String>,
+    /// Testing aid: seed of the times and victims of faults [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Checkpoints")]
+    pub chaos_seed: Option<String>,
     /// What to train: cnn, mlp, regression, resnet or gpt [default: what suits the data]
     #[arg(long, help_heading = "Training")]
     pub task: Option<String>,
@@ -234,119 +248,6 @@ pub struct InputArgs {
     pub image_size: Option<String>,
 }
 
-/// Which of a run's parameters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Which {
-    /// Those that training ended with.
-    #[default]
-    Final,
-    /// The average of the weights, if one was kept (--ema).
-    Ema,
-    /// Those with the lowest held-out loss, if they were kept (--keep-best).
-    Best,
-}
-
-/// A finished run, and where to compute.
-#[derive(Args, Clone, Debug)]
-pub struct RunArgs {
-    /// The run: its name below the root of runs, or its directory
-    #[arg(default_value = "latest")]
-    pub run: String,
-    /// Which of its parameters
-    #[arg(long, value_enum, default_value_t)]
-    pub weights: Which,
-    /// Where to compute: auto, cuda, wgpu or cpu [default: as the run did]
-    #[arg(long)]
-    pub backend: Option<String>,
-}
-
-/// What run to go on with, and with how many processes.
-#[derive(Args, Clone, Debug)]
-pub struct ResumeArgs {
-    /// The run: its name below the root of runs, or its directory
-    #[arg(default_value = "latest")]
-    pub run: String,
-    /// Worker processes [default: as before]
-    #[arg(long, value_name = "N")]
-    pub workers: Option<String>,
-    /// Parameter server processes [default: as before]
-    #[arg(long, value_name = "N")]
-    pub servers: Option<String>,
-    /// Worker processes that must be alive, or about to be started again, for the run to go on
-    #[arg(long, value_name = "N")]
-    pub min_workers: Option<String>,
-    /// How often each worker or server that dies is started again
-    #[arg(long, value_name = "N")]
-    pub max_restarts: Option<String>,
-}
-
-impl From<&ResumeArgs> for Pairs {
-    fn from(args: &ResumeArgs) -> Self {
-        given([
-            ("workers", &args.workers),
-            ("servers", &args.servers),
-            ("min_workers", &args.min_workers),
-            ("max_restarts", &args.max_restarts),
-        ])
-    }
-}
-
-/// What to score again.
-#[derive(Args, Clone, Debug)]
-pub struct EvalArgs {
-    /// Which run.
-    #[command(flatten)]
-    pub run: RunArgs,
-    /// Write one line a held-out sample: what it is, and what the model makes of it
-    #[arg(long, value_name = "FILE.csv")]
-    pub predictions: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What text to make.
-#[derive(Args, Clone, Debug)]
-pub struct GenerateArgs {
-    /// Which run.
-    #[command(flatten)]
-    pub run: RunArgs,
-    /// What the text begins with
-    #[arg(long, default_value = "\n")]
-    pub prompt: String,
-    /// Tokens to add
-    #[arg(long, value_name = "N", default_value_t = 300)]
-    pub tokens: u32,
-    /// How freely to choose; 0 always takes the most likely token
-    #[arg(long, default_value_t = 0.8)]
-    pub temperature: f64,
-    /// Choose among so many of the most likely tokens; 0 is no limit
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    pub top_k: usize,
-    /// Seed of the choices
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-}
-
-/// What to look at.
-#[derive(Args, Clone, Debug)]
-pub struct InspectArgs {
-    /// The data, as --data takes them
-    pub spec: String,
-    /// The task they are for [default: what suits the data]
-    #[arg(long)]
-    pub task: Option<String>,
-    /// Seed of the split [default: 0]
-    #[arg(long)]
-    pub seed: Option<String>,
-    /// How to read the data.
-    #[command(flatten)]
-    pub input: InputArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// Keys and what flags say of them.
 pub type Pairs = Vec<(String, String)>;
 
@@ -377,6 +278,9 @@ impl From<&TrainArgs> for Pairs {
             ("min_workers", &args.min_workers),
             ("max_restarts", &args.max_restarts),
             ("servers", &args.servers),
+            ("chaos.faults", &args.chaos),
+            ("chaos.mtbf", &args.mtbf),
+            ("chaos.seed", &args.chaos_seed),
             ("checkpoint.every", &args.checkpoint_every),
             ("checkpoint.keep_last", &args.keep_last),
             ("backend", &args.backend),
@@ -405,14 +309,6 @@ impl From<&TrainArgs> for Pairs {
             ("keep_best", &keep_best),
         ]);
         pairs.extend(Pairs::from(&args.consistency));
-        pairs.extend(Pairs::from(&args.input));
-        pairs
-    }
-}
-
-impl From<&InspectArgs> for Pairs {
-    fn from(args: &InspectArgs) -> Self {
-        let mut pairs = given([("data", &Some(args.spec.clone())), ("task", &args.task), ("seed", &args.seed)]);
         pairs.extend(Pairs::from(&args.input));
         pairs
     }

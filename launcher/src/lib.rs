@@ -27,5 +27,6 @@ pub mod run_dir;
 pub mod settings;
 pub mod summary;
 pub mod train;
+pub mod verify;
 
 pub use cli::main;

@@ -36,6 +36,30 @@ pub fn write(path: &Path, manifest: &Manifest, tensors: &Tensors) -> Result<(), 
     fs::rename(&staged, path).map_err(|error| cannot(error.to_string()))
 }
 
+/// The hash of the parameters in a file, in the order of a run's manifest.json.
+///
+/// # Errors
+/// A file that cannot be read or does not hold the manifest's tensors, in words.
+pub fn hash_of(path: &Path, manifest: &Path) -> Result<String, String> {
+    let cannot = |path: &Path, problem: String| format!("cannot read {}: {problem}", path.display());
+    let text = fs::read(manifest).map_err(|error| cannot(manifest, error.to_string()))?;
+    let entries: Vec<Named> = serde_json::from_slice(&text).map_err(|error| cannot(manifest, error.to_string()))?;
+    let bytes = fs::read(path).map_err(|error| cannot(path, error.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| cannot(path, error.to_string()))?;
+    let mut hash = Sha256::new();
+    for Named { name } in entries {
+        let tensor = file.tensor(&name).map_err(|error| cannot(path, format!("{name}: {error}")))?;
+        hash.update(tensor.data());
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// An entry of manifest.json, as far as it is needed here.
+#[derive(serde::Deserialize)]
+struct Named {
+    name: String,
+}
+
 /// Reads the tensors of a manifest from a file.
 ///
 /// # Errors

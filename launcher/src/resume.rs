@@ -52,6 +52,7 @@ const FREE: &[&str] = &[
     "name",
     "run_dir",
     "slow_worker",
+    "chaos",
     "checkpoint",
     "timeouts",
     "steps",

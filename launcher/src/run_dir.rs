@@ -1,6 +1,7 @@
 //! The directory that a run leaves behind.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -71,6 +72,14 @@ impl RunDir {
             point_latest(root, name);
         }
         Ok(run)
+    }
+
+    /// The numbers of the faults on purpose that came already.
+    pub fn fired(&self) -> BTreeSet<u64> {
+        let text = fs::read_to_string(self.path.join("metrics.jsonl")).unwrap_or_default();
+        let events = text.lines().filter(|line| line.contains("\"chaos\""));
+        let events = events.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        events.filter(|event| event["event"] == "chaos").filter_map(|event| event["nth"].as_u64()).collect()
     }
 
     /// The era of the last event in metrics.jsonl.

@@ -68,6 +68,7 @@ pub struct Summary {
     pub exact: Exact,
     pub restarts: u64,
     pub faults: u64,
+    pub recoveries: BTreeMap<String, Recoveries>,
     pub rollbacks: u64,
     pub resumes: u64,
     pub lost_updates: u64,
@@ -164,6 +165,26 @@ pub struct Notes {
     pub failed_checkpoints: u64,
     /// By shard, how often its server was lost.
     pub server_restarts: BTreeMap<u32, u64>,
+    /// By role, how long it took from a fault to the next step.
+    pub recoveries: BTreeMap<String, Recoveries>,
+}
+
+/// How long it took to get over faults.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "see Summary")]
+pub struct Recoveries {
+    pub count: u64,
+    pub mean_seconds: f64,
+    pub worst_seconds: f64,
+}
+
+impl Recoveries {
+    /// Adds one.
+    pub fn add(&mut self, seconds: f64) {
+        self.count += 1;
+        self.mean_seconds += (seconds - self.mean_seconds) / self.count as f64;
+        self.worst_seconds = self.worst_seconds.max(seconds);
+    }
 }
 
 impl Summary {
@@ -201,6 +222,7 @@ impl Summary {
             restarts: workers.iter().map(|worker| worker.restarts).sum::<u64>()
                 + notes.server_restarts.values().sum::<u64>(),
             faults: notes.faults,
+            recoveries: notes.recoveries.clone(),
             rollbacks: notes.rollbacks,
             resumes: notes.resumes,
             lost_updates: notes.lost_updates,

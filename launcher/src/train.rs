@@ -11,7 +11,7 @@ use std::{
 
 use convoy_proto::{
     config::raw::decimal,
-    ids::Step,
+    ids::{Role, Step},
     messages::{Phase, Weights},
     process,
 };
@@ -36,6 +36,7 @@ use crate::{
     summary::{EmaSummary, Notes, Summary},
 };
 
+mod chaos;
 mod ending;
 mod eras;
 mod events;
@@ -47,6 +48,7 @@ pub mod review;
 mod saves;
 mod signals;
 
+use chaos::Turmoil;
 use prepare::{Prepared, prepare};
 use restarts::{Place, Restarts};
 use review::Review;
@@ -120,6 +122,9 @@ struct Session {
     /// The step that the run ends with, once all workers have made it.
     ended: Option<Step>,
     saving: Saving,
+    turmoil: Turmoil,
+    /// Whose fault training has not got over yet, and since when.
+    struck: Option<(Role, Instant)>,
     /// Checkpoints that servers could not take.
     bad_checkpoints: BTreeSet<PathBuf>,
     review: Review,
@@ -150,6 +155,7 @@ impl Session {
         let service = CoordinatorService::new(cluster, config, sender);
         let stop = CancellationToken::new();
         let (address, serving) = listen::serve(listener, service.clone(), stop.clone())?;
+        let turmoil = Turmoil::new(config.chaos.clone(), run_dir.fired());
         let mut session = Session {
             children: Children::new((config.workers + config.servers) as usize),
             address,
@@ -168,6 +174,8 @@ impl Session {
             stop_by: Instant::now(),
             ended: None,
             saving: Saving::new(commits, newest),
+            turmoil,
+            struck: None,
             bad_checkpoints: BTreeSet::new(),
             review,
             reviewed: if config.optimizer.ema.is_some() { Weights::Averaged } else { Weights::Trained },
@@ -255,6 +263,7 @@ impl Session {
                 Some(event) = self.events.recv() => self.heed(event, signals).await?,
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
                 () = until(self.restarts.next()) => self.restart()?,
+                () = until(self.turmoil.next()) => self.chaos_due(),
                 _ = tick.tick() => {
                     self.check_leases(signals).await?;
                     self.check_progress()?;

@@ -7,6 +7,7 @@
 //! It deliberately does not know burn, and only [`wire`], [`convert`] and the services name generated types.
 
 pub mod blocks;
+pub mod chaos;
 pub mod clock;
 pub mod config;
 pub mod convert;

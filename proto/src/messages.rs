@@ -177,6 +177,17 @@ pub struct PushHeader {
     pub slices: Vec<SliceHeader>,
     /// What the loss was multiplied by, a power of two.
     pub loss_scale: f64,
+    /// Where slices are dealt out: whose gradient it is.
+    pub dealt: Option<DealtSlice>,
+}
+
+/// A slice of a step's batch, as people count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DealtSlice {
+    /// The step.
+    pub step: u64,
+    /// Which part.
+    pub slice: SliceId,
 }
 
 impl PushHeader {

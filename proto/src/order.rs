@@ -29,6 +29,8 @@ pub enum Purpose {
     Split = 6,
     /// The delays of workers that are slow on purpose.
     Delay = 7,
+    /// Faults on purpose.
+    Chaos = 8,
 }
 
 /// The generator for a purpose and two coordinates of it.

@@ -4,16 +4,17 @@
 //! the coordinator for it changes nothing any more.
 
 use std::{
+    io,
     path::PathBuf,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
 
 use convoy_proto::{
-    ids::{Era, Step},
+    ids::{Era, ShardId, Step},
     messages::{ClusterView, Saved, ShardReport},
     transport::{Membership, TransportError},
 };
@@ -23,6 +24,7 @@ use tonic::Status;
 use tracing::{debug, error, warn};
 
 use crate::{
+    accounts::Accounts,
     checkpoint::{self, part},
     core::{
         kept::Snapshot,
@@ -61,6 +63,8 @@ pub struct Host {
     changes: watch::Sender<u64>,
     /// Snapshots that are not on disk yet.
     unsaved: AtomicUsize,
+    /// What was committed, where this server keeps accounts.
+    accounts: Mutex<Option<Accounts>>,
     failure: OnceLock<String>,
 }
 
@@ -72,11 +76,44 @@ impl Host {
     /// A host without a shard.
     pub fn new(around: Around) -> Host {
         let (shard, changes) = (watch::Sender::new(None), watch::Sender::new(0));
-        Host { around, shard, changes, unsaved: AtomicUsize::new(0), failure: OnceLock::new() }
+        Host {
+            around,
+            shard,
+            changes,
+            unsaved: AtomicUsize::new(0),
+            accounts: Mutex::new(None),
+            failure: OnceLock::new(),
+        }
+    }
+
+    /// Does something to the ledger. If the disk fails, training goes on without: `launcher verify` will tell.
+    fn account(&self, act: impl FnOnce(&mut Accounts) -> io::Result<()>) {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = accounts.as_mut() else { return };
+        if let Err(problem) = act(open) {
+            error!("cannot write {}, the ledger ends here: {problem}", open.path().display());
+            *accounts = None;
+        }
+    }
+
+    /// Keeps accounts from now on, if that is this server's part, for a shard that takes up an era.
+    fn keep_accounts(&self, shard: &Shard) {
+        if shard.id() != ShardId(0) {
+            return;
+        }
+        {
+            let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+            match Accounts::open(&self.around.run) {
+                Ok(open) => *accounts = Some(open),
+                Err(problem) => error!("cannot open the ledger, goes on without: {problem}"),
+            }
+        }
+        self.account(|accounts| accounts.begin(shard.era(), shard.open_step()));
     }
 
     /// Starts to serve a shard, in place of an older one.
     pub fn serve(&self, shard: Arc<Shard>) {
+        self.keep_accounts(&shard);
         self.shard.send_replace(Some(shard));
         self.changed();
     }
@@ -180,6 +217,9 @@ impl Host {
                     Err(problem) => host.undecided(&shard, &format!("push {push}"), problem).await,
                 }
             });
+        }
+        if !outcome.used.is_empty() {
+            self.account(|accounts| accounts.add(shard.era(), &outcome.used));
         }
         outcome.snapshots.into_iter().for_each(|snapshot| self.save(shard, snapshot));
     }

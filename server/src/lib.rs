@@ -1,8 +1,9 @@
 //! Convoy's parameter server: holds a shard of the parameters, sums gradients exactly and applies the optimizer.
 //!
-//! [`core`] decides, [`checkpoint`] keeps on disk, [`host`] does what it asks for, [`service`] speaks gRPC, [`run`] is the life of a server process. This crate never
+//! [`core`] decides, [`checkpoint`] and [`accounts`] keep on disk, [`host`] does what it asks for, [`service`] speaks gRPC, [`run`] is the life of a server process. This crate never
 //! depends on burn, so a server stays small.
 
+pub mod accounts;
 pub mod checkpoint;
 pub mod core;
 mod frames;

@@ -66,7 +66,16 @@ impl Case {
     fn header(&self, step: u64, slice: u32) -> PushHeader {
         let slices = vec![SliceHeader { slice: SliceId(slice), weight: 2.0, loss_sum: 1.0, finite: true }];
         let (generation, era, loss_scale) = (Generation(1), Era(0), self.config.loss_scale);
-        PushHeader { member: worker(), generation, era, step: Step(step), slices, loss_scale, sequence: step }
+        PushHeader {
+            member: worker(),
+            generation,
+            era,
+            step: Step(step),
+            slices,
+            loss_scale,
+            sequence: step,
+            dealt: None,
+        }
     }
 
     /// A slice's gradient in frames, as they come off the wire.

@@ -10,7 +10,9 @@ use convoy_proto::{
     blocks::{Block, BlockMap},
     ids::{BlockId, Era, Generation, Member, ShardId, Step},
     manifest::Manifest,
-    messages::{ClusterView, Extent, GradientBlock, ParameterBlock, Pull, PushHeader, Setback, Verdict, Weights},
+    messages::{
+        ClusterView, DealtSlice, Extent, GradientBlock, ParameterBlock, Pull, PushHeader, Setback, Verdict, Weights,
+    },
     sum,
     transport::{ShardClient, TransportError},
     tree::Node,
@@ -83,6 +85,8 @@ pub struct Position {
     pub step: Step,
     /// Its number among the worker's pushes.
     pub sequence: u64,
+    /// Where slices are dealt out: which it is.
+    pub dealt: Option<DealtSlice>,
 }
 
 /// Parameters that were pulled without naming a step.
@@ -298,8 +302,9 @@ impl Exchange {
     async fn send(&self, at: Position, contribution: &Contribution) -> Result<(Vec<Answer>, u64), ExchangeError> {
         let Contribution { headers, nodes, loss_scale, .. } = contribution.clone();
         let nodes = Arc::new(nodes);
-        let Position { generation, era, step, sequence } = at;
-        let header = PushHeader { member: self.member, generation, era, step, sequence, slices: headers, loss_scale };
+        let Position { generation, era, step, sequence, dealt } = at;
+        let (member, slices) = (self.member, headers);
+        let header = PushHeader { member, generation, era, step, sequence, slices, loss_scale, dealt };
         let exchanges = (0..).map(ShardId).zip(&self.shards).map(|(shard, client)| {
             let (header, nodes) = (header.clone(), nodes.clone());
             async move {

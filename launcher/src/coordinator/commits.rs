@@ -224,7 +224,7 @@ mod tests {
         let member = Member { role: Role::Worker, rank, incarnation: Incarnation(u64::from(rank) + 1) };
         let slices = vec![SliceHeader { slice: SliceId(slice), weight: 2.0, loss_sum: 1.0, finite: true }];
         let (generation, era, step) = (Generation(1), Era(0), Step(step));
-        let header = PushHeader { member, generation, era, step, sequence, slices, loss_scale: 1.0 };
+        let header = PushHeader { member, generation, era, step, sequence, slices, loss_scale: 1.0, dealt: None };
         Staged { shard: ShardId(shard), era, header }
     }
 

@@ -94,6 +94,16 @@ impl Dealer {
         self.evaluated = Step(commits.0.saturating_sub(1));
     }
 
+    /// The number of the last slice that was dealt.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Goes on with the numbers after this one, so that none comes twice.
+    pub fn number_from(&mut self, sequence: u64) {
+        self.sequence = sequence;
+    }
+
     /// Which slices were committed. Those in hand are not.
     pub fn cursor(&self) -> Cursor {
         let held = self.hands.values().filter_map(|hand| hand.held).map(|(_, place)| place);

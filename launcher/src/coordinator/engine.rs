@@ -70,9 +70,10 @@ impl Engine {
         }
     }
 
-    /// The same, after so many commits.
-    pub fn resumed(mut self, origin: &Origin) -> Engine {
+    /// The same, in place of another, after so many commits.
+    pub fn in_place_of(mut self, before: &Engine, origin: &Origin) -> Engine {
         let commits = origin.commits;
+        self.dealer.number_from(before.dealer.sequence());
         self.commits.resume(commits, origin.standing.left_out);
         self.dealer.resume(commits, &origin.standing.cursor);
         self.history.skip_to(commits);

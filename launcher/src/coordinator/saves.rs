@@ -1,6 +1,6 @@
 //! Checkpoints in the making: which commits are kept, whose parts are written, and what was dealt out by then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use convoy_proto::{
     clock::Clock,
@@ -47,6 +47,8 @@ pub struct Saves {
     wanted: Option<Step>,
     parts: BTreeMap<Step, BTreeMap<ShardId, Saved>>,
     standings: BTreeMap<Step, Standing>,
+    /// Commits of which there will be no checkpoint, whatever is still written of them.
+    given_up: BTreeSet<Step>,
 }
 
 impl Saves {
@@ -59,6 +61,7 @@ impl Saves {
             wanted: None,
             parts: BTreeMap::new(),
             standings: BTreeMap::new(),
+            given_up: BTreeSet::new(),
         }
     }
 
@@ -89,6 +92,9 @@ impl Saves {
     /// Takes in a part; gives the checkpoint once all are there.
     pub fn add(&mut self, shard: ShardId, saved: Saved) -> Option<SavedSet> {
         let commit = saved.commit;
+        if self.given_up.contains(&commit) {
+            return None;
+        }
         let parts = self.parts.entry(commit).or_default();
         parts.insert(shard, saved);
         if parts.len() < self.shards as usize {
@@ -99,6 +105,7 @@ impl Saves {
         self.parts.retain(|other, _| *other > commit);
         let standing = self.standings.remove(&commit).unwrap_or_default();
         self.standings.retain(|other, _| *other > commit);
+        self.given_up.retain(|other| *other > commit);
         self.forget(commit);
         let (first, seconds) = (parts.values().next()?.clone(), parts.values().map(|part| part.seconds));
         let seconds = seconds.fold(0.0, f64::max);
@@ -112,6 +119,7 @@ impl Saves {
     pub fn give_up(&mut self, commit: Step) {
         self.parts.remove(&commit);
         self.standings.remove(&commit);
+        self.given_up.insert(commit);
         self.forget(commit);
     }
 
@@ -159,6 +167,8 @@ mod tests {
         saves.note(Step(7), Standing { left_out: 3, ..Standing::default() });
         saves.give_up(Step(7));
         assert_eq!((saves.wanted(), saves.is_kept(Step(7))), (None, false));
+        let late = [0, 1].map(|shard| saves.add(ShardId(shard), saved(7, u64::from(shard))));
+        assert_eq!(late, [None, None], "what was given up stays so");
         assert!(saves.want(Step(9)));
         saves.note(Step(9), Standing { left_out: 4, ..Standing::default() });
         saves.add(ShardId(0), saved(9, 0));

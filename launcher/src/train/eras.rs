@@ -39,6 +39,7 @@ impl Session {
 
     /// Goes on without a server until another is in its place, from the newest checkpoint.
     pub(super) fn lose_server(&mut self, rank: u32, (what, log): (&str, &Path)) -> Result<(), Failure> {
+        let since = Instant::now();
         self.fault(what);
         let next = self.restarts.plan((Role::Server, rank), Instant::now());
         *self.notes.server_restarts.entry(rank).or_default() += 1;
@@ -47,7 +48,9 @@ impl Session {
             self.metric(json!({ "event": "lost", "member": member.to_string() }));
         }
         self.progress.say(&with_log(&format!("{what}{}", again(next)), log));
-        self.begin_era()
+        self.begin_era()?;
+        self.struck = Some((Role::Server, since));
+        Ok(())
     }
 
     /// A server could not take the checkpoint: it counts as none from now on.

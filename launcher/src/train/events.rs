@@ -72,9 +72,18 @@ impl Session {
     fn begins(&mut self) {
         if self.began.is_none() {
             self.began = Some(Instant::now());
+            self.turmoil.begin(Instant::now());
             self.progress.begin(self.notes.samples);
         }
         self.save_summary();
+    }
+
+    /// A step is made: training has got over a fault.
+    fn recovered(&mut self) {
+        let Some((role, since)) = self.struck.take() else { return };
+        let seconds = since.elapsed().as_secs_f64();
+        self.notes.recoveries.entry(role.to_string()).or_default().add(seconds);
+        self.metric(json!({ "event": "recovered", "of": role.to_string(), "seconds": seconds }));
     }
 
     /// Names a worker that has become slow.
@@ -166,7 +175,9 @@ impl Session {
                 });
             }
         }
+        self.recovered();
         self.note_cut(Step(commits));
+        self.chaos_at_step(step);
         let most = self.prepared.config.max_skipped;
         if self.skips_in_a_row >= most {
             let lr = verdict.learning_rate;

@@ -157,6 +157,7 @@ impl Session {
 
     /// Goes on without a worker. What happened before comes first, so that steps stay in order.
     async fn lose(&mut self, member: Member, (what, log): (&str, &Path), signals: &mut Signals) -> Result<(), Failure> {
+        let since = Instant::now();
         self.fault(what);
         let next = self.plan_restart((Role::Worker, member.rank));
         let (lost, before) = {
@@ -182,6 +183,7 @@ impl Session {
             }
         }
         self.save_summary();
+        self.struck.get_or_insert((Role::Worker, since));
         // It may have left the first parameters half set.
         if self.service.cluster().is_broken() { self.begin_era() } else { Ok(()) }
     }

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub mod chaos;
 pub mod checkpoint;
 pub mod consistency;
 pub mod input;
@@ -27,7 +28,7 @@ pub use optimizer::{Clip, Group, Moments, Optimizer, Rule, TensorSettings};
 pub use raw::RawConfig;
 pub use schedule::Schedule;
 
-use crate::{order::LastBatch, slow::SlowWorker};
+use crate::{chaos::Chaos, order::LastBatch, slow::SlowWorker};
 
 /// A configuration that cannot be used, and where it came from.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -203,6 +204,8 @@ pub struct Config {
     pub loss_scale: f64,
     /// Skipped steps in a row after which the run counts as diverged.
     pub max_skipped: u64,
+    /// Faults that the run brings about in itself.
+    pub chaos: Option<Chaos>,
     /// Its checkpoints.
     pub checkpoint: Checkpoints,
     /// A worker that is slow on purpose.

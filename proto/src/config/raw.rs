@@ -7,6 +7,7 @@ use toml::Table;
 
 use super::{
     Backend, Config, ConfigError, Length, Mode, Precision, Timeouts,
+    chaos::RawChaos,
     checkpoint::RawCheckpoints,
     consistency::{Around, RawConsistency},
     input::RawInput,
@@ -65,6 +66,7 @@ pub struct RawConfig {
     pub max_skipped: Option<u64>,
     pub slow_worker: Option<String>,
     pub listen: Option<String>,
+    pub chaos: RawChaos,
     pub checkpoint: RawCheckpoints,
     pub consistency: RawConsistency,
     pub input: RawInput,
@@ -210,6 +212,7 @@ impl RawConfig {
             precision,
             loss_scale,
             max_skipped: u64::from(count("max_skipped", self.max_skipped.unwrap_or(10), 1, u32::MAX)?),
+            chaos: self.chaos.resolve()?,
             checkpoint: self.checkpoint.resolve()?,
             slow_worker: slow_worker(self.slow_worker.as_deref(), workers)?,
             listen: listen(self.listen.as_deref().unwrap_or("127.0.0.1:0"))?,
@@ -338,6 +341,7 @@ impl From<&Config> for RawConfig {
             max_skipped: Some(config.max_skipped),
             slow_worker: config.slow_worker.map(|slow| slow.to_string()),
             listen: Some(config.listen.to_string()),
+            chaos: (&config.chaos).into(),
             checkpoint: config.checkpoint.into(),
             consistency: config.mode.into(),
             input: (&config.input).into(),

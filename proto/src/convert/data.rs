@@ -5,8 +5,8 @@ use crate::{
     ids::{BlockId, Era, Generation, SliceId, Step},
     loss_scale::LossScale,
     messages::{
-        Extent, GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, SliceHeader,
-        Weights,
+        DealtSlice, Extent, GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback,
+        SliceHeader, Weights,
     },
     tree::Node,
     wire,
@@ -28,6 +28,7 @@ impl From<PushHeader> for wire::PushHeader {
             slices: slices.collect(),
             loss_scale: header.loss_scale,
             sequence: header.sequence,
+            dealt: header.dealt.map(|dealt| wire::SliceOfStep { step: dealt.step, slice: dealt.slice.0 }),
         }
     }
 }
@@ -48,6 +49,7 @@ impl TryFrom<wire::PushHeader> for PushHeader {
             era: Era(header.era),
             step: Step(header.step),
             sequence: header.sequence,
+            dealt: header.dealt.map(|dealt| DealtSlice { step: dealt.step, slice: SliceId(dealt.slice) }),
             loss_scale: finite("loss_scale", header.loss_scale)?,
         })
     }

@@ -7,8 +7,8 @@ use super::*;
 use crate::{
     ids::{BlockId, Era, Generation, ShardId},
     messages::{
-        Accumulated, ClusterView, Extent, GradientBlock, JoinOffer, JoinPart, Pull, PulledPart, PushHeader, PushPart,
-        Report, Setback, SliceHeader, Staged, Weights, Work, WorkerOffer,
+        Accumulated, ClusterView, DealtSlice, Extent, GradientBlock, JoinOffer, JoinPart, Pull, PulledPart, PushHeader,
+        PushPart, Report, Setback, SliceHeader, Staged, Weights, Work, WorkerOffer,
     },
     tree::Node,
 };
@@ -28,6 +28,7 @@ fn a_push_survives_the_wire() {
         slices: vec![slice],
         loss_scale: 2.0,
         sequence: 12,
+        dealt: Some(DealtSlice { step: 9, slice: SliceId(1) }),
     };
     let staged = Staged { shard: ShardId(1), era: Era(2), header: header.clone() };
     let server = Member { role: Role::Server, rank: 1, incarnation: Incarnation(4) };

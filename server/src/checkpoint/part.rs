@@ -30,7 +30,7 @@ use crate::core::{
 };
 
 /// The file's name: no two writers, and no two eras, have the same.
-fn name(first: BlockId, last: BlockId, era: Era) -> String {
+pub fn file_name(first: BlockId, last: BlockId, era: Era) -> String {
     format!("blocks-{first}-{last}.era-{era}.safetensors")
 }
 
@@ -40,7 +40,7 @@ fn name(first: BlockId, last: BlockId, era: Era) -> String {
 /// The disk's; then no file is left.
 pub fn write(directory: &Path, era: Era, snapshot: &Snapshot) -> Result<Option<Part>, CheckpointError> {
     let (Some(first), Some(last)) = (snapshot.blocks.first(), snapshot.blocks.last()) else { return Ok(None) };
-    let file = name(first.block, last.block, era);
+    let file = file_name(first.block, last.block, era);
     let path = directory.join(&file);
     let written = fs::create_dir_all(directory).and_then(|()| write_blocks(&path, snapshot));
     let (bytes, sha256) = written.map_err(|problem| {

@@ -1,4 +1,4 @@
-//! What a checkpoint keeps: a shard's blocks as they were when one commit was made.
+//! What a checkpoint keeps: a shard's blocks as they were when one commit was made. And what a commit used.
 //!
 //! Keeping copies nothing: values are shared with the shard until its next commit makes new ones, and only a state that
 //! is still being written then is copied.
@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use convoy_proto::{
-    ids::{BlockId, Step},
+    ids::{BlockId, SliceId, Step},
     loss_scale::LossScale,
 };
 
@@ -36,6 +36,19 @@ pub struct Snapshot {
     pub loss_scale: LossScale,
     /// Its blocks, ascending.
     pub blocks: Vec<Kept>,
+}
+
+/// What a commit used of the data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// The commit.
+    pub commit: Step,
+    /// The first step whose data it used, as people count.
+    pub step: u64,
+    /// How many steps.
+    pub steps: u64,
+    /// The slices of each that it used, but for those without samples.
+    pub slices: Vec<SliceId>,
 }
 
 /// Whether a cell could keep a commit.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use convoy_proto::{
     fates::{Fate, Fates},
     ids::Step,
-    messages::{ClusterView, PushHeader, PushId},
+    messages::{ClusterView, DealtSlice, PushHeader, PushId},
 };
 
 use super::refusal::Refusal;
@@ -58,6 +58,11 @@ impl Staging {
         let entry = self.waiting.get_mut(&id).filter(|entry| entry.cells >= cells && !entry.is_reported)?;
         entry.is_reported = true;
         Some(entry.header.clone())
+    }
+
+    /// Whose gradient a push is, where slices are dealt out.
+    pub fn dealt(&self, id: PushId) -> Option<DealtSlice> {
+        self.waiting.get(&id)?.header.dealt
     }
 
     /// What became of a push.

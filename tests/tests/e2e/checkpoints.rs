@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     bench,
-    strikes::{end, send, steps},
+    strikes::{end, send, steps, verify},
 };
 
 const RUN: &str = "--backend cpu --task mlp --set model.hidden=[24] --workers 2 --slices 4 --servers 2 \
@@ -46,6 +46,7 @@ fn a_run_that_is_stopped_goes_on_to_the_same_end() {
         bench.succeed(&format!("resume {name}"));
         let (calm, summary) = (bench.summary(&calm), bench.summary(&name));
         assert_eq!((summary["steps"].as_u64(), summary["resumes"].as_u64()), (Some(30), Some(1)), "{mode}");
+        verify(&bench, &name);
         if !mode.contains("quorum") {
             assert_eq!(summary["samples"], 30 * 128, "{mode}: each sample once");
         }
@@ -182,4 +183,23 @@ fn resume_says_what_it_goes_on_with() {
         assert!(ended.stderr.contains(why), "{resume}: {}", ended.stderr);
     }
     assert!(bench.run("resume nobody").stderr.contains("there is no run nobody"));
+}
+
+#[test]
+fn a_sample_that_is_lost_or_used_twice_is_found() {
+    let bench = bench();
+    bench.succeed(&format!("{RUN} --steps 20 --name r"));
+    verify(&bench, "r");
+    let file = bench.run_dir("r").join("ledger.jsonl");
+    let text = fs::read_to_string(&file).unwrap();
+    for (what, text) in [
+        ("commit 7 is missing", text.replacen("\"commit\":7,", "\"commit\":70,", 1)),
+        ("was used 0 times, not 1", text.replacen("\"slices\":[0,1,2,3]", "\"slices\":[0,1,3]", 1)),
+        ("was used 2 times, not 1", text.replacen("\"step\":8,", "\"step\":9,", 1)),
+    ] {
+        fs::write(&file, text).unwrap();
+        let ended = bench.run("verify r");
+        assert_eq!(ended.code, Some(1), "{what}: {}", ended.stdout);
+        assert!(ended.stderr.contains(what), "{what}: {}", ended.stderr);
+    }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     bench,
-    strikes::{end, process, send, steps, strike},
+    strikes::{end, process, send, steps, strike, verify},
 };
 
 /// Delays change nothing, but leave time to strike.
@@ -40,12 +40,13 @@ fn a_server_may_die_at_every_step() {
         let (ended, summary) = end(&bench, &name, child);
         assert_eq!(ended.code, Some(0), "{name}: {}", ended.stderr);
         assert_alike(&summary, &calm, &name);
+        verify(&bench, &name);
         let counts = ["restarts", "faults", "rollbacks", "lost_updates"].map(|field| summary[field].as_u64().unwrap());
         assert_eq!(counts, [1, 1, 1, 0], "{name}");
         assert_eq!(summary["servers"][step as usize % 2]["restarts"], 1);
         // The newest that was whole when the server died, or one that was completed in that moment.
         let back = steps(&bench, &name, "rollback");
-        assert!(back.len() == 1 && back[0] % 4 == 0 && back[0] <= step + 1, "{name}: back to {back:?}");
+        assert!(back.len() == 1 && back[0].is_multiple_of(4) && back[0] <= step + 1, "{name}: back to {back:?}");
         let again = bench.metrics(&name).into_iter().filter(|event| event["event"] == "step" && event["era"] == 1);
         let again: Vec<_> = again.map(|event| event["step"].as_u64().unwrap()).collect();
         assert_eq!(again, (back[0] + 1..=12).collect::<Vec<_>>(), "{name}: steps of the new era");
@@ -75,6 +76,7 @@ fn a_launcher_may_die_at_every_step() {
         assert!({ from }.any(|from| ended.stderr.contains(&from)), "{name}: {}", ended.stderr);
         let summary = bench.summary(&name);
         assert_alike(&summary, &calm, &name);
+        verify(&bench, &name);
         assert_eq!((summary["resumes"].as_u64(), summary["ema"] == calm["ema"]), (Some(1), true));
         assert_eq!(summary["workers"].as_array().unwrap().len() as u64, workers);
     }
@@ -100,6 +102,7 @@ fn several_may_die_at_once_and_again() {
         let (ended, summary) = end(&bench, &name, child);
         assert_eq!(ended.code, Some(0), "{mode}: {}", ended.stderr);
         assert_alike(&summary, &calm, mode);
+        verify(&bench, &name);
         assert_eq!(summary["best"], calm["best"], "{mode}");
         assert_eq!(summary["faults"], 4, "{mode}");
     }
@@ -118,6 +121,7 @@ fn asynchronous_updates_that_are_lost_are_counted() {
         let back = bench.metrics(&name).into_iter().find(|event| event["event"] == "rollback").unwrap();
         assert_eq!(back["undone"].as_u64(), Some(field("lost_updates")), "{mode}");
         assert_eq!((field("steps"), field("rollbacks")), (12, 1), "{mode}");
+        verify(&bench, &name);
         if mode != "--quorum 3" {
             assert_eq!(field("samples"), 12 * 128, "{mode}: each sample once in the end");
         }
@@ -154,5 +158,41 @@ fn who_dies_before_the_first_step_is_started_again() {
         assert_eq!(ended.code, Some(0), "{place:?}: {}", ended.stderr);
         assert_alike(&summary, &calm, &name);
         assert_eq!(summary["faults"], 1, "{place:?}");
+    }
+}
+
+#[test]
+fn faults_on_purpose_come_once_and_change_nothing() {
+    let bench = bench();
+    let calm = calm(&bench, "calm", "--steps 30");
+    let faults = "kill-worker:1@3,kill-server:0@9,disk-full@10,torn-checkpoint@22,kill-server@23,kill-worker@26";
+    let lease = "--set timeouts.heartbeat_ms=50 --set timeouts.lease_ms=2000";
+    let child = bench.command(&format!("{RUN} --steps 30 {lease} --chaos {faults} --name r")).spawn().unwrap();
+    let (ended, summary) = end(&bench, "r", child);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_alike(&summary, &calm, "chaos");
+    verify(&bench, "r");
+    let events = bench.metrics("r");
+    let fired: Vec<_> = events.iter().filter(|event| event["event"] == "chaos").collect();
+    assert!(fired.iter().all(|event| event["done"] == true) && fired.len() == 6, "{fired:?}");
+    assert_eq!((summary["faults"].as_u64(), summary["rollbacks"].as_u64()), (Some(4), Some(2)));
+    assert_eq!(summary["failed_checkpoints"], 1, "{}", ended.stderr);
+    for (role, count) in [("worker", 2), ("server", 2)] {
+        assert_eq!(summary["recoveries"][role]["count"], count, "{role}: {}", summary["recoveries"]);
+    }
+    assert!(ended.stderr.contains("passed over a checkpoint: "), "{}", ended.stderr);
+    let random = "--chaos kill-worker,kill-server --mtbf 400ms --chaos-seed 3 --max-restarts 1000 --steps 80";
+    let calm = self::calm(&bench, "calm80", "--steps 80");
+    bench.succeed(&format!("{RUN} {random} --name random"));
+    assert_alike(&bench.summary("random"), &calm, "random");
+    assert!(bench.summary("random")["faults"].as_u64() >= Some(1));
+    for (chaos, why) in [
+        ("kill-worker", "says no time"),
+        ("melt-server@3", "with a kind of"),
+        ("kill-worker@3 --mtbf 3s", "comes at a step"),
+    ] {
+        let ended = bench.run(&format!("{RUN} --chaos {chaos} --name x"));
+        assert_eq!(ended.code, Some(2), "{chaos}");
+        assert!(ended.stderr.contains(why), "{chaos}: {}", ended.stderr);
     }
 }

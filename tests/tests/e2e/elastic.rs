@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     bench,
-    strikes::{self, end},
+    strikes::{self, end, verify},
 };
 
 /// Delays change nothing, but leave time to strike. Every evaluation is one more thing to take over.
@@ -85,6 +85,7 @@ fn who_is_started_again_ends_in_the_same_bits() {
         assert_eq!(restarts, [1, 0, 2, 0]);
         assert!(workers.iter().all(|worker| worker["slices"] == 2));
         assert_eq!(summary["steps"], 60, "{mode}");
+        verify(&bench, &name);
         if calm["exact"] == true {
             for field in ["params_sha256", "eval", "final_loss", "ema"] {
                 assert_eq!(summary[field], calm[field], "{mode}: {field}");
@@ -134,6 +135,7 @@ fn modes_that_are_not_exact_go_on_too() {
         assert_eq!(ended.code, Some(0), "{mode}: {}", ended.stderr);
         assert_eq!((summary["steps"].as_u64(), summary["faults"].as_u64()), (Some(24), Some(3)), "{mode}");
         assert_eq!(summary["eval"]["step"], 24, "{mode}");
+        verify(&bench, &name);
         let steps: Vec<_> =
             bench.metrics(&name).iter().filter(|e| e["event"] == "step").map(|e| e["step"].clone()).collect();
         assert_eq!(steps, (1..=24).collect::<Vec<u64>>(), "{mode}: every step is told of, in order");

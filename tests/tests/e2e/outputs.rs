@@ -84,6 +84,12 @@ fn conforms(value: &Value, schema: &Value, at: &str) {
         assert!(words.contains(value), "{at}: {value} is none of {words:?}");
     }
     match value {
+        Value::Object(fields) if schema["additionalProperties"].is_object() => {
+            let each = |(name, value): (&String, &Value)| {
+                conforms(value, &schema["additionalProperties"], &format!("{at}.{name}"));
+            };
+            fields.iter().for_each(each);
+        }
         Value::Object(fields) => {
             let described = schema["properties"].as_object().unwrap_or_else(|| panic!("{at}: no properties"));
             let names = |map: &serde_json::Map<String, Value>| map.keys().cloned().collect::<BTreeSet<_>>();
@@ -113,6 +119,10 @@ fn summaries_are_as_the_schema_says() {
     let schema: Value = serde_json::from_slice(&schema).unwrap();
     let bench = bench();
     conforms(&bench.train("good", &format!("--steps 2 {SMALL} --ema 0.9 --keep-best")), &schema, "summary");
+    let faults = "--workers 2 --min-workers 1 --chaos kill-worker@2,kill-server@4 --steps 12 --slow-worker any:5ms";
+    let struck = bench.train("struck", &format!("{faults} {SMALL} --set timeouts.restart_ms=10"));
+    assert_eq!(struck["recoveries"].as_object().unwrap().len(), 2);
+    conforms(&struck, &schema, "summary");
     let ended = bench.run(&format!("--backend cpu --name bad --steps 40 --optimizer sgd --lr 1e30 {SMALL}"));
     assert_eq!(ended.code, Some(5), "{}", ended.stderr);
     let summary = bench.summary("bad");

@@ -38,6 +38,12 @@ pub fn end(bench: &Bench, name: &str, child: Child) -> (Ended, Value) {
     (ended, bench.summary(name))
 }
 
+/// Recomputes that every sample was used as often as it should be.
+pub fn verify(bench: &Bench, name: &str) {
+    let told = bench.succeed(&format!("verify {name}")).stdout;
+    assert!(told.starts_with("verified: "), "{told}");
+}
+
 /// The steps of all events of a kind, in order.
 pub fn steps(bench: &Bench, name: &str, kind: &str) -> Vec<u64> {
     let events = bench.metrics(name).into_iter().filter(|event| event["event"] == kind);

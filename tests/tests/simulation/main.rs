@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why")]
 
+mod crashes;
 mod model;
 mod replay;
 mod workers;
@@ -52,6 +53,7 @@ fn disturb(mode: &str, check: impl Fn(&World)) {
         let is_complete = world.told.len() as u64 == STEPS;
         assert!(is_complete || world.returned, "unless all who saw a step died, it is told of: {:?}", world.told);
         assert_eq!(world.scores, [(2, 2.5), (4, 2.5), (6, 2.5)], "every evaluation is complete");
+        world.check_used();
         check(&world);
     }
 }

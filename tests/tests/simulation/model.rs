@@ -2,9 +2,11 @@
 
 use convoy_proto::{
     config::{Config, layers::Layers},
-    ids::SliceId,
+    ids::{Era, SliceId},
     messages::{Accumulated, ClusterView, GradientBlock, PushHeader, SliceHeader, Staged, Verdict},
 };
+
+use convoy_server::core::kept::Snapshot;
 
 use crate::{EVAL_EVERY, SLICES, STEPS, WORKERS};
 
@@ -15,17 +17,21 @@ pub enum Message {
     Push(usize, PushHeader, Option<GradientBlock>),
     /// To the coordinator, and back.
     Decide(Accumulated),
-    Decided(usize, Verdict),
+    Decided((usize, Era), Verdict),
     Stage(Staged),
-    Chosen(usize, Verdict),
-    Dropped(usize, PushHeader),
+    Chosen((usize, Era), Verdict),
+    Dropped((usize, Era), PushHeader),
+    /// A snapshot on its way to the disk.
+    Save((usize, Era), Snapshot),
+    /// A server that takes up an era.
+    Restore(usize, Era),
     View(usize, ClusterView),
 }
 
 /// The configuration of a case.
 pub fn config(mode: &str) -> Config {
     let text = format!(
-        "name = 'r'\nworkers = {WORKERS}\nservers = 2\nslices = {SLICES}\nsteps = {STEPS}\neval_every = {EVAL_EVERY}\nmin_workers = 1\n{mode}"
+        "name = 'r'\nworkers = {WORKERS}\nservers = 2\nslices = {SLICES}\nsteps = {STEPS}\neval_every = {EVAL_EVERY}\nmin_workers = 1\ncheckpoint.every = 2\n{mode}"
     );
     Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap()
 }

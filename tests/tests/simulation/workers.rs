@@ -8,7 +8,10 @@ use convoy_proto::{
     clock::Clock,
     fates::Fate,
     ids::{Member, ShardId, SliceId, Step, WorkerId},
-    messages::{Effort, EvaluationPart, GradientBlock, PushHeader, Report, StepReport, Verdict, Weights, Work},
+    messages::{
+        DealtSlice, Effort, EvaluationPart, GradientBlock, Phase, PushHeader, Report, StepReport, Verdict, Weights,
+        Work,
+    },
     sum::payload_of,
     tree::Node,
 };
@@ -82,7 +85,11 @@ impl World {
             |shard: &Shard| shard.all_blocks().map(|b| shard.version(b, step, Weights::Trained).unwrap()).collect();
         let found: Vec<Vec<Lookup>> = self.shards.iter().map(find).collect();
         let is_gone = found.iter().flatten().any(|found| matches!(found, Lookup::Gone));
-        assert!(!is_gone || self.cluster.engine().is_scored(step), "parameters are kept until they are scored");
+        assert!(
+            !is_gone || self.cluster.engine().is_scored(step),
+            "parameters of {step} are kept until they are scored, eras {:?}",
+            self.begins
+        );
         if missing.is_empty() || !found.iter().flatten().all(|found| matches!(found, Lookup::Ready(_))) {
             return;
         }
@@ -96,6 +103,10 @@ impl World {
     /// Lets a worker do its next thing, or send again what it has in hand.
     pub fn act(&mut self, rank: u32) {
         let Some(member) = self.members.get(&rank).copied() else { return };
+        if self.cluster.phase() < Phase::Training {
+            // Servers are taking up an era.
+            return;
+        }
         let hand = self.hands[&rank].clone();
         if let Some(header) = &hand.pushed {
             self.look(rank, header.clone());
@@ -152,6 +163,7 @@ impl World {
             sequence,
             slices: places.iter().map(|(slice, place)| header_of(*slice, *place)).collect(),
             loss_scale: 1.0,
+            dealt: self.is_dealt().then(|| DealtSlice { step: places[0].1.0, slice: SliceId(places[0].1.1) }),
         };
         self.send(&header, places);
         self.hands.get_mut(&member.rank).unwrap().pushed = Some(header);

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 
 use convoy_launcher::coordinator::{
-    core::{Cluster, Event},
+    core::{Cluster, Event, Origin, SaveEvent},
     evaluation::Kind,
     handshake::Reference,
+    refusal::Refusal as NotHeard,
+    saves::SavedSet,
 };
 use convoy_proto::{
     BUILD, PROTOCOL,
     blocks::BlockMap,
     config::Config,
     fates::Fate,
-    ids::{Incarnation, Member, Role, ShardId, Step},
+    ids::{Era, Incarnation, Member, Role, ShardId, Step},
     manifest::{Manifest, TensorRole},
     messages::{JoinOffer, JoinPart, ParameterBlock, Phase, Staged, Verdict, Weights, WorkerOffer},
     order::{Purpose, below, stream},
@@ -20,6 +22,7 @@ use convoy_proto::{
     sum::payload_of,
 };
 use convoy_server::core::{
+    kept::{Snapshot, Used},
     refusal::Refusal,
     shard::{Outcome, Shard},
     versions::Lookup,
@@ -38,6 +41,7 @@ pub struct World {
     pub cluster: Cluster,
     pub shards: Vec<Shard>,
     pub members: BTreeMap<u32, Member>,
+    pub servers: BTreeMap<u32, Member>,
     pub hands: BTreeMap<u32, Hand>,
     pub mail: Vec<Message>,
     /// Staged pushes that wait for the coordinator's word.
@@ -52,6 +56,15 @@ pub struct World {
     pub ended: bool,
     /// Whether a worker came back.
     pub returned: bool,
+    /// Checkpoints that are whole, and the parts that are on disk.
+    pub checkpoints: BTreeMap<Step, Origin>,
+    pub written: Vec<SavedSet>,
+    pub disk: BTreeMap<(Step, Era, usize), Snapshot>,
+    /// What commits used, by era, and where eras began.
+    pub used: Vec<(Era, Used)>,
+    pub begins: Vec<(Era, Step)>,
+    /// How often a server died.
+    pub crashes: u32,
 }
 
 impl World {
@@ -78,6 +91,7 @@ impl World {
             cluster,
             shards: Vec::new(),
             members: BTreeMap::new(),
+            servers: BTreeMap::new(),
             hands: BTreeMap::new(),
             mail: Vec::new(),
             waiting: Vec::new(),
@@ -87,21 +101,20 @@ impl World {
             scores: Vec::new(),
             ended: false,
             returned: false,
+            checkpoints: BTreeMap::new(),
+            written: Vec::new(),
+            disk: BTreeMap::new(),
+            used: Vec::new(),
+            begins: vec![(Era(0), Step(0))],
+            crashes: 0,
         };
         (0..2).for_each(|rank| world.join(Role::Server, rank));
         (0..WORKERS).for_each(|rank| world.join(Role::Worker, rank));
         world.cluster.advance(Phase::Training);
-        let view = world.cluster.view();
-        let map = BlockMap::new(&world.manifest, 2);
-        for shard in (0..2).map(ShardId) {
-            let core = Shard::new(shard, &world.config, (&world.manifest, horizon), view.clone());
-            for block in map.of_shard(shard) {
-                let values: Vec<f32> = block.range().map(|i| (i as f32 * 0.37).cos()).collect();
-                let block = ParameterBlock { block: block.id, payload: payload_of(&values).to_vec().into() };
-                core.initialise(world.members[&0], &[block]).unwrap();
-            }
+        (0..2).for_each(|shard| {
+            let core = world.first_shard(shard);
             world.shards.push(core);
-        }
+        });
         world
     }
 
@@ -109,7 +122,7 @@ impl World {
         (self.random)(bound)
     }
 
-    fn join(&mut self, role: Role, rank: u32) {
+    pub fn join(&mut self, role: Role, rank: u32) {
         let worker = WorkerOffer {
             backend: "cpu".into(),
             device: "cpu".into(),
@@ -124,12 +137,32 @@ impl World {
         let config_fingerprint = self.config.fingerprint();
         let (protocol, build, run_id, host) = (PROTOCOL, BUILD.into(), "r".into(), "h".into());
         let offer = JoinOffer { protocol, build, run_id, role, rank, pid: 1, host, config_fingerprint, part };
-        let incarnation = self.cluster.join(offer, 0).unwrap().0.incarnation;
-        let member = Member { role, rank, incarnation };
-        if role == Role::Worker {
+        let (admission, events) = self.cluster.join(offer, 0).unwrap();
+        self.note(events);
+        let member = Member { role, rank, incarnation: admission.incarnation };
+        if role == Role::Server {
+            self.servers.insert(rank, member);
+        } else {
             self.members.insert(rank, member);
             self.hands.insert(rank, Hand::at(Step(0)));
         }
+    }
+
+    pub fn new_shard(&self, shard: usize) -> Shard {
+        let horizon = Horizon { steps: STEPS, steps_per_epoch: STEPS };
+        Shard::new(ShardId(shard as u32), &self.config, (&self.manifest, horizon), self.cluster.view())
+    }
+
+    /// A shard of an era that begins with the first step.
+    pub fn first_shard(&self, shard: usize) -> Shard {
+        let core = self.new_shard(shard);
+        let initialiser = self.cluster.view().initialiser;
+        for block in BlockMap::new(&self.manifest, 2).of_shard(core.id()) {
+            let values: Vec<f32> = block.range().map(|i| (i as f32 * 0.37).cos()).collect();
+            let block = ParameterBlock { block: block.id, payload: payload_of(&values).to_vec().into() };
+            core.initialise(self.members[&initialiser.0], &[block]).unwrap();
+        }
+        core
     }
 
     fn tell_shards(&mut self) {
@@ -137,7 +170,10 @@ impl World {
         (0..self.shards.len()).for_each(|shard| self.mail.push(Message::View(shard, view.clone())));
     }
 
-    fn follow(&mut self, outcome: Outcome) {
+    fn follow(&mut self, (shard, era): (usize, Era), outcome: Outcome) {
+        let saves = outcome.snapshots.into_iter().map(|snapshot| Message::Save((shard, era), snapshot));
+        self.mail.extend(saves);
+        self.used.extend(outcome.used.into_iter().map(|used| (era, used)));
         self.mail.extend(outcome.accumulated.map(Message::Decide));
         self.mail.extend(outcome.staged.map(Message::Stage));
     }
@@ -152,11 +188,12 @@ impl World {
                 });
                 match outcomes {
                     Ok((opened, accepted)) => {
-                        self.follow(opened);
-                        self.follow(accepted);
+                        self.follow((shard, header.era), opened);
+                        self.follow((shard, header.era), accepted);
                     }
                     Err(
-                        Refusal::Fenced { .. }
+                        Refusal::Era { .. }
+                        | Refusal::Fenced { .. }
                         | Refusal::Generation { .. }
                         | Refusal::Step { .. }
                         | Refusal::Missed { .. }
@@ -166,28 +203,40 @@ impl World {
                 }
             }
             Message::Decide(part) => {
-                let server = self.server(part.shard);
-                if let Some(verdict) = self.cluster.decide(server, part).unwrap() {
-                    (0..2).for_each(|shard| self.mail.push(Message::Decided(shard, verdict.clone())));
+                let (server, era) = (self.server(part.shard), part.era);
+                match self.cluster.decide(server, part) {
+                    Ok(Some(verdict)) => {
+                        (0..2).for_each(|shard| self.mail.push(Message::Decided((shard, era), verdict.clone())));
+                    }
+                    Ok(None) | Err(NotHeard::Era { .. } | NotHeard::Stranger(_)) => {}
+                    Err(problem) => panic!("{problem}"),
                 }
             }
-            Message::Decided(shard, verdict) => {
-                let outcome = self.shards[shard].decide(verdict);
-                self.follow(outcome);
+            Message::Stage(staged) => match self.cluster.stage(self.server(staged.shard), staged.clone()) {
+                Ok(_) => self.waiting.push(staged),
+                Err(NotHeard::Era { .. } | NotHeard::Stranger(_)) => {}
+                Err(problem) => panic!("{problem}"),
+            },
+            // What belongs to an era that is over reaches a shard that nobody asks any more.
+            Message::Decided((shard, era), _)
+            | Message::Chosen((shard, era), _)
+            | Message::Dropped((shard, era), _)
+            | Message::Save((shard, era), _)
+                if self.shards[shard].era() != era => {}
+            Message::Decided(at, verdict) => {
+                let outcome = self.shards[at.0].decide(verdict);
+                self.follow(at, outcome);
             }
-            Message::Stage(staged) => {
-                let server = self.server(staged.shard);
-                self.cluster.stage(server, staged.clone()).unwrap();
-                self.waiting.push(staged);
+            Message::Chosen(at, verdict) => {
+                let outcome = self.shards[at.0].choose(verdict);
+                self.follow(at, outcome);
             }
-            Message::Chosen(shard, verdict) => {
-                let outcome = self.shards[shard].choose(verdict);
-                self.follow(outcome);
+            Message::Dropped(at, header) => {
+                let outcome = self.shards[at.0].drop_push(header.id());
+                self.follow(at, outcome);
             }
-            Message::Dropped(shard, header) => {
-                let outcome = self.shards[shard].drop_push(header.id());
-                self.follow(outcome);
-            }
+            Message::Save((shard, era), snapshot) => self.save(shard, era, snapshot),
+            Message::Restore(shard, era) => self.restore(shard, era),
             Message::View(shard, view) => {
                 // Views come in order: an older one says nothing.
                 let newest = self.cluster.view();
@@ -197,21 +246,24 @@ impl World {
     }
 
     fn server(&self, shard: ShardId) -> Member {
-        Member { role: Role::Server, rank: shard.0, incarnation: Incarnation(u64::from(shard.0) + 1) }
+        self.servers[&shard.0]
     }
 
     /// One event: a message arrives, or a worker acts, or dies and comes back.
     fn tick(&mut self, faults: bool) {
         for staged in std::mem::take(&mut self.waiting) {
-            let shard = staged.shard.0 as usize;
+            let at = (staged.shard.0 as usize, staged.era);
+            if staged.era != self.cluster.era() {
+                continue;
+            }
             match self.cluster.engine().fate(&staged.header) {
                 Fate::Open => self.waiting.push(staged),
                 Fate::Decided(verdict) => {
                     let known = self.log.entry(verdict.step).or_insert_with(|| verdict.clone());
                     assert_eq!(*known, verdict, "a step has one verdict");
-                    self.mail.push(Message::Chosen(shard, verdict));
+                    self.mail.push(Message::Chosen(at, verdict));
                 }
-                Fate::Dropped => self.mail.push(Message::Dropped(shard, staged.header)),
+                Fate::Dropped => self.mail.push(Message::Dropped(at, staged.header)),
             }
         }
         let kind = self.draw(100);
@@ -228,12 +280,15 @@ impl World {
                 self.mail.push(message.clone());
             }
             self.deliver(message);
+        } else if faults && kind == 97 && self.crashes < 3 && !self.ended && self.draw(8) == 0 {
+            self.crash();
         } else if faults && kind >= 98 {
             self.die_or_return();
         } else {
             let rank = self.draw(u64::from(WORKERS)) as u32;
             self.act(rank);
         }
+        self.complete();
         self.check();
     }
 
@@ -249,7 +304,11 @@ impl World {
             }
         } else {
             self.join(Role::Worker, rank);
-            let step = self.shards.iter().map(Shard::open_step).min().unwrap();
+            let begun = self.begins.last().unwrap().1;
+            let step = match self.cluster.phase() >= Phase::Training {
+                true => self.shards.iter().map(Shard::open_step).min().unwrap(),
+                false => begun,
+            };
             self.hands.insert(rank, Hand::at(step));
             self.returned = true;
         }
@@ -264,6 +323,8 @@ impl World {
                 Event::Evaluated(_, _, score) => self.scores.push((score.step, score.loss)),
                 Event::Finished(_) => self.ended = true,
                 Event::Diverging(problem) => panic!("{problem}"),
+                Event::Save(SaveEvent::Written(set)) => self.written.push(set),
+                Event::NotRestored(member, problem) => panic!("{member}: {problem}"),
                 _ => {}
             }
         }
@@ -271,6 +332,9 @@ impl World {
 
     /// What holds at every moment.
     fn check(&mut self) {
+        if self.cluster.phase() < Phase::Training {
+            return;
+        }
         let opens: Vec<_> = self.shards.iter().map(|shard| shard.open_step().0).collect();
         if !self.config.mode.is_chosen() {
             assert!(opens[0].abs_diff(opens[1]) <= 1, "shards are {opens:?}");

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use convoy_proto::{
     ids::{SliceId, Step},
-    messages::{Effort, Extent, Report, StepReport, StepTimes, Work},
+    messages::{DealtSlice, Effort, Extent, Report, StepReport, StepTimes, Work},
 };
 
 use super::Worker;
@@ -51,7 +51,8 @@ impl Worker<'_> {
         let (samples, mut times) = (contribution.samples, contribution.times);
         times.compute += self.dawdle(1)?;
         let start = Instant::now();
-        let at = Position { generation: view.generation, era, step: pulled.step, sequence };
+        let dealt = Some(DealtSlice { step: step.0, slice });
+        let at = Position { generation: view.generation, era, step: pulled.step, sequence, dealt };
         let (verdict, bytes_pushed) = self.attend(async {
             let committed = exchange.push(at, &contribution).await?;
             committed.ok_or(WorkError::Exchange(ExchangeError::Dropped { sequence }))

@@ -141,7 +141,7 @@ impl Worker<'_> {
     ) -> Result<Ended, WorkError> {
         let (step, limit_ms) = (self.step, self.config.timeouts.step_ms);
         self.pushes += 1;
-        let at = Position { generation: view.generation, era: self.era, step, sequence: self.pushes };
+        let at = Position { generation: view.generation, era: self.era, step, sequence: self.pushes, dealt: None };
         let (mut views, mut other_views) = (self.membership.views(), self.membership.views());
         let exchange = self.exchange.clone();
         let (pushing, reports) = (Report::Pausing { pushed: step.next() }, self.reports.queue());

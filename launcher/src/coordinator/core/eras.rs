@@ -82,7 +82,7 @@ impl Cluster {
     }
 
     fn take_up(&mut self, origin: Origin) {
-        self.engine = Engine::new(&self.config, &self.reference).resumed(&origin);
+        self.engine = Engine::new(&self.config, &self.reference).in_place_of(&self.engine, &origin);
         for worker in self.workers.iter_mut().flatten() {
             worker.at = origin.commits;
             (worker.pushed, worker.finished) = (None, None);

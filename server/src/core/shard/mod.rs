@@ -37,6 +37,7 @@ use super::{
     accumulator::Inserted,
     cell::{Cell, Progress},
     fences::{check_length, fence, known, own},
+    kept::Used,
     open::{OpenStep, Question, Sizes},
     refusal::Refusal,
     staging::Staging,
@@ -55,6 +56,8 @@ struct State {
     /// Commits that the coordinator asked to keep, and the last that it asked for.
     wanted: BTreeSet<Step>,
     asked: Option<Step>,
+    /// What commits used, to be handed over.
+    used: Vec<Used>,
     /// Commits that are whole and are to be handed over, with the loss scale then.
     formed: VecDeque<(Step, LossScale)>,
 }
@@ -132,6 +135,7 @@ impl Shard {
                 chosen: BTreeMap::new(),
                 wanted: BTreeSet::new(),
                 asked: None,
+                used: Vec::new(),
                 formed: VecDeque::new(),
             }),
         }
@@ -257,8 +261,7 @@ impl Shard {
         outcome.changed = self.apply(&mut cell);
         drop(cell);
         outcome.accumulated = self.report();
-        outcome.snapshots.extend(self.snapshot());
-        Ok(outcome)
+        Ok(self.hand_over(outcome))
     }
 
     /// Carries out the coordinator's verdict on the open step; one on an older step changes nothing.
@@ -301,8 +304,7 @@ impl Shard {
             })
             .reduce(|| false, |a, b| a | b);
         let advanced = self.advance(&mut lock(&self.state));
-        let snapshots = self.snapshot().into_iter().collect();
-        Outcome { changed: changed | advanced, accumulated: self.report(), snapshots, ..Outcome::default() }
+        self.hand_over(Outcome { changed: changed | advanced, accumulated: self.report(), ..Outcome::default() })
     }
 
     /// Counts the cell when its sum is complete.
@@ -337,6 +339,7 @@ impl Shard {
         if self.is_kept(state, verdict.step.next()) {
             state.formed.push_back((verdict.step.next(), state.loss_scale));
         }
+        self.account(state, &verdict);
         match verdict.push {
             Some(push) => state.staging.end(push, Fate::Decided(Verdict::clone(&verdict))),
             None => state.staging.close(verdict.step),

@@ -8,7 +8,7 @@ use convoy_proto::{
     tree::Node,
 };
 
-use super::super::kept::Snapshot;
+use super::super::kept::{Snapshot, Used};
 
 /// Permission to push blocks to a step, from [`Shard::open`].
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +28,7 @@ impl Outcome {
     pub(super) fn and(self, other: Outcome) -> Outcome {
         Outcome {
             changed: self.changed | other.changed,
+            used: [self.used, other.used].concat(),
             snapshots: [self.snapshots, other.snapshots].concat(),
             accumulated: self.accumulated.or(other.accumulated),
             staged: self.staged.or(other.staged),
@@ -54,6 +55,8 @@ pub struct Outcome {
     pub staged: Option<Staged>,
     /// Commits that are whole here and that checkpoints need: write them.
     pub snapshots: Vec<Snapshot>,
+    /// What commits used of the data, where this shard keeps accounts: write that down.
+    pub used: Vec<Used>,
     /// Whether a block's contribution was new.
     pub fresh: bool,
 }

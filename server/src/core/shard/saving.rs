@@ -4,10 +4,14 @@
 //! training goes on. A commit that is asked for on the way may be over already; then nothing is kept and another is
 //! asked for.
 
-use convoy_proto::{ids::Step, manifest::TensorRole};
+use convoy_proto::{
+    ids::{ShardId, Step},
+    manifest::TensorRole,
+    messages::{DealtSlice, Verdict},
+};
 
 use super::{
-    super::kept::{Keeping, RestoreError, Snapshot},
+    super::kept::{Keeping, RestoreError, Snapshot, Used},
     OpenStep, Outcome, Shard, State, lock,
 };
 
@@ -51,6 +55,34 @@ impl Shard {
             state.formed.push_back(formed);
         }
         Ok(Outcome { snapshots: self.snapshot().into_iter().collect(), ..Outcome::default() })
+    }
+
+    /// Takes down what a commit used. One shard does it for all, which commit the same.
+    pub(super) fn account(&self, state: &mut State, verdict: &Verdict) {
+        if self.id != ShardId(0) {
+            return;
+        }
+        let dealt = verdict.push.and_then(|push| state.staging.dealt(push));
+        let steps = self.clock.steps_of(verdict.step);
+        state.used.push(match dealt {
+            Some(DealtSlice { step, slice }) => {
+                let slices = verdict.slices.iter().map(|_| slice).collect();
+                Used { commit: verdict.step, step, steps: 1, slices }
+            }
+            None => Used {
+                commit: verdict.step,
+                step: steps.start,
+                steps: steps.end - steps.start,
+                slices: verdict.slices.clone(),
+            },
+        });
+    }
+
+    /// An outcome, with what has come about beside it.
+    pub(super) fn hand_over(&self, mut outcome: Outcome) -> Outcome {
+        outcome.used.append(&mut lock(&self.state).used);
+        outcome.snapshots.extend(self.snapshot());
+        outcome
     }
 
     /// The next commit that is whole on this shard and is to be kept, once.

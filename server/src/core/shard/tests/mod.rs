@@ -90,6 +90,7 @@ impl Fixture {
             slices: vec![header],
             loss_scale: self.config.loss_scale,
             sequence: step,
+            dealt: None,
         }
     }
 }

@@ -1,0 +1,129 @@
+//! `ledger.jsonl`: what each commit used of the data, from the pushes that made it.
+//!
+//! One server of a run writes it, a line a commit, and a line where an era begins. What an era committed from the place
+//! on where a later one begins is void. `launcher verify` reads it.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use convoy_proto::ids::{Era, Step};
+use serde::{Deserialize, Serialize};
+
+use crate::core::kept::Used;
+
+/// The file's name in the run's directory.
+pub const LEDGER: &str = "ledger.jsonl";
+
+/// A line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// A commit.
+    Commit {
+        /// In which era.
+        era: u64,
+        /// Its number, from 0.
+        commit: u64,
+        /// The first step whose data it used, as people count.
+        step: u64,
+        /// How many steps.
+        steps: u64,
+        /// The slices of each that it used, but for those without samples.
+        slices: Vec<u32>,
+    },
+    /// An era begins.
+    Era {
+        /// Which.
+        era: u64,
+        /// The first commit that it makes.
+        from: u64,
+    },
+}
+
+impl Line {
+    /// The line of a commit.
+    pub fn of(era: Era, used: &Used) -> Line {
+        let slices = used.slices.iter().map(|slice| slice.0).collect();
+        Line::Commit { era: era.0, commit: used.commit.0, step: used.step, steps: used.steps, slices }
+    }
+}
+
+/// The file, open at its end.
+#[derive(Debug)]
+pub struct Accounts {
+    path: PathBuf,
+    file: File,
+}
+
+impl Accounts {
+    /// Opens the ledger of a run; a line that was torn ends here.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn open(run: &Path) -> io::Result<Accounts> {
+        let path = run.join(LEDGER);
+        let mut file = File::options().create(true).read(true).append(true).open(&path)?;
+        if file.metadata()?.len() > 0 {
+            let mut last = [0];
+            file.seek(SeekFrom::End(-1))?;
+            file.read_exact(&mut last)?;
+            if last != *b"\n" {
+                file.write_all(b"\n")?;
+            }
+        }
+        Ok(Accounts { path, file })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Notes that an era begins.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn begin(&mut self, era: Era, from: Step) -> io::Result<()> {
+        self.write(&Line::Era { era: era.0, from: from.0 })
+    }
+
+    /// Notes commits.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn add(&mut self, era: Era, used: &[Used]) -> io::Result<()> {
+        used.iter().try_for_each(|used| self.write(&Line::of(era, used)))
+    }
+
+    fn write(&mut self, line: &Line) -> io::Result<()> {
+        let mut text = serde_json::to_vec(line)?;
+        text.push(b'\n');
+        self.file.write_all(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use convoy_proto::ids::SliceId;
+
+    use super::*;
+
+    #[test]
+    fn lines_read_as_they_were_written_and_a_torn_one_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let used = Used { commit: Step(3), step: 6, steps: 2, slices: vec![SliceId(0), SliceId(2)] };
+        let mut accounts = Accounts::open(dir.path()).unwrap();
+        accounts.begin(Era(0), Step(3)).unwrap();
+        accounts.add(Era(0), std::slice::from_ref(&used)).unwrap();
+        accounts.file.write_all(b"{\"era\":0,\"com").unwrap();
+        Accounts::open(dir.path()).unwrap().begin(Era(1), Step(3)).unwrap();
+        let text = std::fs::read_to_string(dir.path().join(LEDGER)).unwrap();
+        let lines: Vec<Option<Line>> = text.lines().map(|line| serde_json::from_str(line).ok()).collect();
+        let commit = Some(Line::of(Era(0), &used));
+        let eras = [0, 1].map(|era| Some(Line::Era { era, from: 3 }));
+        assert_eq!(lines, [eras[0].clone(), commit, None, eras[1].clone()]);
+    }
+}
