@@ -119,6 +119,11 @@ pub fn discard(path: &Path) {
     }
 }
 
+/// Removes what was begun and will never be complete, once nobody writes any more.
+pub fn tidy(run: &Path) {
+    directories(run).iter().for_each(|path| discard(path));
+}
+
 /// Removes a checkpoint, its manifest first, so that nothing half is ever taken for whole.
 fn remove(path: &Path) {
     let _ = fs::remove_file(path.join(checkpoint::MANIFEST));

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement fails by panicking and prints its table")]
 
 mod elastic;
+mod kills;
 mod modes;
 mod tensors;
 

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::{GOODBYE, Session, losses::workers, signals::Signals};
 use crate::{
     args::Which,
+    checkpoints,
     children::ChildExit,
     cli::say,
     coordinator::service::launcher,
@@ -109,6 +110,7 @@ impl Session {
             let _ = tokio::time::timeout(GOODBYE, self.children.kill()).await;
         }
         self.progress.end();
+        checkpoints::tidy(self.run_dir.path());
         let result = match (result, self.stopping) {
             (Ok(()), Some(signal)) => Err(self.stopped(signal)),
             (result, _) => result,

@@ -175,6 +175,7 @@ impl Session {
                 });
             }
         }
+        self.restarts.progressed();
         self.recovered();
         self.note_cut(Step(commits));
         self.chaos_at_step(step);

@@ -37,6 +37,11 @@ impl Session {
             Standing::Starting => return self.restart_failed(&exit, signals).await,
             Standing::Member => {}
         }
+        if let (Role::Server, Some(signal), Some(_)) = (exit.role, self.stopping, self.saving.newest) {
+            // What it had since the newest checkpoint is gone; another launcher makes it again.
+            self.fault(&exit.describe());
+            return Err(self.stopped(signal));
+        }
         let mut exits = vec![exit];
         if !exits[0].is_sudden() {
             // It may have given up because of another, which is then the cause.

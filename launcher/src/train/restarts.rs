@@ -1,4 +1,5 @@
-//! Which processes are to be started again, and when: each up to a number of times, after a delay that doubles.
+//! Which processes are to be started again, and when: each up to a number of times, after a delay that doubles for as
+//! long as nothing is trained in between.
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +21,8 @@ pub struct Restarts {
     first: Duration,
     /// How often each was started again, or is about to be.
     counts: BTreeMap<Place, u32>,
+    /// How often since training got on.
+    streaks: BTreeMap<Place, u32>,
     due: BTreeMap<Place, Instant>,
 }
 
@@ -35,7 +38,7 @@ pub struct Plan {
 impl Restarts {
     /// None yet; `most` of each process, the first after a delay of `first`.
     pub fn new(most: u32, first: Duration) -> Restarts {
-        Restarts { most, first, counts: BTreeMap::new(), due: BTreeMap::new() }
+        Restarts { most, first, counts: BTreeMap::new(), streaks: BTreeMap::new(), due: BTreeMap::new() }
     }
 
     /// Whether a process may be started again.
@@ -49,10 +52,16 @@ impl Restarts {
         if *count >= self.most {
             return None;
         }
-        let delay = self.first.saturating_mul(1 << (*count).min(16)).min(LONGEST);
-        *count += 1;
+        let streak = self.streaks.entry(place).or_default();
+        let delay = self.first.saturating_mul(1 << (*streak).min(16)).min(LONGEST);
+        (*count, *streak) = (*count + 1, *streak + 1);
         self.due.insert(place, now + delay);
         Some(Plan { number: *count, delay })
+    }
+
+    /// Training gets on: whoever dies now does not die of how it is started.
+    pub fn progressed(&mut self) {
+        self.streaks.clear();
     }
 
     /// When the next one is due.
@@ -82,6 +91,20 @@ mod tests {
         let delays: Vec<_> = (0..4).map(|_| restarts.plan(worker(1), now).map(|plan| plan.delay.as_secs())).collect();
         assert_eq!(delays, [Some(10), Some(20), Some(30), None]);
         assert!(restarts.may(worker(0)) && !restarts.may(worker(1)));
+    }
+
+    #[test]
+    fn progress_makes_delays_short_again() {
+        let (mut restarts, now) = (Restarts::new(9, Duration::from_secs(1)), Instant::now());
+        let mut delay = |place, has_progressed: bool| {
+            if has_progressed {
+                restarts.progressed();
+            }
+            restarts.plan(place, now).map(|plan| (plan.number, plan.delay.as_secs()))
+        };
+        let delays =
+            [delay(worker(1), false), delay(worker(1), false), delay(worker(1), true), delay(worker(1), false)];
+        assert_eq!(delays, [Some((1, 1)), Some((2, 2)), Some((3, 1)), Some((4, 2))]);
     }
 
     #[test]

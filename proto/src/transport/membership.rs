@@ -57,7 +57,9 @@ impl Membership {
             }
         });
         let (every, lease) = (admission.heartbeat_ms.into(), admission.lease_ms.into());
-        let beat = beat(coordinator.clone(), member, Duration::from_millis(every), Duration::from_millis(lease));
+        // On a connection of its own, so that nothing holds it up.
+        let pulse = Coordinator::connect(&coordinator.peer().address).await?;
+        let beat = beat(pulse, member, Duration::from_millis(every), Duration::from_millis(lease));
         let gone = lost.clone();
         tasks.spawn(async move {
             tokio::select! {
