@@ -6,7 +6,7 @@ use clap::{ArgAction, Args};
 
 mod commands;
 
-pub use commands::{EvalArgs, GenerateArgs, InspectArgs, ResumeArgs, RunArgs, VerifyArgs, Which};
+pub use commands::{EvalArgs, GenerateArgs, InspectArgs, ResumeArgs, RunArgs, ScaleArgs, VerifyArgs, Which};
 
 /// Where runs are; before or after any subcommand.
 #[derive(Args, Clone, Debug)]
@@ -31,6 +31,9 @@ pub struct TrainArgs {
     /// Worker processes that must be alive, or about to be started again, for the run to go on [default: all]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub min_workers: Option<String>,
+    /// Worker processes that `launcher scale` may ask for while the run goes on [default: 4096]
+    #[arg(long, value_name = "N", help_heading = "Cluster")]
+    pub max_workers: Option<String>,
     /// Parameter server processes [default: 1]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub servers: Option<String>,
@@ -276,6 +279,7 @@ impl From<&TrainArgs> for Pairs {
         let mut pairs = given([
             ("workers", &args.workers),
             ("min_workers", &args.min_workers),
+            ("max_workers", &args.max_workers),
             ("max_restarts", &args.max_restarts),
             ("servers", &args.servers),
             ("chaos.faults", &args.chaos),

@@ -7,10 +7,10 @@ use convoy_server::ServerArgs;
 use convoy_worker::{WorkerArgs, task::TaskEntry};
 
 use crate::{
-    args::{EvalArgs, GenerateArgs, InspectArgs, Places, ResumeArgs, TrainArgs, VerifyArgs},
+    args::{EvalArgs, GenerateArgs, InspectArgs, Places, ResumeArgs, ScaleArgs, TrainArgs, VerifyArgs},
     eval, generate, inspect,
     outcome::{Failure, exit},
-    probe, resume, train, verify,
+    probe, resume, scale, train, verify,
 };
 
 const ABOUT: &str = "Trains a model on a cluster of workers around exact parameter servers";
@@ -23,6 +23,7 @@ const EXAMPLES: &str = "Examples:
   launcher --workers 4 --slices 8 --servers 2          the same bits for any number of workers and servers
   launcher --config run.toml --set optimizer.lr=0.01   a file, and one value changed
   launcher resume latest --workers 2                   go on with a run that was stopped
+  launcher scale latest --workers 8                    more workers, or fewer, while it trains
   launcher verify latest                               every sample was used once, whatever died
   launcher eval latest --predictions out.csv           score a finished run again
   launcher generate latest --prompt Once               let a text model go on
@@ -48,6 +49,8 @@ pub struct Cli {
 enum Command {
     /// Go on with a run that was stopped or lost, from its newest checkpoint
     Resume(ResumeArgs),
+    /// Give a run that trains another number of workers
+    Scale(ScaleArgs),
     /// Recompute which samples a run used, and fail unless each was used as often as it should be
     Verify(VerifyArgs),
     /// Score a finished run's model on the held-out data again
@@ -87,6 +90,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
         Some(Command::Worker(args)) => return convoy_worker::main(&args, tasks),
         Some(Command::Resume(args)) => resume::resume(&args, &cli.places, tasks),
         Some(Command::Verify(args)) => verify::verify(&args, &cli.places, tasks),
+        Some(Command::Scale(args)) => scale::scale(&args, &cli.places),
         Some(Command::Probe) => return probe::print(),
         Some(Command::Eval(args)) => eval::eval(&args, &cli.places, tasks),
         Some(Command::Generate(args)) => generate::generate(&args, &cli.places, tasks),

@@ -24,6 +24,7 @@ pub mod probe;
 pub mod progress;
 pub mod resume;
 pub mod run_dir;
+pub mod scale;
 pub mod settings;
 pub mod summary;
 pub mod train;

@@ -47,6 +47,7 @@ const FREE: &[&str] = &[
     "workers",
     "min_workers",
     "max_restarts",
+    "max_workers",
     "servers",
     "listen",
     "name",

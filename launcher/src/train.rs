@@ -32,6 +32,7 @@ use crate::{
     progress::Progress,
     resume::{self, Resumed},
     run_dir::RunDir,
+    scale::{self as whereabouts, Whereabouts},
     settings,
     summary::{EmaSummary, Notes, Summary},
 };
@@ -46,6 +47,7 @@ pub mod prepare;
 mod restarts;
 pub mod review;
 mod saves;
+mod scale;
 mod signals;
 
 use chaos::Turmoil;
@@ -125,6 +127,8 @@ struct Session {
     turmoil: Turmoil,
     /// Whose fault training has not got over yet, and since when.
     struck: Option<(Role, Instant)>,
+    /// How many workers a person asked for.
+    scale_to: Option<u32>,
     /// Checkpoints that servers could not take.
     bad_checkpoints: BTreeSet<PathBuf>,
     review: Review,
@@ -176,6 +180,7 @@ impl Session {
             saving: Saving::new(commits, newest),
             turmoil,
             struck: None,
+            scale_to: None,
             bad_checkpoints: BTreeSet::new(),
             review,
             reviewed: if config.optimizer.ema.is_some() { Weights::Averaged } else { Weights::Trained },
@@ -202,6 +207,8 @@ impl Session {
             self.progress.say(line);
         }
         self.progress.say(&format!("run {}", self.run_dir.path().display()));
+        let here = Whereabouts { address: self.address.to_string(), pid: std::process::id() };
+        self.write_json(whereabouts::FILE, &here)?;
         self.save_summary();
         self.children_of_run().into_iter().try_for_each(|spec| self.children.start(spec).map(drop))?;
         loop {
@@ -256,6 +263,9 @@ impl Session {
         loop {
             if let Some(end) = self.ended {
                 return Ok(end);
+            }
+            if let Some(workers) = self.scale_to.take() {
+                self.scale(workers, signals).await?;
             }
             tokio::select! {
                 biased;

@@ -77,6 +77,17 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
+/// What run is to have how many workers.
+#[derive(Args, Clone, Debug)]
+pub struct ScaleArgs {
+    /// The run: its name below the root of runs, or its directory
+    #[arg(default_value = "latest")]
+    pub run: String,
+    /// Worker processes from now on
+    #[arg(long, value_name = "N")]
+    pub workers: u32,
+}
+
 /// What run to verify.
 #[derive(Args, Clone, Debug)]
 pub struct VerifyArgs {

@@ -35,6 +35,9 @@ pub enum Refusal {
     /// A caller that is not a current member.
     #[error("{0} is not a current member")]
     Stranger(Member),
+    /// Another number of workers than there can be, or not now.
+    #[error("{0}")]
+    Scale(String),
     /// It belongs to another era.
     #[error("era {theirs} is over, this is era {ours}")]
     Era {

@@ -54,6 +54,7 @@ impl From<Refusal> for Status {
                 Status::failed_precondition(text)
             }
             Refusal::NoPlace { .. } => Status::out_of_range(text),
+            Refusal::Scale(_) => Status::failed_precondition(text),
             Refusal::Era { .. } => Status::aborted(text),
             Refusal::Taken(_) => Status::already_exists(text),
             Refusal::Stranger(_) => Status::permission_denied(text),
@@ -307,6 +308,14 @@ impl CoordinationService for CoordinatorService {
         }
         self.publish();
         Ok(Response::new(wire::ReportShardResponse {}))
+    }
+
+    async fn scale(&self, request: Request<wire::ScaleRequest>) -> Result<Response<wire::ScaleResponse>, Status> {
+        let workers = request.into_inner().workers;
+        let room = self.room().await?;
+        let before = self.cluster().may_scale(workers)?;
+        hand_on(room, vec![Event::Scale(workers)]);
+        Ok(Response::new(wire::ScaleResponse { before }))
     }
 
     async fn leave(&self, request: Request<wire::LeaveRequest>) -> Result<Response<wire::LeaveResponse>, Status> {

@@ -19,7 +19,7 @@ use crate::{
     coordinator::service::launcher,
     model_file,
     outcome::Failure,
-    run_dir,
+    run_dir, scale,
     summary::{Status, Summary},
 };
 
@@ -111,6 +111,8 @@ impl Session {
         }
         self.progress.end();
         checkpoints::tidy(self.run_dir.path());
+        // Nobody is there to be asked any more.
+        let _ = std::fs::remove_file(self.run_dir.path().join(scale::FILE));
         let result = match (result, self.stopping) {
             (Ok(()), Some(signal)) => Err(self.stopped(signal)),
             (result, _) => result,

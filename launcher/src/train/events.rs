@@ -63,6 +63,8 @@ impl Session {
             }
             Event::Diverging(problem) => return Err(Failure::Failed(problem)),
             Event::Save(event) => self.follow_save(event),
+            // Not here: it may take a while, and what happened before comes first.
+            Event::Scale(workers) => self.scale_to = Some(workers),
             Event::NotRestored(member, problem) => self.not_restored(member, &problem)?,
         }
         Ok(())

@@ -126,12 +126,20 @@ impl Session {
     /// Starts what is due.
     pub(super) fn restart(&mut self) -> Result<(), Failure> {
         for place in self.restarts.take_due(Instant::now()) {
-            let spec = self.children_of_run().into_iter().find(|spec| (spec.role, spec.rank) == place);
-            let Some(spec) = spec.filter(|_| !self.is_stopping()) else { continue };
-            self.metric(json!({ "event": "restart", "member": format!("{} {}", place.0, place.1) }));
-            let pid = self.children.start(spec)?;
-            self.starting.insert(place, pid);
+            if !self.is_stopping() {
+                self.metric(json!({ "event": "restart", "member": format!("{} {}", place.0, place.1) }));
+                self.start(place)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Starts a process in a place that is free.
+    pub(super) fn start(&mut self, place: Place) -> Result<(), Failure> {
+        let spec = self.children_of_run().into_iter().find(|spec| (spec.role, spec.rank) == place);
+        let Some(spec) = spec else { return Ok(()) };
+        let pid = self.children.start(spec)?;
+        self.starting.insert(place, pid);
         Ok(())
     }
 

@@ -118,6 +118,15 @@ impl Prepared {
         Reference { manifest, data_fingerprint: fingerprint, horizon: self.horizon, kind }
     }
 
+    /// Plans for so many workers at least.
+    pub fn make_room(&mut self, workers: u32) {
+        if self.workers.len() < workers as usize {
+            let more = Config { workers, ..self.config.clone() };
+            let planned = self.workers.len();
+            self.workers.extend(self.devices.deal(&more, self.cores).drain(planned..));
+        }
+    }
+
     /// The order of the data.
     pub fn order(&self) -> DataOrder {
         order_of(&self.config, self.data.info().train)

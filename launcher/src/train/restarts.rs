@@ -59,6 +59,11 @@ impl Restarts {
         Some(Plan { number: *count, delay })
     }
 
+    /// A process is not wanted any more.
+    pub fn cancel(&mut self, place: Place) {
+        self.due.remove(&place);
+    }
+
     /// Training gets on: whoever dies now does not die of how it is started.
     pub fn progressed(&mut self) {
         self.streaks.clear();

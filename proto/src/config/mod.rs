@@ -168,6 +168,8 @@ pub struct Config {
     pub workers: u32,
     /// Worker processes that must be alive for the run to go on.
     pub min_workers: u32,
+    /// Worker processes that may be asked for while the run goes on.
+    pub max_workers: u32,
     /// How often each worker or server that dies is started again.
     pub max_restarts: u32,
     /// Server processes, which are the shards.

@@ -44,6 +44,7 @@ pub struct RawConfig {
     pub run_dir: Option<String>,
     pub workers: Option<CountOrAuto>,
     pub min_workers: Option<u64>,
+    pub max_workers: Option<u64>,
     pub max_restarts: Option<u64>,
     pub servers: Option<u64>,
     pub mode: Option<String>,
@@ -160,6 +161,7 @@ impl RawConfig {
             Some(CountOrAuto::Auto(Auto::Auto)) | None => auto_workers,
         };
         let min_workers = count("min_workers", self.min_workers.unwrap_or(workers.into()), 1, workers)?;
+        let max_workers = count("max_workers", self.max_workers.unwrap_or(4096), workers, 4096)?;
         let backend = self.backend()?;
         let length = match (self.steps, self.epochs) {
             (Some(steps), None) => Length::Steps(u64::from(count("steps", steps, 1, u32::MAX)?)),
@@ -194,6 +196,7 @@ impl RawConfig {
             run_dir: self.run_dir.unwrap_or_else(|| "runs".into()),
             workers,
             min_workers,
+            max_workers,
             max_restarts: count("max_restarts", self.max_restarts.unwrap_or(3), 0, 1_000_000)?,
             servers: count("servers", self.servers.unwrap_or(1), 1, 1024)?,
             mode,
@@ -319,6 +322,7 @@ impl From<&Config> for RawConfig {
             run_dir: Some(config.run_dir.clone()),
             workers: Some(CountOrAuto::Count(config.workers.into())),
             min_workers: Some(config.min_workers.into()),
+            max_workers: Some(config.max_workers.into()),
             max_restarts: Some(config.max_restarts.into()),
             servers: Some(config.servers.into()),
             mode: Some(config.mode.name().into()),

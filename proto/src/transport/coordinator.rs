@@ -157,6 +157,16 @@ impl Coordinator {
         self.client.clone().report_shard(call(request)).await.map_err(self.failed()).map(drop)
     }
 
+    /// Asks for another number of workers; gives how many there are.
+    ///
+    /// # Errors
+    /// The coordinator refuses it, or is gone.
+    pub async fn scale(&self, workers: u32) -> Result<u32, TransportError> {
+        let request = wire::ScaleRequest { workers };
+        let response = self.client.clone().scale(call(request)).await.map_err(self.failed())?;
+        Ok(response.into_inner().before)
+    }
+
     /// Goes, on purpose.
     ///
     /// # Errors

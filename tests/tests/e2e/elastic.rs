@@ -200,3 +200,41 @@ fn too_few_workers_end_the_run() {
     assert!(ended.stderr.contains("of 3 workers before it, at least 3 must be there"), "{}", ended.stderr);
     assert_eq!((summary["status"].as_str(), summary["faults"].as_u64()), (Some("failed"), Some(2)));
 }
+
+#[test]
+fn workers_come_and_go_while_it_trains() {
+    let bench = bench();
+    for (m, (mode, steps)) in [("--sync", 200), ("--local-steps 2", 160), ("--async", 50)].into_iter().enumerate() {
+        let run = RUN.replace("--workers 4", "").replace("--steps 24", &format!("--steps {steps}"));
+        let calm =
+            bench.train(&format!("calm{m}"), &format!("{} {mode} --workers 2", run.replace("--backend cpu", "")));
+        let name = format!("m{m}");
+        let child = bench.command(&format!("{run} {mode} --workers 1 --max-workers 5 --name {name}")).spawn().unwrap();
+        bench.await_steps(&name, 4);
+        for workers in [3, 2, 4] {
+            let told = bench.succeed(&format!("scale {name} --workers {workers}")).stdout;
+            assert!(told.contains(&format!("goes on with {workers} workers in place of ")), "{told}");
+            convoy_tests::until("they are there", || {
+                let rows = bench.processes();
+                let run = format!("/{name} ");
+                rows.iter().filter(|(_, line)| line.contains(" worker ") && line.contains(&run)).count() == workers
+            });
+        }
+        let refused = bench.run(&format!("scale {name} --workers 6"));
+        assert_eq!(refused.code, Some(2));
+        assert!(refused.stderr.contains("there must be between 1 and 5 (--max-workers)"), "{}", refused.stderr);
+        let (ended, summary) = end(&bench, &name, child);
+        assert_eq!(ended.code, Some(0), "{mode}: {}", ended.stderr);
+        verify(&bench, &name);
+        assert_eq!((summary["steps"].as_u64(), summary["faults"].as_u64()), (Some(steps), Some(0)), "{mode}");
+        assert_eq!(summary["workers"].as_array().unwrap().len(), 4, "{mode}");
+        if calm["exact"] == true {
+            for field in ["params_sha256", "eval", "final_loss", "samples"] {
+                assert_eq!(summary[field], calm[field], "{mode}: {field}");
+            }
+        }
+        let late = bench.run(&format!("scale {name} --workers 2"));
+        assert_eq!(late.code, Some(2));
+        assert!(late.stderr.contains("does not train now"), "{}", late.stderr);
+    }
+}

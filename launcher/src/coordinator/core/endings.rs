@@ -42,7 +42,8 @@ impl Cluster {
 
     /// How many workers there must be: to stop, one is enough.
     fn least(&self) -> u32 {
-        if self.phase == Phase::Stopping { 1 } else { self.config.min_workers }
+        let least = self.scaled_to.map_or(self.config.min_workers, |workers| workers.min(self.config.min_workers));
+        if self.phase == Phase::Stopping { 1 } else { least }
     }
 
     /// How many workers are alive or awaited.
@@ -68,11 +69,6 @@ impl Cluster {
         self.has_begun && self.phase < Phase::Ended
     }
 
-    /// Whether a worker was ever lost.
-    pub(super) fn has_lost_any(&self) -> bool {
-        self.workers.iter().flatten().any(|worker| !worker.is_alive || worker.totals.restarts > 0)
-    }
-
     /// The step that the hindmost worker is at.
     pub(super) fn hindmost(&self) -> Step {
         let steps = self.places().map(|(_, worker)| worker.map_or(Step(0), |worker| worker.at));
@@ -82,7 +78,7 @@ impl Cluster {
     /// The places of workers but for those that somebody left, who is not waited for.
     pub(super) fn places(&self) -> impl Iterator<Item = (WorkerId, Option<&WorkerRecord>)> {
         let places = (0..).map(WorkerId).zip(self.workers.iter().map(Option::as_ref));
-        places.filter(|(_, worker)| worker.is_none_or(|worker| worker.is_alive))
+        places.filter(|(worker, _)| self.counts(*worker))
     }
 
     /// Every worker has pushed the steps below the least of what each has pushed, so those are committed and no other.

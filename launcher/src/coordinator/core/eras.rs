@@ -98,7 +98,8 @@ impl Cluster {
 
     /// Goes on to set the parameters when all are there.
     pub fn gather(&mut self) -> Option<Event> {
-        let is_complete = self.workers.iter().all(Option::is_some) && self.servers.iter().all(Option::is_some);
+        let has_workers = self.has_begun || self.workers.iter().all(Option::is_some);
+        let is_complete = has_workers && self.servers.iter().all(Option::is_some);
         let is_ready = self.phase == Phase::Gathering && is_complete && self.alive() > 0 && !self.is_broken;
         if is_ready { self.advance(Phase::Initialising) } else { None }
     }

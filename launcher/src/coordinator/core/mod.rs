@@ -27,6 +27,7 @@ use super::{
 mod endings;
 mod eras;
 mod reading;
+mod scaling;
 
 pub use eras::{Origin, SaveEvent};
 
@@ -66,6 +67,8 @@ pub enum Event {
     Save(SaveEvent),
     /// A server could not take its shard from the era's checkpoint.
     NotRestored(Member, String),
+    /// A person asks for so many workers.
+    Scale(u32),
 }
 
 /// The state of the cluster.
@@ -81,6 +84,9 @@ pub struct Cluster {
     restored: BTreeSet<u32>,
     /// Whether training began, be it in another era.
     has_begun: bool,
+    /// Whether there are more places than at first, and how many workers a person asked for.
+    has_grown: bool,
+    scaled_to: Option<u32>,
     /// Whether the parameters are lost, in part, and the era with them.
     is_broken: bool,
     incarnations: u64,
@@ -104,6 +110,8 @@ impl Cluster {
             origin: Origin::default(),
             restored: BTreeSet::new(),
             has_begun: false,
+            has_grown: false,
+            scaled_to: None,
             is_broken: false,
             incarnations: 0,
             changes: 0,
@@ -266,7 +274,7 @@ impl Cluster {
         let (initialiser, is_empty) = (self.initialiser(), self.origin.restore.is_none());
         let (phase, last, slices) = (self.phase, Step(self.engine.clock().commits()), self.config.slices);
         // A quorum may go on without a worker. So may others that have taken over all that it had to do.
-        let may_skip = self.config.mode.is_chosen() || self.has_lost_any();
+        let may_skip = self.config.mode.is_chosen() || self.is_uneven();
         let worker = self.worker(member)?;
         let out_of_place = |what| Err(Refusal::OutOfPlace { member, what });
         match report {

@@ -1,0 +1,73 @@
+//! Another number of workers while training goes on: more places, or fewer that must be taken.
+
+use convoy_proto::{
+    ids::{Member, WorkerId},
+    messages::Phase,
+};
+
+use super::{super::refusal::Refusal, Cluster};
+
+impl Cluster {
+    /// Checks a number of workers that is asked for; gives how many there are, or are about to be.
+    ///
+    /// # Errors
+    /// A number that the run cannot have, or not now.
+    pub fn may_scale(&self, workers: u32) -> Result<u32, Refusal> {
+        let most = self.config.max_workers;
+        if !(1..=most).contains(&workers) {
+            return Err(Refusal::Scale(format!(
+                "{workers} workers: there must be between 1 and {most} (--max-workers)"
+            )));
+        }
+        match self.phase {
+            Phase::Training => Ok(self.count()),
+            _ => Err(Refusal::Scale("the run does not train now; try again while it does".into())),
+        }
+    }
+
+    /// Makes room for so many workers, and lets the run go on with as few.
+    pub fn scale(&mut self, workers: u32) {
+        if self.workers.len() < workers as usize {
+            self.workers.resize(workers as usize, None);
+            self.has_grown = true;
+        }
+        self.scaled_to = Some(workers);
+    }
+
+    /// Places of workers up to this rank where nobody is and nobody is awaited: processes may be started there, which
+    /// are awaited from now on.
+    pub fn await_workers(&mut self, workers: u32) -> Vec<u32> {
+        let is_free = |rank: &u32| match self.workers.get(*rank as usize) {
+            Some(Some(worker)) => !worker.is_alive && !worker.is_awaited,
+            Some(None) => true,
+            None => false,
+        };
+        let free: Vec<u32> = (0..workers).filter(is_free).collect();
+        for rank in &free {
+            self.workers[*rank as usize].iter_mut().for_each(|worker| worker.is_awaited = true);
+        }
+        free
+    }
+
+    /// Workers beyond a number, the last first.
+    pub fn beyond(&self, workers: u32) -> Vec<Member> {
+        let alive = self.workers.iter().flatten().filter(|worker| worker.is_alive);
+        let beyond = alive.map(|worker| worker.member).filter(|member| member.rank >= workers);
+        let mut beyond: Vec<_> = beyond.collect();
+        beyond.reverse();
+        beyond
+    }
+
+    /// Whether workers may be at other steps than their reports say, because one came late or was lost.
+    pub(super) fn is_uneven(&self) -> bool {
+        self.has_grown || self.workers.iter().flatten().any(|worker| !worker.is_alive || worker.totals.restarts > 0)
+    }
+
+    /// Whether a place counts where nobody has joined yet: only until training has begun.
+    pub(super) fn counts(&self, worker: WorkerId) -> bool {
+        match &self.workers[worker.index()] {
+            Some(worker) => worker.is_alive,
+            None => !self.has_begun,
+        }
+    }
+}

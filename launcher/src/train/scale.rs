@@ -1,0 +1,60 @@
+//! `launcher scale`: workers come and go while training goes on.
+
+use convoy_proto::ids::Role;
+use serde_json::json;
+
+use super::{Session, losses::workers, signals::Signals};
+use crate::outcome::Failure;
+
+impl Session {
+    /// Starts workers, or lets some go, so that there are so many.
+    pub(super) async fn scale(&mut self, wanted: u32, signals: &mut Signals) -> Result<(), Failure> {
+        self.prepared.make_room(wanted);
+        let (before, start, leave) = {
+            let mut cluster = self.service.cluster();
+            let before = cluster.count();
+            cluster.scale(wanted);
+            (before, cluster.await_workers(wanted), cluster.beyond(wanted))
+        };
+        self.progress.say(&format!("{} in place of {before}", workers(wanted)));
+        self.metric(json!({ "event": "scale", "workers": wanted, "before": before }));
+        for rank in start {
+            // One that is on its way will be there soon.
+            let is_new = self.service.cluster().workers()[rank as usize].is_none();
+            if !is_new || !self.starting.contains_key(&(Role::Worker, rank)) {
+                self.start((Role::Worker, rank))?;
+            }
+        }
+        self.stop_coming(wanted, signals).await?;
+        for member in leave {
+            let events = self.service.cluster().lose(member, false);
+            self.service.publish();
+            self.children.kill_one(member.role, member.rank);
+            for event in events.unwrap_or_default() {
+                self.heed(event, signals).await?;
+            }
+        }
+        self.save_summary();
+        Ok(())
+    }
+
+    /// Lets go who is on the way to a place beyond a number.
+    async fn stop_coming(&mut self, wanted: u32, signals: &mut Signals) -> Result<(), Failure> {
+        let places = self.service.cluster().workers().len() as u32;
+        for rank in wanted..places {
+            self.restarts.cancel((Role::Worker, rank));
+            let is_there = self.service.cluster().workers()[rank as usize].as_ref().is_some_and(|there| there.is_alive);
+            if is_there {
+                continue;
+            }
+            if self.starting.remove(&(Role::Worker, rank)).is_some() {
+                self.children.kill_one(Role::Worker, rank);
+            }
+            let events = self.service.cluster().give_up(rank);
+            for event in events {
+                self.heed(event, signals).await?;
+            }
+        }
+        Ok(())
+    }
+}
