@@ -45,6 +45,9 @@ pub struct ChildExit {
     pub log: PathBuf,
 }
 
+/// Exits that wait to be looked at: more than there can be children at once, for at the end nobody looks.
+const EXITS_AHEAD: usize = 1 << 13;
+
 /// All children of a run.
 #[derive(Debug)]
 pub struct Children {
@@ -56,14 +59,16 @@ pub struct Children {
     tasks: TaskTracker,
 }
 
-impl Children {
-    /// None yet; at most `count` will be started.
-    pub fn new(count: usize) -> Children {
-        let (sender, exits) = mpsc::channel(count.max(1));
+impl Default for Children {
+    /// None yet.
+    fn default() -> Self {
+        let (sender, exits) = mpsc::channel(EXITS_AHEAD);
         let (kill, kills) = (CancellationToken::new(), BTreeMap::new());
         Children { sender, exits, kill, kills, tasks: TaskTracker::new() }
     }
+}
 
+impl Children {
     /// Starts a child; gives its process.
     ///
     /// # Errors

@@ -161,7 +161,7 @@ impl Session {
         let (address, serving) = listen::serve(listener, service.clone(), stop.clone())?;
         let turmoil = Turmoil::new(config.chaos.clone(), run_dir.fired());
         let mut session = Session {
-            children: Children::new((config.workers + config.servers) as usize),
+            children: Children::default(),
             address,
             restarts: Restarts::new(config.max_restarts, Duration::from_millis(config.timeouts.restart_ms.into())),
             progress: Progress::new(prepared.horizon.steps),
