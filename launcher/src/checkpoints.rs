@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
 };
@@ -54,11 +55,12 @@ fn directories(run: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
-/// The newest whole checkpoint of a run but for those in `bad`, every byte of it checked; and why newer ones were passed
+/// The newest whole checkpoint of a run but for those of the names in `bad`, every byte of it checked; and why newer ones were passed
 /// over.
-pub fn newest(run: &Path, model: &str, bad: &BTreeSet<PathBuf>) -> (Option<Found>, Vec<String>) {
+pub fn newest(run: &Path, model: &str, bad: &BTreeSet<OsString>) -> (Option<Found>, Vec<String>) {
     let (mut passed_over, mut manifests) = (Vec::new(), Vec::new());
-    for path in directories(run).into_iter().filter(|path| !bad.contains(path)) {
+    let is_bad = |path: &PathBuf| path.file_name().is_some_and(|name| bad.contains(name));
+    for path in directories(run).into_iter().filter(|path| !is_bad(path)) {
         match checkpoint::open(&path) {
             Ok(manifest) => manifests.push((path, manifest)),
             // Without a manifest, it never was one.
@@ -100,9 +102,6 @@ pub fn retain(run: &Path, keep_last: u32, best: Option<u64>) {
     let oldest = whole.len().saturating_sub(keep_last as usize);
     let old = whole[..oldest].iter().filter(|(manifest, _)| manifest.as_ref().map(|m| m.step) != best);
     old.for_each(|(_, path)| remove(path));
-    for (manifest, path) in &whole {
-        manifest.iter().for_each(|manifest| remove_strangers(path, manifest));
-    }
     // What was begun before the newest will never be complete.
     let newest = whole.last().map(|(_, path)| modified(path));
     others.iter().filter(|(_, path)| newest > Some(modified(path))).for_each(|(_, path)| remove(path));
@@ -124,6 +123,19 @@ pub fn tidy(run: &Path) {
     directories(run).iter().for_each(|path| discard(path));
 }
 
+/// Removes the oldest checkpoint of a run but for the newest, or what was begun; false if there is nothing to remove.
+pub fn make_room(run: &Path) -> bool {
+    let opened = directories(run).into_iter().map(|path| (checkpoint::open(&path).ok().map(|m| m.commits), path));
+    let mut all: Vec<_> = opened.collect();
+    // What is not whole comes first.
+    all.sort();
+    let newest = all.pop_if(|(commits, _)| commits.is_some());
+    let oldest = all.first();
+    oldest.iter().for_each(|(_, path)| remove(path));
+    drop(newest);
+    oldest.is_some_and(|(_, path)| !path.exists())
+}
+
 /// Removes a checkpoint, its manifest first, so that nothing half is ever taken for whole.
 fn remove(path: &Path) {
     let _ = fs::remove_file(path.join(checkpoint::MANIFEST));
@@ -132,8 +144,8 @@ fn remove(path: &Path) {
     }
 }
 
-/// Removes files of an earlier try at a checkpoint.
-fn remove_strangers(path: &Path, manifest: &CheckpointManifest) {
+/// Removes files of an earlier try at a checkpoint, which is complete now.
+pub fn remove_strangers(path: &Path, manifest: &CheckpointManifest) {
     let is_its = |name: &str| name == checkpoint::MANIFEST || manifest.files.iter().any(|file| file.file == name);
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let strangers = entries.filter(|entry| !entry.file_name().to_str().is_some_and(is_its));
@@ -179,7 +191,7 @@ mod tests {
     fn the_newest_whole_one_is_found() {
         let run = tempfile::tempdir().unwrap();
         let find = |model: &str, bad: &[&PathBuf]| {
-            let bad = bad.iter().map(|path| (*path).clone()).collect();
+            let bad = bad.iter().filter_map(|path| path.file_name().map(Into::into)).collect();
             let (found, passed_over) = newest(run.path(), model, &bad);
             (found.map(|found| found.manifest.commits), passed_over.len())
         };
@@ -209,8 +221,13 @@ mod tests {
         let newest = fs::File::open(checkpoint::root(run.path()).join("step-8").join(checkpoint::MANIFEST)).unwrap();
         newest.set_modified(later).unwrap();
         retain(run.path(), 2, Some(4));
+        let newest = checkpoint::root(run.path()).join("step-8");
+        remove_strangers(&newest, &checkpoint::open(&newest).unwrap());
         assert_eq!(steps(run.path()), ["step-4", "step-6", "step-8"]);
         assert_eq!(fs::read_dir(checkpoint::root(run.path()).join("step-8")).unwrap().count(), 2);
+        assert!(make_room(run.path()) && make_room(run.path()), "the oldest goes, then the next");
+        assert_eq!(steps(run.path()), ["step-8"]);
+        assert!(!make_room(run.path()), "the newest stays");
         retain(run.path(), 1, None);
         assert_eq!(steps(run.path()), ["step-8"]);
     }

@@ -32,8 +32,11 @@ pub fn write(path: &Path, manifest: &Manifest, tensors: &Tensors) -> Result<(), 
         .collect();
     let staged = path.with_extension("partial");
     let metadata = std::collections::HashMap::from([("format".to_string(), "convoy".to_string())]);
-    safetensors::serialize_to_file(views?, Some(metadata), &staged).map_err(|error| cannot(error.to_string()))?;
-    fs::rename(&staged, path).map_err(|error| cannot(error.to_string()))
+    let written = safetensors::serialize_to_file(views?, Some(metadata), &staged).map_err(|error| error.to_string());
+    written.and_then(|()| fs::rename(&staged, path).map_err(|error| error.to_string())).map_err(|problem| {
+        let _ = fs::remove_file(&staged);
+        cannot(problem)
+    })
 }
 
 /// The hash of the parameters in a file, in the order of a run's manifest.json.

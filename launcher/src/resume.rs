@@ -161,7 +161,7 @@ fn take_up(run_dir: RunDir, model: &Manifest) -> Resumed {
         None => "there is no checkpoint: begins anew".into(),
     });
     let written = found.as_ref().map_or(0, |found| found.manifest.era);
-    let era = Era(run_dir.last_era().unwrap_or(0).max(written) + 1);
+    let era = Era(run_dir.last_era().max(written) + 1);
     let origin = found.as_ref().map_or_else(Origin::default, Origin::from);
     let mut cut = found.map(|found| found.cut).unwrap_or_default();
     cut.notes.resumes += 1;

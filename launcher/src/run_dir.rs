@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use convoy_server::accounts::LEDGER;
 use serde::Serialize;
 
 use crate::outcome::Failure;
@@ -82,12 +83,11 @@ impl RunDir {
         events.filter(|event| event["event"] == "chaos").filter_map(|event| event["nth"].as_u64()).collect()
     }
 
-    /// The era of the last event in metrics.jsonl.
-    pub fn last_era(&self) -> Option<u64> {
-        let lines = last_lines(&self.path.join("metrics.jsonl"), 2);
-        let eras =
-            lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["era"].as_u64());
-        eras.max()
+    /// The last era that left a trace.
+    pub fn last_era(&self) -> u64 {
+        let lines = ["metrics.jsonl", LEDGER].into_iter().flat_map(|name| last_lines(&self.path.join(name), 2));
+        let eras = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(&line).ok()?["era"].as_u64());
+        eras.max().unwrap_or(0)
     }
 
     /// Where it is.

@@ -4,8 +4,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     net::SocketAddr,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -129,8 +129,8 @@ struct Session {
     struck: Option<(Role, Instant)>,
     /// How many workers a person asked for.
     scale_to: Option<u32>,
-    /// Checkpoints that servers could not take.
-    bad_checkpoints: BTreeSet<PathBuf>,
+    /// Names of checkpoints that servers could not take.
+    bad_checkpoints: BTreeSet<OsString>,
     review: Review,
     /// Which score comes last in an evaluation.
     reviewed: Weights,

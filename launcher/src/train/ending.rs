@@ -57,8 +57,14 @@ impl Session {
     ) -> Result<Option<String>, Failure> {
         let manifest = self.prepared.manifest.clone();
         let Some(tensors) = self.pull(&manifest, (step, weights), signals).await? else { return Ok(None) };
-        model_file::write(&self.run_dir.path().join(which.file()), &manifest, &tensors)
-            .map_err(Failure::Environment)?;
+        let path = self.run_dir.path().join(which.file());
+        while let Err(problem) = model_file::write(&path, &manifest, &tensors) {
+            // A result is worth more than an old checkpoint.
+            if !checkpoints::make_room(self.run_dir.path()) {
+                return Err(Failure::Environment(problem));
+            }
+            self.progress.say(&format!("an old checkpoint makes room: {problem}"));
+        }
         Ok(Some(model_file::params_sha256(&tensors)))
     }
 

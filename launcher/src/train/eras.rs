@@ -22,7 +22,8 @@ impl From<&Found> for Origin {
     fn from(found: &Found) -> Self {
         let Cut { cursor, dropped_slices, .. } = found.cut.clone();
         Origin {
-            restore: Some(found.path.display().to_string()),
+            // Wherever a server is started.
+            restore: Some(std::path::absolute(&found.path).unwrap_or(found.path.clone()).display().to_string()),
             commits: convoy_proto::ids::Step(found.manifest.commits),
             standing: Standing { cursor, left_out: dropped_slices },
         }
@@ -58,7 +59,7 @@ impl Session {
         self.fault(&format!("{member}: {problem}"));
         self.progress.say(&format!("{member}: {problem}"));
         let restore = self.service.cluster().view().restore;
-        self.bad_checkpoints.extend(restore.map(Into::into));
+        self.bad_checkpoints.extend(restore.iter().filter_map(|place| Path::new(place).file_name().map(Into::into)));
         self.begin_era()
     }
 

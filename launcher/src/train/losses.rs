@@ -42,13 +42,13 @@ impl Session {
             self.fault(&exit.describe());
             return Err(self.stopped(signal));
         }
-        let mut exits = vec![exit];
+        let (mut exits, mut coming) = (vec![exit], Vec::new());
         if !exits[0].is_sudden() {
             // It may have given up because of another, which is then the cause.
-            exits.extend(self.more_exits().await);
+            self.more_exits(&mut exits, &mut coming).await;
         }
         if !exits.iter().all(|exit| self.is_replaceable(exit)) {
-            exits.extend(self.more_exits().await);
+            self.more_exits(&mut exits, &mut coming).await;
             return Err(self.diagnose(exits));
         }
         for exit in exits {
@@ -61,6 +61,9 @@ impl Session {
                 Some(member) => self.lose(member, (&what, &log), signals).await?,
                 None => self.lose_server(exit.rank, (&what, &log))?,
             }
+        }
+        for exit in coming {
+            self.restart_failed(&exit, signals).await?;
         }
         Ok(())
     }
@@ -143,14 +146,16 @@ impl Session {
         Ok(())
     }
 
-    /// The other children that end at about the same time.
-    async fn more_exits(&mut self) -> Vec<ChildExit> {
+    /// The other children that end at about the same time: members, and those that were about to be.
+    async fn more_exits(&mut self, members: &mut Vec<ChildExit>, coming: &mut Vec<ChildExit>) {
         let deadline = tokio::time::Instant::now() + GATHER_EXITS;
-        let mut exits = Vec::new();
         while let Ok(Some(exit)) = tokio::time::timeout_at(deadline, self.children.next_exit()).await {
-            exits.push(exit);
+            match self.standing(&exit) {
+                Standing::Member => members.push(exit),
+                Standing::Starting => coming.push(exit),
+                Standing::Gone => {}
+            }
         }
-        exits
     }
 
     /// Whether the run can do without a process, or with another in its place.

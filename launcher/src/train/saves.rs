@@ -177,12 +177,14 @@ impl Session {
         let written = tokio::task::block_in_place(|| {
             let written = checkpoint::complete(&directory, &manifest);
             if written.is_ok() {
+                checkpoints::remove_strangers(&directory, &manifest);
                 checkpoints::retain(&run, keep_last, best);
             }
             written
         });
         match written {
             Ok(()) => {
+                self.bad_checkpoints.remove(directory.file_name().unwrap_or_default());
                 self.saving.newest = self.saving.newest.max(Some(commit));
                 self.notes.checkpoints += 1;
                 self.metric(json!({ "event": "checkpoint", "step": step, "seconds": seconds, "bytes": bytes }));

@@ -5,7 +5,7 @@ use convoy_proto::{
     config::layers::Layers,
     ids::SliceId,
     manifest::{Manifest, TensorRole},
-    messages::{Effort, EvaluationPart, SliceHeader, StepReport, StepTimes, Terms, WorkerOffer},
+    messages::{Effort, EvaluationPart, ShardReport, SliceHeader, StepReport, StepTimes, Terms, WorkerOffer},
     schedule::Horizon,
     tree::SliceTree,
 };
@@ -247,4 +247,69 @@ fn a_stop_finishes_the_steps_that_all_have_pushed() {
     assert_eq!(cluster.view().stop_at, None, "the other may have pushed less, or more");
     cluster.report(first, Era(0), Report::Pausing { pushed: Step(5) }).unwrap();
     assert_eq!(cluster.view().stop_at, Some(Step(4)));
+}
+
+#[test]
+fn a_lost_server_ends_the_era() {
+    let (mut cluster, [first, second], server) = full();
+    cluster.report(first, Era(0), Report::Initialised).unwrap();
+    cluster.report(first, Era(0), step(0)).unwrap();
+    assert_eq!(cluster.lose_server(0), Some(server));
+    assert!(cluster.is_broken() && cluster.gather().is_none());
+    let origin = Origin { restore: Some("c".into()), commits: Step(7), ..Origin::default() };
+    assert_eq!(cluster.roll_back(origin), None, "the server is awaited");
+    let view = cluster.view();
+    assert_eq!((view.era, view.phase, view.restore.as_deref()), (Era(1), Phase::Gathering, Some("c")));
+    assert_eq!(cluster.report(second, Era(0), step(0)), Ok(vec![]), "what the old era did changes nothing");
+    assert_eq!(cluster.engine().commits(), Step(7));
+    let (admission, events) = cluster.join(offer(Role::Server, 0), 0).unwrap();
+    assert!(events.contains(&Event::Phase(Phase::Initialising)));
+    assert_eq!(cluster.awaited(), "server 0");
+    let server = Member { role: Role::Server, rank: 0, incarnation: admission.incarnation };
+    let mut tell = |era, report| cluster.report_shard(server, Era(era), report);
+    assert_eq!(tell(0, ShardReport::Restored), Ok(vec![]), "not of this era");
+    assert_eq!(tell(1, ShardReport::Restored), Ok(vec![Event::Phase(Phase::Training)]));
+    assert!(matches!(cluster.report(second, Era(1), step(0)), Err(Refusal::OutOfPlace { .. })));
+    assert!(matches!(cluster.report(second, Era(1), step(7)).as_deref(), Ok([Event::Step(_)])));
+    assert_eq!(cluster.steps(), 8);
+}
+
+#[test]
+fn who_dies_while_setting_the_first_parameters_leaves_them_broken() {
+    let (mut cluster, [first, second], _) = full();
+    cluster.lose(second, true).unwrap();
+    assert!(!cluster.is_broken(), "it was not the one");
+    cluster.lose(first, true).unwrap();
+    assert!(cluster.is_broken());
+    assert_eq!(cluster.roll_back(Origin::default()), None, "nobody is there");
+    let (admission, events) = cluster.join(offer(Role::Worker, 1), 0).unwrap();
+    assert!(events.contains(&Event::Phase(Phase::Initialising)));
+    let second = Member { role: Role::Worker, rank: 1, incarnation: admission.incarnation };
+    assert_eq!(cluster.view().initialiser, WorkerId(1));
+    assert_eq!(cluster.report(second, Era(1), Report::Initialised), Ok(vec![Event::Phase(Phase::Training)]));
+}
+
+#[test]
+fn workers_come_and_go() {
+    let (mut cluster, [first, second], _) = full();
+    assert!(matches!(cluster.may_scale(3), Err(Refusal::Scale(_))), "it does not train yet");
+    cluster.report(first, Era(0), Report::Initialised).unwrap();
+    assert_eq!(cluster.may_scale(3), Ok(2));
+    assert!(cluster.may_scale(0).is_err() && cluster.may_scale(5000).is_err());
+    cluster.scale(3);
+    assert_eq!((cluster.await_workers(3), cluster.beyond(3)), (vec![2], vec![]));
+    assert_eq!(cluster.view().owners, [WorkerId(0), WorkerId(1), WorkerId(1)], "nobody is there yet");
+    let (admission, _) = cluster.join(offer(Role::Worker, 2), 0).unwrap();
+    let third = Member { role: Role::Worker, rank: 2, incarnation: admission.incarnation };
+    assert_eq!(cluster.view().owners, [WorkerId(0), WorkerId(1), WorkerId(2)]);
+    assert!(cluster.report(third, Era(0), step(4)).is_ok(), "it takes up wherever the servers are");
+    cluster.scale(1);
+    assert_eq!((cluster.await_workers(1), cluster.beyond(1)), (vec![], vec![third, second]));
+    for member in [third, second] {
+        assert_eq!(cluster.lose(member, false), Ok(vec![Event::Lost(member)]), "as many as asked for are enough");
+    }
+    assert_eq!(cluster.view().owners, [WorkerId(0); 3]);
+    cluster.scale(2);
+    assert_eq!(cluster.await_workers(2), [1]);
+    assert_eq!(cluster.count(), 2);
 }
