@@ -3,11 +3,11 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File, TryLockError},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
-use convoy_server::accounts::LEDGER;
+use convoy_server::accounts::{self, LEDGER};
 use serde::Serialize;
 
 use crate::outcome::Failure;
@@ -54,18 +54,10 @@ impl RunDir {
     /// Another launcher is at it, or the directory cannot be written.
     pub fn reopen(path: &Path, config: &str) -> Result<RunDir, Failure> {
         let cannot = |problem: io::Error| Failure::Environment(format!("cannot write {}: {problem}", path.display()));
-        let mut metrics =
-            File::options().create(true).read(true).append(true).open(path.join("metrics.jsonl")).map_err(cannot)?;
+        let open = File::options().create(true).read(true).append(true).open(path.join("metrics.jsonl"));
+        let metrics = open.map_err(cannot)?;
         hold(&metrics, path)?;
-        // A line that was torn ends here.
-        let is_torn = metrics.metadata().map_err(cannot)?.len() > 0 && {
-            let mut last = [0];
-            metrics.seek(SeekFrom::End(-1)).and_then(|_| metrics.read_exact(&mut last)).map_err(cannot)?;
-            last != *b"\n"
-        };
-        if is_torn {
-            metrics.write_all(b"\n").map_err(cannot)?;
-        }
+        accounts::end_line(&metrics).map_err(cannot)?;
         fs::create_dir_all(path.join("logs")).map_err(cannot)?;
         let run = RunDir { path: path.into(), metrics };
         run.replace("config.toml", config.as_bytes()).map_err(cannot)?;

@@ -51,6 +51,20 @@ impl Line {
     }
 }
 
+/// Ends the last line of a file that is open for reading and appending, if it was torn when its writer died.
+///
+/// # Errors
+/// The disk's.
+pub fn end_line(mut file: &File) -> io::Result<()> {
+    if file.metadata()?.len() == 0 {
+        return Ok(());
+    }
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    if last == *b"\n" { Ok(()) } else { file.write_all(b"\n") }
+}
+
 /// The file, open at its end.
 #[derive(Debug)]
 pub struct Accounts {
@@ -65,15 +79,8 @@ impl Accounts {
     /// The disk's.
     pub fn open(run: &Path) -> io::Result<Accounts> {
         let path = run.join(LEDGER);
-        let mut file = File::options().create(true).read(true).append(true).open(&path)?;
-        if file.metadata()?.len() > 0 {
-            let mut last = [0];
-            file.seek(SeekFrom::End(-1))?;
-            file.read_exact(&mut last)?;
-            if last != *b"\n" {
-                file.write_all(b"\n")?;
-            }
-        }
+        let file = File::options().create(true).read(true).append(true).open(&path)?;
+        end_line(&file)?;
         Ok(Accounts { path, file })
     }
 
