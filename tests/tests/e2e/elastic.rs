@@ -201,6 +201,19 @@ fn too_few_workers_end_the_run() {
     assert_eq!((summary["status"].as_str(), summary["faults"].as_u64()), (Some("failed"), Some(2)));
 }
 
+/// Waits until so many workers are members.
+fn await_members(bench: &Bench, name: &str, workers: usize) {
+    convoy_tests::until("they are members", || {
+        let count = |kind: &str| {
+            let is_one = |event: &&Value| {
+                event["event"] == kind && event["member"].as_str().is_some_and(|member| member.contains("worker"))
+            };
+            bench.metrics(name).iter().filter(is_one).count()
+        };
+        count("joined") - count("lost") == workers
+    });
+}
+
 #[test]
 fn workers_come_and_go_while_it_trains() {
     let bench = bench();
@@ -219,6 +232,7 @@ fn workers_come_and_go_while_it_trains() {
                 let run = format!("/{name} ");
                 rows.iter().filter(|(_, line)| line.contains(" worker ") && line.contains(&run)).count() == workers
             });
+            await_members(&bench, &name, workers);
         }
         let refused = bench.run(&format!("scale {name} --workers 6"));
         assert_eq!(refused.code, Some(2));
@@ -226,9 +240,10 @@ fn workers_come_and_go_while_it_trains() {
         let (ended, summary) = end(&bench, &name, child);
         assert_eq!(ended.code, Some(0), "{mode}: {}", ended.stderr);
         verify(&bench, &name);
-        assert_eq!((summary["steps"].as_u64(), summary["faults"].as_u64()), (Some(steps), Some(0)), "{mode}");
+        assert_eq!(summary["steps"].as_u64(), Some(steps), "{mode}");
         assert_eq!(summary["workers"].as_array().unwrap().len(), 4, "{mode}");
         if calm["exact"] == true {
+            assert_eq!(summary["faults"], 0, "{mode}");
             for field in ["params_sha256", "eval", "final_loss", "samples"] {
                 assert_eq!(summary[field], calm[field], "{mode}: {field}");
             }
