@@ -55,8 +55,16 @@ fn directories(run: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
-/// The newest whole checkpoint of a run but for those of the names in `bad`, every byte of it checked; and why newer ones were passed
-/// over.
+/// The same with their manifests, by their commits: those without one first.
+fn opened(run: &Path) -> Vec<(Option<CheckpointManifest>, PathBuf)> {
+    let opened = directories(run).into_iter().map(|path| (checkpoint::open(&path).ok(), path));
+    let mut opened: Vec<_> = opened.collect();
+    opened.sort_by_key(|(manifest, path)| (manifest.as_ref().map(|manifest| manifest.commits), path.clone()));
+    opened
+}
+
+/// The newest whole checkpoint of a run but for those of the names in `bad`, every byte of it checked; and why newer ones
+/// were passed over.
 pub fn newest(run: &Path, model: &str, bad: &BTreeSet<OsString>) -> (Option<Found>, Vec<String>) {
     let (mut passed_over, mut manifests) = (Vec::new(), Vec::new());
     let is_bad = |path: &PathBuf| path.file_name().is_some_and(|name| bad.contains(name));
@@ -96,9 +104,9 @@ pub fn whole(path: &Path, manifest: CheckpointManifest, model: &str) -> Result<F
 
 /// Removes what is older than the newest checkpoints of a run, so many, but for one of the step `best`.
 pub fn retain(run: &Path, keep_last: u32, best: Option<u64>) {
-    let opened = directories(run).into_iter().map(|path| (checkpoint::open(&path).ok(), path));
-    let (mut whole, others): (Vec<_>, Vec<_>) = opened.partition(|(manifest, _)| manifest.is_some());
-    whole.sort_by_key(|(manifest, _)| manifest.as_ref().map(|manifest| manifest.commits));
+    // What has no manifest comes first.
+    let mut others = opened(run);
+    let whole = others.split_off(others.partition_point(|(manifest, _)| manifest.is_none()));
     let oldest = whole.len().saturating_sub(keep_last as usize);
     let old = whole[..oldest].iter().filter(|(manifest, _)| manifest.as_ref().map(|m| m.step) != best);
     old.for_each(|(_, path)| remove(path));
@@ -125,15 +133,13 @@ pub fn tidy(run: &Path) {
 
 /// Removes the oldest checkpoint of a run but for the newest, or what was begun; false if there is nothing to remove.
 pub fn make_room(run: &Path) -> bool {
-    let opened = directories(run).into_iter().map(|path| (checkpoint::open(&path).ok().map(|m| m.commits), path));
-    let mut all: Vec<_> = opened.collect();
-    // What is not whole comes first.
-    all.sort();
-    let newest = all.pop_if(|(commits, _)| commits.is_some());
-    let oldest = all.first();
-    oldest.iter().for_each(|(_, path)| remove(path));
-    drop(newest);
-    oldest.is_some_and(|(_, path)| !path.exists())
+    let mut all = opened(run);
+    // The newest stays.
+    let _ = all.pop_if(|(manifest, _)| manifest.is_some());
+    all.first().is_some_and(|(_, path)| {
+        remove(path);
+        !path.exists()
+    })
 }
 
 /// Removes a checkpoint, its manifest first, so that nothing half is ever taken for whole.

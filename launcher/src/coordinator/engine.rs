@@ -92,11 +92,10 @@ impl Engine {
         &mut self.saves
     }
 
-    /// Asks for a commit to be kept for a checkpoint; false if it is kept anyway.
-    pub fn save_at(&mut self, commit: Step) -> bool {
-        let is_new = self.saves.want(commit);
+    /// Asks for a commit to be kept for a checkpoint, if it is not kept anyway.
+    pub fn save_at(&mut self, commit: Step) {
+        self.saves.want(commit);
         self.note_standing();
-        is_new
     }
 
     /// The commit that is open, as far as is known here.

@@ -109,11 +109,10 @@ impl CoordinatorService {
         begun
     }
 
-    /// Asks servers to keep a commit for a checkpoint; false if they do so anyway.
-    pub fn save_at(&self, commit: Step) -> bool {
-        let is_new = self.cluster().save_at(commit);
+    /// Asks servers to keep a commit for a checkpoint, if they do not do so anyway.
+    pub fn save_at(&self, commit: Step) {
+        self.cluster().save_at(commit);
         self.publish();
-        is_new
     }
 
     /// Lets workers that wait for the review of an evaluation go on.

@@ -142,9 +142,9 @@ impl Cluster {
         })
     }
 
-    /// Asks servers to keep a commit for a checkpoint; false if they do so anyway.
-    pub fn save_at(&mut self, commit: Step) -> bool {
-        self.engine.save_at(commit)
+    /// Asks servers to keep a commit for a checkpoint, if they do not do so anyway.
+    pub fn save_at(&mut self, commit: Step) {
+        self.engine.save_at(commit);
     }
 
     /// Whether a checkpoint needs the parameters that a commit starts from.

@@ -6,6 +6,7 @@
 
 use convoy_proto::{
     ids::{ShardId, Step},
+    loss_scale::LossScale,
     manifest::TensorRole,
     messages::{DealtSlice, Verdict},
 };
@@ -54,7 +55,7 @@ impl Shard {
             let formed = (commit, state.loss_scale);
             state.formed.push_back(formed);
         }
-        Ok(Outcome { snapshots: self.snapshot().into_iter().collect(), ..Outcome::default() })
+        Ok(self.hand_over(Outcome::default()))
     }
 
     /// Takes down what a commit used. One shard does it for all, which commit the same.
@@ -80,19 +81,18 @@ impl Shard {
 
     /// An outcome, with what has come about beside it.
     pub(super) fn hand_over(&self, mut outcome: Outcome) -> Outcome {
-        outcome.used.append(&mut lock(&self.state).used);
-        outcome.snapshots.extend(self.snapshot());
+        let formed = {
+            let mut state = lock(&self.state);
+            outcome.used.append(&mut state.used);
+            state.formed.pop_front()
+        };
+        outcome.snapshots.extend(formed.and_then(|formed| self.snapshot(formed)));
         outcome
     }
 
-    /// The next commit that is whole on this shard and is to be kept, once.
-    pub(super) fn snapshot(&self) -> Option<Snapshot> {
-        let (commit, loss_scale) = {
-            let mut state = lock(&self.state);
-            let formed = state.formed.pop_front()?;
-            state.wanted.remove(&formed.0);
-            formed
-        };
+    /// A commit that is whole on this shard and is to be kept.
+    fn snapshot(&self, (commit, loss_scale): (Step, LossScale)) -> Option<Snapshot> {
+        lock(&self.state).wanted.remove(&commit);
         let blocks: Vec<_> = self.cells.iter().map(|cell| lock(cell).take_kept(commit)).collect();
         // Some may lack if it was asked for too late, which whoever asks is told.
         let blocks = blocks.into_iter().collect::<Option<_>>()?;
