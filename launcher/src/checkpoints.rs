@@ -86,6 +86,56 @@ pub fn newest(run: &Path, model: &str, bad: &BTreeSet<OsString>) -> (Option<Foun
     (None, passed_over)
 }
 
+/// The same, to go on from: what is newer belongs to no timeline any more, and is set aside.
+pub fn take(run: &Path, model: &str, bad: &BTreeSet<OsString>) -> (Option<Found>, Vec<String>) {
+    let (found, passed_over) = newest(run, model, bad);
+    let from = found.as_ref().map(|found| found.path.as_path());
+    let is_later = |path: &PathBuf| from.is_none_or(|from| place(path) > place(from));
+    directories(run).iter().filter(|path| is_later(path)).for_each(|path| set_aside(path));
+    (found, passed_over)
+}
+
+/// Makes a checkpoint none, for good: its files stay until the run ends or their step is saved again.
+fn set_aside(path: &Path) {
+    let manifest = path.join(checkpoint::MANIFEST);
+    if let Err(problem) = fs::rename(&manifest, path.join("abandoned.json"))
+        && manifest.exists()
+    {
+        tracing::warn!("cannot set the checkpoint {} aside: {problem}", path.display());
+    }
+}
+
+/// Where in the run a directory's checkpoint is, by its name: steps, and commits beyond them.
+fn place(path: &Path) -> Option<(u64, u64)> {
+    let name = path.file_name()?.to_str()?.strip_prefix("step-")?;
+    let (step, more) = name.split_once('-').unwrap_or((name, "0"));
+    Some((step.parse().ok()?, more.parse().ok()?))
+}
+
+/// Takes a checkpoint of another run over into this one.
+///
+/// # Errors
+/// The disk's, in words.
+pub fn adopt(found: Found, run: &Path, name: &str) -> Result<Found, String> {
+    let path = checkpoint::root(run).join(found.path.file_name().unwrap_or("step".as_ref()));
+    let cannot =
+        |problem: std::io::Error| format!("cannot copy {} to {}: {problem}", found.path.display(), path.display());
+    fs::create_dir_all(&path).map_err(cannot)?;
+    let mut files = found.manifest.files.clone();
+    for file in &mut files {
+        let from = found.path.join(&file.file);
+        // A name that no server writes to, for it may be one file in both runs.
+        file.file = format!("adopted-{}", file.file);
+        let to = path.join(&file.file);
+        fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).map_err(cannot)?;
+        fs::File::open(&to).and_then(|file| file.sync_all()).map_err(cannot)?;
+    }
+    let progress = serde_json::to_value(&found.cut).map_err(|problem| cannot(problem.into()))?;
+    let manifest = CheckpointManifest { run: name.into(), era: 0, files, progress, ..found.manifest.clone() };
+    checkpoint::complete(&path, &manifest).map_err(|problem| problem.to_string())?;
+    Ok(Found { path, manifest, cut: found.cut })
+}
+
 /// Checks every byte of a checkpoint.
 ///
 /// # Errors
@@ -110,13 +160,9 @@ pub fn retain(run: &Path, keep_last: u32, best: Option<u64>) {
     let oldest = whole.len().saturating_sub(keep_last as usize);
     let old = whole[..oldest].iter().filter(|(manifest, _)| manifest.as_ref().map(|m| m.step) != best);
     old.for_each(|(_, path)| remove(path));
-    // What was begun before the newest will never be complete.
-    let newest = whole.last().map(|(_, path)| modified(path));
-    others.iter().filter(|(_, path)| newest > Some(modified(path))).for_each(|(_, path)| remove(path));
-}
-
-fn modified(path: &Path) -> Option<std::time::SystemTime> {
-    fs::metadata(path.join(checkpoint::MANIFEST)).or_else(|_| fs::metadata(path)).and_then(|meta| meta.modified()).ok()
+    // What was begun before the newest will never be complete; what is later may be on its way.
+    let newest = whole.last().and_then(|(_, path)| place(path));
+    others.iter().filter(|(_, path)| newest > place(path)).for_each(|(_, path)| remove(path));
 }
 
 /// Removes what there is of a checkpoint that will not be complete, so that a full disk is less full.
@@ -215,6 +261,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_newer_than_where_a_run_goes_on_is_none_any_more() {
+        let run = tempfile::tempdir().unwrap();
+        let paths = [2, 10, 9].map(|commits| write(run.path(), commits));
+        fs::write(paths[1].join("blocks"), b"abd").unwrap();
+        let take = || take(run.path(), "m", &BTreeSet::new()).0.map(|found| found.manifest.commits);
+        assert_eq!(take(), Some(9));
+        fs::write(paths[1].join("blocks"), b"abc").unwrap();
+        assert_eq!(take(), Some(9), "also if it can be read again");
+        retain(run.path(), 1, None);
+        assert_eq!(steps(run.path()), ["step-10", "step-9"], "and it takes nobody's place");
+        tidy(run.path());
+        assert_eq!(steps(run.path()), ["step-9"]);
+    }
+
+    #[test]
+    fn one_is_taken_over_from_another_run() {
+        let (there, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        write(there.path(), 7);
+        let found = newest(there.path(), "m", &BTreeSet::new()).0.unwrap();
+        adopt(found, here.path(), "mine").unwrap();
+        fs::remove_dir_all(checkpoint::root(there.path())).unwrap();
+        let found = newest(here.path(), "m", &BTreeSet::new()).0.unwrap();
+        assert_eq!((found.manifest.commits, found.manifest.run.as_str()), (7, "mine"));
+    }
+
+    #[test]
     fn old_ones_go_but_for_the_best() {
         let run = tempfile::tempdir().unwrap();
         let begun = checkpoint::root(run.path()).join("step-1");
@@ -223,10 +295,11 @@ mod tests {
             write(run.path(), commits);
         }
         fs::write(checkpoint::root(run.path()).join("step-8/blocks-of-an-older-era"), b"x").unwrap();
-        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
-        let newest = fs::File::open(checkpoint::root(run.path()).join("step-8").join(checkpoint::MANIFEST)).unwrap();
-        newest.set_modified(later).unwrap();
+        let on_its_way = checkpoint::root(run.path()).join("step-10");
+        fs::create_dir_all(&on_its_way).unwrap();
         retain(run.path(), 2, Some(4));
+        assert!(on_its_way.is_dir(), "a server is ahead of another");
+        fs::remove_dir(on_its_way).unwrap();
         let newest = checkpoint::root(run.path()).join("step-8");
         remove_strangers(&newest, &checkpoint::open(&newest).unwrap());
         assert_eq!(steps(run.path()), ["step-4", "step-6", "step-8"]);

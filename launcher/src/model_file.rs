@@ -33,7 +33,8 @@ pub fn write(path: &Path, manifest: &Manifest, tensors: &Tensors) -> Result<(), 
     let staged = path.with_extension("partial");
     let metadata = std::collections::HashMap::from([("format".to_string(), "convoy".to_string())]);
     let written = safetensors::serialize_to_file(views?, Some(metadata), &staged).map_err(|error| error.to_string());
-    written.and_then(|()| fs::rename(&staged, path).map_err(|error| error.to_string())).map_err(|problem| {
+    let last = || fs::File::open(&staged)?.sync_all().and_then(|()| fs::rename(&staged, path));
+    written.and_then(|()| last().map_err(|error| error.to_string())).map_err(|problem| {
         let _ = fs::remove_file(&staged);
         cannot(problem)
     })

@@ -16,15 +16,15 @@ use convoy_server::checkpoint;
 use convoy_worker::task::TaskEntry;
 
 use crate::{
-    args::{Pairs, Places, ResumeArgs, TrainArgs},
+    args::{Pairs, Places, ResumeArgs, TrainArgs, Which},
     checkpoints::{self, Cut, Found},
     cli::say,
     coordinator::core::Origin,
-    finished,
+    finished, model_file,
     outcome::Failure,
     run_dir::{self, RunDir},
     settings,
-    train::{self, prepare::Prepared},
+    train::{self, prepare::Prepared, review::Review},
 };
 
 /// A run that is taken up where another launcher left off.
@@ -121,7 +121,9 @@ fn differs(prefix: &str, theirs: &toml::Table, ours: &toml::Table) -> Option<Str
             // What the run resolved from `auto`.
             (Some(_), toml::Value::String(word)) if word == "auto" => None,
             (Some(theirs), ours) if theirs != ours => Some(format!("`{prefix}{key}` is {theirs} there and {ours} now")),
-            _ => None,
+            (Some(_), _) => None,
+            (None, toml::Value::Table(ours)) => differs(&format!("{key}."), &toml::Table::new(), ours),
+            (None, ours) => Some(format!("`{prefix}{key}` is not set there and {ours} now")),
         }
     })
 }
@@ -154,7 +156,7 @@ fn fit_workers(raw: &mut RawConfig, before: Option<CountOrAuto>) {
 
 /// A run's newest whole checkpoint, or its beginning.
 fn take_up(run_dir: RunDir, model: &Manifest) -> Resumed {
-    let (found, passed_over) = checkpoints::newest(run_dir.path(), &checkpoints::model_hash(model), &BTreeSet::new());
+    let (found, passed_over) = checkpoints::take(run_dir.path(), &checkpoints::model_hash(model), &BTreeSet::new());
     let mut lines: Vec<_> = passed_over.iter().map(|why| format!("passed over a checkpoint: {why}")).collect();
     lines.push(match &found {
         Some(found) => format!("goes on from step {}, {}", found.manifest.step, found.path.display()),
@@ -165,7 +167,17 @@ fn take_up(run_dir: RunDir, model: &Manifest) -> Resumed {
     let origin = found.as_ref().map_or_else(Origin::default, Origin::from);
     let mut cut = found.map(|found| found.cut).unwrap_or_default();
     cut.notes.resumes += 1;
+    forget_other_best(run_dir.path(), &mut cut);
     Resumed { run_dir, era, origin, cut, lines }
+}
+
+/// The best parameters that a run kept may be newer than where it goes on: then it finds its best anew.
+fn forget_other_best(run: &Path, cut: &mut Cut) {
+    let there = model_file::hash_of(&run.join(Which::Best.file()), &run.join("manifest.json")).ok();
+    if there.is_none() || cut.notes.best.as_ref().map(|best| &best.params_sha256) != there.as_ref() {
+        cut.notes.best = None;
+        cut.review.forget_kept();
+    }
 }
 
 /// A new run that begins with a checkpoint of another: the newest of a run, or one that is named.
@@ -188,8 +200,12 @@ pub fn from_checkpoint(place: &str, prepared: &mut Prepared) -> Result<Resumed, 
         })
     };
     let mut found = found.map_err(|problem| Failure::Usage(format!("--resume {place}: {problem}")))?;
-    found.path = std::path::absolute(&found.path).unwrap_or(found.path);
     let run_dir = prepared.create_run_dir()?;
     let lines = vec![format!("begins with step {} of {}", found.manifest.step, found.path.display())];
+    // What was best there, and for how long, says nothing of this run, which has no such file.
+    found.cut.review = Review::new(prepared.config.patience);
+    found.cut.notes.best = None;
+    // Its own from now on, so that it can go back to it whatever becomes of the other.
+    let found = checkpoints::adopt(found, run_dir.path(), &prepared.config.name).map_err(Failure::Environment)?;
     Ok(Resumed { run_dir, era: Era(0), origin: Origin::from(&found), cut: found.cut, lines })
 }

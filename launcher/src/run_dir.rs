@@ -35,17 +35,19 @@ impl RunDir {
         };
         fs::create_dir_all(root).map_err(|problem| cannot(root, problem))?;
         match fs::create_dir(&path) {
+            Err(problem) if problem.kind() == io::ErrorKind::AlreadyExists && is_begun(&path) => {}
             Err(problem) if problem.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Failure::Usage(format!("the run {} exists; choose another --name", path.display())));
             }
             made => made.map_err(|problem| cannot(&path, problem))?,
         }
-        fs::create_dir(path.join("logs")).map_err(|problem| cannot(&path, problem))?;
-        fs::write(path.join("config.toml"), config).map_err(|problem| cannot(&path, problem))?;
+        fs::create_dir_all(path.join("logs")).map_err(|problem| cannot(&path, problem))?;
         let metrics = File::create(path.join("metrics.jsonl")).map_err(|problem| cannot(&path, problem))?;
         hold(&metrics, &path)?;
+        let run = RunDir { path, metrics };
+        run.replace("config.toml", config.as_bytes(), true).map_err(|problem| cannot(&run.path, problem))?;
         point_latest(root, name);
-        Ok(RunDir { path, metrics })
+        Ok(run)
     }
 
     /// Opens the directory of a run to go on with it, configured anew.
@@ -60,7 +62,7 @@ impl RunDir {
         accounts::end_line(&metrics).map_err(cannot)?;
         fs::create_dir_all(path.join("logs")).map_err(cannot)?;
         let run = RunDir { path: path.into(), metrics };
-        run.replace("config.toml", config.as_bytes()).map_err(cannot)?;
+        run.replace("config.toml", config.as_bytes(), true).map_err(cannot)?;
         if let (Some(root), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) {
             point_latest(root, name);
         }
@@ -107,17 +109,43 @@ impl RunDir {
     /// # Errors
     /// The disk's.
     pub fn replace_json(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(value)?;
-        text.push(b'\n');
-        self.replace(name, &text)
+        self.replace(name, &text_of(value)?, false)
     }
 
-    fn replace(&self, name: &str, contents: &[u8]) -> io::Result<()> {
+    /// The same, of a file that is to outlive the machine.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn write_json(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
+        self.replace(name, &text_of(value)?, true)
+    }
+
+    /// Replaces a file; if it is to last, one that outlives the machine, too.
+    fn replace(&self, name: &str, contents: &[u8], lasts: bool) -> io::Result<()> {
         let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(&self.path)?;
         file.write_all(contents)?;
         readable(file.path())?;
-        file.persist(self.path.join(name)).map(drop).map_err(|error| error.error)
+        if lasts {
+            file.as_file().sync_all()?;
+        }
+        file.persist(self.path.join(name)).map_err(|error| error.error)?;
+        if lasts { File::open(&self.path)?.sync_all() } else { Ok(()) }
     }
+}
+
+fn text_of(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Whether a directory is of a run that ended before it had a configuration: nothing is lost with it.
+fn is_begun(path: &Path) -> bool {
+    let is_ours = |name: &std::ffi::OsStr| {
+        name == "logs" || name == "metrics.jsonl" || name.to_str().is_some_and(|name| name.starts_with(".tmp-"))
+    };
+    let entries: Result<Vec<_>, _> = fs::read_dir(path).into_iter().flatten().collect();
+    path.join("logs").is_dir() && entries.is_ok_and(|entries| entries.iter().all(|entry| is_ours(&entry.file_name())))
 }
 
 /// Keeps other launchers off a run for as long as its metrics are open.

@@ -109,8 +109,8 @@ struct Session {
     /// Where the coordinator listens.
     address: SocketAddr,
     restarts: Restarts,
-    /// The process that was started last in the place of one that died.
-    starting: BTreeMap<Place, u32>,
+    /// The process that was started last in the place of one that died, and when, until it joins.
+    starting: BTreeMap<Place, (u32, Instant)>,
     progress: Progress,
     notes: Notes,
     began: Option<Instant>,
@@ -264,9 +264,7 @@ impl Session {
             if let Some(end) = self.ended {
                 return Ok(end);
             }
-            if let Some(workers) = self.scale_to.take() {
-                self.scale(workers, signals).await?;
-            }
+            self.scale_if_asked(signals).await?;
             tokio::select! {
                 biased;
                 request = signals.next() => self.request(request)?,
@@ -276,6 +274,7 @@ impl Session {
                 () = until(self.turmoil.next()) => self.chaos_due(),
                 _ = tick.tick() => {
                     self.check_leases(signals).await?;
+                    self.check_starting();
                     self.check_progress()?;
                     self.check_saves();
                 }
@@ -298,7 +297,24 @@ impl Session {
             return Err(self.stopped(signal));
         }
         self.progress.say("stopping after the step in progress; once more stops at once");
+        self.stop_training()
+    }
+
+    /// Finishes the step in progress; nobody is started any more.
+    fn stop_training(&mut self) -> Result<(), Failure> {
         self.service.advance(Phase::Stopping);
+        let awaited = self.service.cluster().awaited_workers();
+        for rank in awaited {
+            self.restarts.cancel((Role::Worker, rank));
+            if self.starting.remove(&(Role::Worker, rank)).is_some() {
+                self.children.kill_one(Role::Worker, rank);
+            }
+            let events = self.service.cluster().give_up(rank);
+            self.service.publish();
+            for event in events {
+                self.follow(event)?;
+            }
+        }
         Ok(())
     }
 
@@ -341,7 +357,7 @@ impl Session {
         let cannot = |problem| {
             Failure::Environment(format!("cannot write {}: {problem}", self.run_dir.path().join(name).display()))
         };
-        self.run_dir.replace_json(name, value).map_err(cannot)
+        self.run_dir.write_json(name, value).map_err(cannot)
     }
 
     /// Adds an event, with its era, to metrics.jsonl.

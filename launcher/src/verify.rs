@@ -35,6 +35,8 @@ struct Account {
     /// What the commits that count used: `(step, slice)`, and how often.
     uses: BTreeMap<(u64, u32), u32>,
     commits: u64,
+    /// The first of them: that of another run, if it began with a checkpoint.
+    from: u64,
     /// Commits that a roll-back undid.
     undone: u64,
     eras: u64,
@@ -122,7 +124,8 @@ fn read(text: &str) -> Result<Account, String> {
         }
     }
     account.eras = begins.len() as u64;
-    let mut next = 0;
+    account.from = begins.first_key_value().map_or(0, |(_, from)| *from);
+    let mut next = account.from;
     let is_void = |era: u64, commit: u64| begins.range(era + 1..).any(|(_, from)| *from <= commit);
     let mut counted: Vec<_> = commits.into_iter().map(|((era, commit), used)| (commit, era, used)).collect();
     counted.sort_by_key(|(commit, era, _)| (*commit, *era));
@@ -146,13 +149,11 @@ fn read(text: &str) -> Result<Account, String> {
 
 /// Compares what was used with what should have been.
 fn check(config: &Config, (order, clock): (DataOrder, Clock), account: &Account) -> Verdict {
-    let mut verdict = Verdict {
-        steps: clock.steps_after(Step(account.commits)),
-        samples: 0,
-        epochs: 0,
-        dropped_slices: 0,
-        problems: Vec::new(),
-    };
+    let begun = clock.steps_after(Step(account.from));
+    let end = clock.steps_after(Step(account.from + account.commits));
+    // What was dealt out of order before that is not known here.
+    let is_known = account.from == 0 || !config.mode.is_dealt();
+    let mut verdict = Verdict { steps: end - begun, samples: 0, epochs: 0, dropped_slices: 0, problems: Vec::new() };
     let has_quorum = matches!(config.mode, Mode::Sync(Quorum::Slices(_)));
     // Where slices are dealt out, some of later steps may be used before all of this one.
     let last = account.uses.keys().next_back().map_or(0, |(step, _)| step + 1);
@@ -164,9 +165,9 @@ fn check(config: &Config, (order, clock): (DataOrder, Clock), account: &Account)
             for slice in 0..order.slices {
                 let count = account.uses.get(&(step, slice)).copied().unwrap_or(0);
                 let samples = order.places(Step(step), SliceId(slice));
-                let is_dropped = count == 0 && has_quorum && samples.len() > 0;
+                let is_dropped = count == 0 && has_quorum && step >= begun && samples.len() > 0;
                 verdict.dropped_slices += u64::from(is_dropped);
-                let is_due = step < verdict.steps && !is_dropped;
+                let is_due = is_known && (begun..end).contains(&step) && !is_dropped;
                 for sample in samples.map(|place| places.sample(place) as usize) {
                     used[sample] += count;
                     // Of the step in progress, what was dealt out is due, once.
@@ -239,6 +240,13 @@ mod tests {
     #[test]
     fn lost_and_repeated_samples_are_named() {
         assert_eq!(verified("", &ledger(1..4)), Err("commit 0 is missing".into()));
+        let adopted = ledger(2..5).replace("\"from\":0", "\"from\":2");
+        let verdict = verified("", &adopted).unwrap();
+        assert_eq!(
+            (verdict.steps, verdict.samples, verdict.problems),
+            (3, 12, vec![]),
+            "from another run's checkpoint"
+        );
         let twice = ledger(0..2) + &commit(0, 1, 1, &[0]);
         assert_eq!(verified("", &twice), Err("commit 1 of era 0 is there twice".into()));
         let lost = verified("", &(ledger(0..2) + &commit(0, 2, 2, &[1]))).unwrap();

@@ -73,6 +73,12 @@ impl PartialEq for Verdict {
 }
 
 impl Verdict {
+    /// Whether both do the same to the parameters. Losses are only told of: where devices do not repeat their results, two
+    /// shards may have noted different ones of a slice that two workers computed.
+    pub fn does_the_same_as(&self, other: &Verdict) -> bool {
+        *self == Verdict { loss_sum: self.loss_sum, ..other.clone() }
+    }
+
     /// What a complete set of headers (by slice) decides, before any clipping; `terms` are the step's learning rate and
     /// loss scale.
     ///

@@ -33,6 +33,9 @@ use crate::{
     },
 };
 
+/// How often the coordinator is told of a checkpoint that it does not hear of.
+const REPORTS: usize = 3;
+
 /// Snapshots that may wait for the disk before no other step begins.
 const SNAPSHOTS_AHEAD: usize = 2;
 
@@ -283,9 +286,15 @@ impl Host {
         let host = self.clone();
         self.around.tasks.spawn(async move {
             let Membership { coordinator, member, .. } = &host.around.membership;
-            // Whoever is gone has no use for it.
-            if let Err(problem) = coordinator.report_shard(*member, era, report).await {
-                debug!("a report on checkpoints did not arrive: {problem}");
+            for _ in 0..REPORTS {
+                match coordinator.report_shard(*member, era, report.clone()).await {
+                    Ok(()) => return,
+                    // Whoever is gone has no use for it.
+                    Err(problem) if host.around.membership.lost.is_cancelled() => {
+                        return debug!("a report on checkpoints did not arrive: {problem}");
+                    }
+                    Err(problem) => warn!("a report on checkpoints did not arrive: {problem}"),
+                }
             }
         });
     }

@@ -116,10 +116,10 @@ fn agreed(at: Position, answers: Vec<Answer>) -> Result<Result<Agreed, Setback>,
             Ok(own) => own,
             Err(setback) => return Ok(Err(setback)),
         };
-        if verdict.as_ref().is_some_and(|first| *first != own) {
+        let first = verdict.get_or_insert_with(|| own.clone());
+        if !first.does_the_same_as(&own) {
             return Err(ExchangeError::Verdict { shard, step: at.step });
         }
-        verdict = Some(own);
         pulled.push((shard, blocks));
     }
     // A cluster has at least one server.

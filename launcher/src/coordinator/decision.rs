@@ -81,7 +81,7 @@ impl Decisions {
         }
         let differs = |other: &Accumulated| {
             let same_matter = matches!(other.norms, Norms::Gradient(_)) == (matter == Matter::Clip);
-            !same_matter || other.proposal != part.proposal
+            !same_matter || !other.proposal.does_the_same_as(&part.proposal)
         };
         if self.parts.values().any(differs) {
             return Err(DecisionError::Disagreement(shard, step));
@@ -180,9 +180,19 @@ mod tests {
     fn what_does_not_belong_is_refused() {
         let mut decisions = decisions("clip_norm = 1.0\nname = 'lamb'");
         decisions.add(gradient(1, 1.0, &[])).unwrap();
-        assert_eq!(decisions.add(gradient(0, 2.0, &[])), Err(DecisionError::Disagreement(ShardId(0), Step(3))));
+        let mut other = gradient(0, 1.0, &[]);
+        other.proposal.weight = 3.0;
+        assert_eq!(decisions.add(other), Err(DecisionError::Disagreement(ShardId(0), Step(3))));
         assert_eq!(decisions.add(direction(0, 1.0, 1.0)), Err(DecisionError::Disagreement(ShardId(0), Step(3))));
         assert_eq!(decisions.add(gradient(7, 1.0, &[])), Err(DecisionError::UnknownShard(ShardId(7))));
+    }
+
+    #[test]
+    fn shards_may_have_noted_different_losses_and_the_first_counts() {
+        let mut decisions = decisions("clip_norm = 1.0");
+        decisions.add(gradient(1, 1.5, &[])).unwrap();
+        let verdict = decisions.add(gradient(0, 1.25, &[])).unwrap().unwrap();
+        assert_eq!(verdict.loss_sum, 1.25);
     }
 
     #[test]

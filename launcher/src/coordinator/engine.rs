@@ -16,6 +16,7 @@ use convoy_proto::{
 use super::{
     commits::{CommitError, Commits},
     core::{Event, Lag, Origin},
+    deadlines::Deadlines,
     dealer::{Deal, Dealer},
     decision::{DecisionError, Decisions},
     evaluation::{Evaluations, Lacking, Score},
@@ -44,6 +45,7 @@ pub struct Engine {
     /// What was chosen here and no worker has reported yet.
     chosen: BTreeMap<Step, Verdict>,
     stragglers: Stragglers,
+    deadlines: Deadlines,
     saves: Saves,
 }
 
@@ -66,6 +68,7 @@ impl Engine {
             chosen: BTreeMap::new(),
             history: History::new(clock.commits_a_step()),
             stragglers: Stragglers::default(),
+            deadlines: Deadlines::default(),
             saves: Saves::new(config, clock),
         }
     }
@@ -73,13 +76,20 @@ impl Engine {
     /// The same, in place of another, after so many commits.
     pub fn in_place_of(mut self, before: &Engine, origin: &Origin) -> Engine {
         let commits = origin.commits;
+        // What was observed of workers stays true.
+        self.deadlines = before.deadlines.clone();
         self.dealer.number_from(before.dealer.sequence());
         self.commits.resume(commits, origin.standing.left_out);
         self.dealer.resume(commits, &origin.standing.cursor);
-        self.history.skip_to(commits);
+        self.history.resume(commits);
         // If an evaluation is due here, it is made again.
         self.review(Step(commits.0.saturating_sub(1)));
         self
+    }
+
+    /// How long a slice usually takes to compute.
+    pub fn deadlines(&self) -> &Deadlines {
+        &self.deadlines
     }
 
     /// The checkpoints in the making.
@@ -234,11 +244,11 @@ impl Engine {
         Some(Event::Evaluated(weights, step, score))
     }
 
-    /// Takes in what a worker did of a commit.
-    pub fn step(&mut self, member: Member, report: StepReport) -> Vec<Event> {
+    /// Takes in what a worker, which has so many slices, did of a commit.
+    pub fn step(&mut self, member: Member, report: StepReport, slices: usize) -> Vec<Event> {
         let worker = WorkerId(member.rank);
         let lag = if self.is_dealt { Lag::Pushes(self.dealer.lag(worker)) } else { Lag::None };
-        let mut events: Vec<_> = self.judge(worker, &report.effort, lag).into_iter().collect();
+        let mut events: Vec<_> = self.judge((worker, slices), &report.effort, lag).into_iter().collect();
         if self.has_quorum {
             // A step proves those before it, also if who would have reported them is dead.
             events.extend(self.catch_up(report.verdict.step));
@@ -248,18 +258,20 @@ impl Engine {
         events
     }
 
-    /// A step was made without a worker, as so many before.
-    pub fn missed(&mut self, worker: WorkerId, effort: &Effort, steps: u64) -> Option<Event> {
+    /// A step was made without a worker, which has so many slices, as so many before.
+    pub fn missed(&mut self, worker: (WorkerId, usize), effort: &Effort, steps: u64) -> Option<Event> {
         self.judge(worker, effort, Lag::Missed(steps))
     }
 
     /// Names a worker that has become slow.
-    fn judge(&mut self, worker: WorkerId, effort: &Effort, lag: Lag) -> Option<Event> {
+    fn judge(&mut self, (worker, slices): (WorkerId, usize), effort: &Effort, lag: Lag) -> Option<Event> {
         if effort.samples == 0 {
             // A spare has nothing to be measured by.
             return None;
         }
-        let straggler = self.stragglers.note(worker, effort.times.data + effort.times.compute);
+        let seconds = effort.times.data + effort.times.compute;
+        self.deadlines.note(seconds / slices as f64);
+        let straggler = self.stragglers.note(worker, seconds);
         straggler.map(|straggler| Event::Straggler(straggler, lag))
     }
 

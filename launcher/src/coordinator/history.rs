@@ -14,19 +14,25 @@ pub struct History {
     /// The first commit that was not seen, and those after it that were.
     next: Step,
     ahead: BTreeMap<Step, Verdict>,
-    /// The commits of the step in progress.
+    /// The commits of the step in progress, and how many there were before those.
     open: Vec<Verdict>,
+    before: u64,
 }
 
 impl History {
     /// No commit yet.
     pub fn new(commits_a_step: u64) -> History {
-        History { commits_a_step, next: Step(0), ahead: BTreeMap::new(), open: Vec::new() }
+        History { commits_a_step, next: Step(0), ahead: BTreeMap::new(), open: Vec::new(), before: 0 }
     }
 
     /// How many commits were seen without a gap.
     pub fn commits(&self) -> Step {
         self.next
+    }
+
+    /// Goes on after so many commits, be it in the middle of a step.
+    pub fn resume(&mut self, commits: Step) {
+        (self.next, self.before) = (commits, commits.0 % self.commits_a_step);
     }
 
     /// Takes in a commit that may be known; gives the steps that are whole now, as one verdict each.
@@ -49,7 +55,8 @@ impl History {
         while let Some(verdict) = self.ahead.remove(&self.next) {
             self.next = self.next.next();
             self.open.push(verdict);
-            if self.open.len() as u64 == self.commits_a_step {
+            if self.open.len() as u64 + self.before == self.commits_a_step {
+                self.before = 0;
                 whole.extend(join(std::mem::take(&mut self.open)));
             }
         }

@@ -7,6 +7,7 @@
 
 pub mod commits;
 pub mod core;
+pub mod deadlines;
 pub mod dealer;
 pub mod decision;
 pub mod engine;

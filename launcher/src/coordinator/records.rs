@@ -58,6 +58,10 @@ pub struct WorkerRecord {
     pub(super) finished: Option<Step>,
     /// When it was heard of last.
     pub heard_ms: u64,
+    /// How long it had computed then what it was computing.
+    pub computing_ms: u64,
+    /// Whether this process has computed anything: its first step may take long, for it compiles kernels.
+    pub(super) is_warm: bool,
 }
 
 /// A server that joined.
@@ -91,6 +95,8 @@ impl WorkerRecord {
             pushed: None,
             finished: None,
             heard_ms: now_ms,
+            computing_ms: 0,
+            is_warm: false,
         }
     }
 
@@ -122,6 +128,7 @@ impl WorkerRecord {
         totals.seconds.compute += effort.times.compute;
         totals.seconds.exchange += effort.times.exchange;
         totals.seconds.load += effort.times.load;
+        self.is_warm |= effort.samples > 0;
         self.at = next;
     }
 }

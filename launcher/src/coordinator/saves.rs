@@ -24,8 +24,8 @@ pub struct SavedSet {
     pub clean: u64,
     /// How long the slowest part took.
     pub seconds: f64,
-    /// Where the coordinator stood.
-    pub standing: Standing,
+    /// Where the coordinator stood; nothing if it went by without a note, where it alone knows.
+    pub standing: Option<Standing>,
 }
 
 /// What the coordinator knows of a commit that servers do not.
@@ -43,12 +43,14 @@ pub struct Saves {
     shards: u32,
     clock: Clock,
     every: u64,
+    /// Whether what was committed is known here only.
+    is_chosen: bool,
     /// A commit that is kept beside those that are due.
     wanted: Option<Step>,
     parts: BTreeMap<Step, BTreeMap<ShardId, Saved>>,
     standings: BTreeMap<Step, Standing>,
-    /// Commits of which there will be no checkpoint, whatever is still written of them.
-    given_up: BTreeSet<Step>,
+    /// Commits of which there will be no checkpoint, or no other, whatever is still told of them.
+    over: BTreeSet<Step>,
 }
 
 impl Saves {
@@ -58,10 +60,11 @@ impl Saves {
             shards: config.servers,
             clock,
             every: config.checkpoint.every.steps(),
+            is_chosen: config.mode.is_chosen(),
             wanted: None,
             parts: BTreeMap::new(),
             standings: BTreeMap::new(),
-            given_up: BTreeSet::new(),
+            over: BTreeSet::new(),
         }
     }
 
@@ -92,7 +95,7 @@ impl Saves {
     /// Takes in a part; gives the checkpoint once all are there.
     pub fn add(&mut self, shard: ShardId, saved: Saved) -> Option<SavedSet> {
         let commit = saved.commit;
-        if self.given_up.contains(&commit) {
+        if self.over.contains(&commit) {
             return None;
         }
         let parts = self.parts.entry(commit).or_default();
@@ -103,9 +106,10 @@ impl Saves {
         let parts = self.parts.remove(&commit)?;
         // Those before it will not be complete any more, or were.
         self.parts.retain(|other, _| *other > commit);
-        let standing = self.standings.remove(&commit).unwrap_or_default();
+        let standing = self.standings.remove(&commit).or((!self.is_chosen).then(Standing::default));
         self.standings.retain(|other, _| *other > commit);
-        self.given_up.retain(|other| *other > commit);
+        self.over.retain(|other| *other > commit);
+        self.over.insert(commit);
         self.forget(commit);
         let (first, seconds) = (parts.values().next()?.clone(), parts.values().map(|part| part.seconds));
         let seconds = seconds.fold(0.0, f64::max);
@@ -119,7 +123,7 @@ impl Saves {
     pub fn give_up(&mut self, commit: Step) {
         self.parts.remove(&commit);
         self.standings.remove(&commit);
-        self.given_up.insert(commit);
+        self.over.insert(commit);
         self.forget(commit);
     }
 
@@ -173,6 +177,6 @@ mod tests {
         saves.note(Step(9), Standing { left_out: 4, ..Standing::default() });
         saves.add(ShardId(0), saved(9, 0));
         let set = saves.add(ShardId(1), saved(9, 4)).unwrap();
-        assert_eq!((set.standing.left_out, saves.wanted()), (4, None));
+        assert_eq!((set.standing.map(|standing| standing.left_out), saves.wanted()), (Some(4), None));
     }
 }

@@ -97,14 +97,22 @@ impl CoordinatorService {
         }
     }
 
-    /// Ends the era and begins another, from `origin`; gives how many events of the old one are still to be read.
-    pub fn roll_back(&self, origin: Origin, events: &mpsc::Receiver<Event>) -> (Option<Event>, usize) {
-        let begun = {
+    /// Ends the era; gives how many events of it are still to be read.
+    pub fn end_era(&self, events: &mpsc::Receiver<Event>) -> usize {
+        let old = {
             let mut cluster = self.cluster();
             // A verdict of the old era is none of the new one.
             self.inner.verdict.send_replace(None);
-            (cluster.roll_back(origin), events.len())
+            cluster.end_era();
+            events.len()
         };
+        self.publish();
+        old
+    }
+
+    /// Begins the era that follows from `origin`.
+    pub fn roll_back(&self, origin: Origin) -> Option<Event> {
+        let begun = self.cluster().roll_back(origin);
         self.publish();
         begun
     }
@@ -203,7 +211,8 @@ impl CoordinationService for CoordinatorService {
         request: Request<wire::HeartbeatRequest>,
     ) -> Result<Response<wire::HeartbeatResponse>, Status> {
         let now = self.now_ms();
-        self.cluster().heartbeat(member(request.into_inner().member)?, now)?;
+        let wire::HeartbeatRequest { member: whose, computing_ms } = request.into_inner();
+        self.cluster().heartbeat(member(whose)?, now, computing_ms)?;
         Ok(Response::new(wire::HeartbeatResponse {}))
     }
 

@@ -10,7 +10,7 @@ use convoy_proto::{
 use convoy_worker::{exchange::Exchange, parameters::Tensors};
 use serde_json::json;
 
-use super::{GOODBYE, Session, losses::workers, signals::Signals};
+use super::{GOODBYE, Session, TICK, losses::workers, signals::Signals};
 use crate::{
     args::Which,
     checkpoints,
@@ -86,6 +86,7 @@ impl Session {
         };
         let pull = tokio::time::timeout(limit, pull);
         tokio::pin!(pull);
+        let mut tick = tokio::time::interval(TICK);
         loop {
             tokio::select! {
                 biased;
@@ -101,6 +102,7 @@ impl Session {
                 // The first asks for an end with the parameters saved, and that is what this is.
                 signal = signals.next() => self.request(signal)?,
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
+                _ = tick.tick() => self.check_leases(signals).await?,
             }
             if self.service.cluster().era() != view.era {
                 return Ok(None);

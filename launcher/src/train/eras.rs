@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     checkpoints::{self, Cut, Found},
-    coordinator::{core::Origin, saves::Standing},
+    coordinator::{
+        core::{Event, Origin},
+        saves::Standing,
+    },
     outcome::Failure,
     summary::Notes,
 };
@@ -42,8 +45,8 @@ impl Session {
     pub(super) fn lose_server(&mut self, rank: u32, (what, log): (&str, &Path)) -> Result<(), Failure> {
         let since = Instant::now();
         self.fault(what);
+        self.starting.remove(&(Role::Server, rank));
         let next = self.restarts.plan((Role::Server, rank), Instant::now());
-        *self.notes.server_restarts.entry(rank).or_default() += 1;
         let lost = self.service.cluster().lose_server(rank);
         if let Some(member) = lost {
             self.metric(json!({ "event": "lost", "member": member.to_string() }));
@@ -69,18 +72,23 @@ impl Session {
         while let Ok(event) = self.events.try_recv() {
             self.follow(event)?;
         }
+        let before = self.service.cluster().engine().open();
+        // Members are told at once that the era is over: to look at checkpoints may take a while.
+        let old_events = self.service.end_era(&self.events);
+        for _ in 0..old_events {
+            // They are of steps that are made again. What a person asks for is not.
+            if let Ok(Event::Scale(workers)) = self.events.try_recv() {
+                self.scale_to = Some(workers);
+            }
+        }
         let model = checkpoints::model_hash(&self.prepared.manifest);
         let run = self.run_dir.path();
         let (found, passed_over) =
-            tokio::task::block_in_place(|| checkpoints::newest(run, &model, &self.bad_checkpoints));
+            tokio::task::block_in_place(|| checkpoints::take(run, &model, &self.bad_checkpoints));
         passed_over.iter().for_each(|why| self.progress.say(&format!("passed over a checkpoint: {why}")));
         let origin = found.as_ref().map_or_else(Origin::default, Origin::from);
-        let (before, commits) = (self.service.cluster().engine().commits(), origin.commits);
-        let (begun, old_events) = self.service.roll_back(origin, &self.events);
-        for _ in 0..old_events {
-            // They are of steps that are made again.
-            let _ = self.events.try_recv();
-        }
+        let (commits, newest) = (origin.commits, origin.restore.is_some().then_some(origin.commits));
+        let begun = self.service.roll_back(origin);
         self.take_up(found.map(|found| found.cut));
         let undone = before.0.saturating_sub(commits.0);
         if self.prepared.config.mode.inexact().is_some() {
@@ -88,7 +96,7 @@ impl Session {
         }
         self.notes.rollbacks += 1;
         let step = self.service.cluster().engine().clock().steps_after(commits);
-        self.saving.begin_anew(commits);
+        self.saving.begin_anew(commits, newest);
         (self.ended, self.last_change, self.skips_in_a_row) = (None, Instant::now(), 0);
         self.metric(json!({ "event": "rollback", "step": step, "undone": undone }));
         let alive = self.service.cluster().alive();
@@ -116,6 +124,6 @@ impl Session {
             skipped: then.skipped,
             ..now
         };
-        self.review = review.or_better(self.review);
+        self.review = review.after(self.review);
     }
 }

@@ -40,7 +40,10 @@ impl Session {
     pub(super) fn follow(&mut self, event: Event) -> Result<(), Failure> {
         self.last_change = Instant::now();
         match event {
-            Event::Joined(member) => self.metric(json!({ "event": "joined", "member": member.to_string() })),
+            Event::Joined(member) => {
+                self.starting.remove(&(member.role, member.rank));
+                self.metric(json!({ "event": "joined", "member": member.to_string() }));
+            }
             Event::Phase(phase) => {
                 self.metric(json!({ "event": "phase", "phase": format!("{phase:?}").to_lowercase() }));
                 if phase == Phase::Training {
@@ -135,6 +138,7 @@ impl Session {
             // In a new era, the evaluation is made again, or was made before.
             let Some(params_sha256) = saved else { return Ok(()) };
             self.notes.best = Some(BestSummary { score, params_sha256 });
+            self.review.keep(score);
             self.save_summary();
         }
         if judgement.is_enough && score.step < self.prepared.horizon.steps {
@@ -142,7 +146,7 @@ impl Session {
             self.progress.say(&format!("stopping: no lower held-out loss{}", best.unwrap_or_default()));
             self.metric(json!({ "event": "patience", "step": score.step }));
             self.notes.stopped_early = true;
-            self.service.advance(Phase::Stopping);
+            self.stop_training()?;
         } else {
             self.service.review(step);
         }

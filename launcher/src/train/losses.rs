@@ -48,6 +48,10 @@ impl Session {
             self.more_exits(&mut exits, &mut coming).await;
         }
         if !exits.iter().all(|exit| self.is_replaceable(exit)) {
+            if self.ended.is_some() && exits.iter().all(|exit| exit.role == Role::Worker) {
+                exits.iter().for_each(|exit| self.lose_at_end(exit.rank, &exit.describe()));
+                return Ok(());
+            }
             self.more_exits(&mut exits, &mut coming).await;
             return Err(self.diagnose(exits));
         }
@@ -81,7 +85,7 @@ impl Session {
         }
         // Not who is in the place now: on the way there, or there before.
         match self.starting.get(&(exit.role, exit.rank)) {
-            Some(pid) if *pid == exit.pid => Standing::Starting,
+            Some((pid, _)) if *pid == exit.pid => Standing::Starting,
             // It never came to join.
             None if pid.is_none() && !cluster.has_begun() && exit.signal().is_some() => Standing::Starting,
             None if pid.is_none() && !cluster.has_begun() => Standing::Member,
@@ -97,13 +101,14 @@ impl Session {
 
     /// Tries once more, or gives the place up.
     async fn restart_failed(&mut self, exit: &ChildExit, signals: &mut Signals) -> Result<(), Failure> {
-        let what = exit.describe();
-        self.fault(&what);
-        let next = if exit.is_misled() { None } else { self.plan_restart((exit.role, exit.rank)) };
-        self.progress.say(&with_log(&format!("{what}{}", again(next)), &exit.log));
+        let (what, place) = (exit.describe(), (exit.role, exit.rank));
+        self.starting.remove(&place);
+        let next = if exit.is_misled() { None } else { self.plan_restart(place) };
         if next.is_none() && (exit.role == Role::Server || !self.service.cluster().has_begun()) {
             return Err(self.diagnose(vec![exit.clone()]));
         }
+        self.fault(&what);
+        self.progress.say(&with_log(&format!("{what}{}", again(next)), &exit.log));
         if next.is_none() {
             let events = self.service.cluster().give_up(exit.rank);
             for event in events {
@@ -131,6 +136,9 @@ impl Session {
         for place in self.restarts.take_due(Instant::now()) {
             if !self.is_stopping() {
                 self.metric(json!({ "event": "restart", "member": format!("{} {}", place.0, place.1) }));
+                if place.0 == Role::Server {
+                    *self.notes.server_restarts.entry(place.1).or_default() += 1;
+                }
                 self.start(place)?;
             }
         }
@@ -142,8 +150,29 @@ impl Session {
         let spec = self.children_of_run().into_iter().find(|spec| (spec.role, spec.rank) == place);
         let Some(spec) = spec else { return Ok(()) };
         let pid = self.children.start(spec)?;
-        self.starting.insert(place, pid);
+        self.starting.insert(place, (pid, Instant::now()));
         Ok(())
+    }
+
+    /// Ends processes that do not come to join: others take their places.
+    pub(super) fn check_starting(&mut self) {
+        let limit = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());
+        let hang = self.starting.iter_mut().filter(|(_, (_, since))| since.elapsed() > limit);
+        for ((role, rank), (pid, since)) in hang {
+            self.progress.say(&format!("{role} {rank} (process {pid}) did not join within {limit:?}"));
+            self.children.kill_one(*role, *rank);
+            // Its end is told in a moment.
+            *since = Instant::now();
+        }
+    }
+
+    /// A worker is gone that has nothing to do any more.
+    fn lose_at_end(&mut self, rank: u32, what: &str) {
+        self.fault(what);
+        self.progress.say(&format!("{what}, after its last step"));
+        let member = self.service.cluster().workers()[rank as usize].as_ref().map(|worker| worker.member);
+        // What follows from it does not matter any more.
+        member.into_iter().for_each(|member| drop(self.service.cluster().lose(member, false)));
     }
 
     /// The other children that end at about the same time: members, and those that were about to be.
@@ -178,9 +207,9 @@ impl Session {
         let since = Instant::now();
         self.fault(what);
         let next = self.plan_restart((Role::Worker, member.rank));
-        let (lost, before) = {
+        let (lost, before, era) = {
             let mut cluster = self.service.cluster();
-            (cluster.lose(member, next.is_some()), self.events.len())
+            (cluster.lose(member, next.is_some()), self.events.len(), cluster.era())
         };
         self.service.publish();
         let heirs = match self.service.cluster().alive() {
@@ -196,7 +225,7 @@ impl Session {
         }
         // A stranger is nobody to lose; and once all have made their last step, it takes no more workers.
         for event in lost.unwrap_or_default() {
-            if self.ended.is_none() {
+            if self.ended.is_none() && self.service.cluster().era() == era {
                 self.heed(event, signals).await?;
             }
         }
@@ -206,11 +235,26 @@ impl Session {
         if self.service.cluster().is_broken() { self.begin_era() } else { Ok(()) }
     }
 
+    /// Goes on without a worker that hangs in what it computes, if others can take over.
+    async fn check_hung(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+        let hung = self.service.cluster().hung();
+        let Some((member, computing_ms, limit_ms)) = hung else { return Ok(()) };
+        let may_restart = self.may_restart(member.rank);
+        if self.service.cluster().replaceable(member.rank, may_restart, false) != Some(member) {
+            return Ok(());
+        }
+        let (computing, limit) = (seconds(computing_ms), seconds(limit_ms));
+        let what = format!("{member} hangs: it has computed one step for {computing:.1} s, {limit:.1} s is its limit");
+        let log = self.run_dir.log(&format!("{}-{}", member.role, member.rank));
+        self.children.kill_one(member.role, member.rank);
+        self.lose(member, (&what, &log), signals).await
+    }
+
     /// Ends the run, or goes on without a worker, if a member has not been heard of for a lease.
     pub(super) async fn check_leases(&mut self, signals: &mut Signals) -> Result<(), Failure> {
         let silent = self.service.cluster().silent(self.service.now_ms());
-        let Some((member, silence_ms)) = silent.first().copied() else { return Ok(()) };
-        let silence = Duration::from_millis(silence_ms).as_secs_f64();
+        let Some((member, silence_ms)) = silent.first().copied() else { return self.check_hung(signals).await };
+        let silence = seconds(silence_ms);
         let log = self.run_dir.log(&format!("{}-{}", member.role, member.rank));
         let what = format!("{member} has not been heard of for {silence:.1} s");
         if member.role == Role::Server && self.may_replace_server(member.rank, false) {
@@ -219,6 +263,11 @@ impl Session {
         }
         let may_restart = self.may_restart(member.rank);
         let replaceable = self.service.cluster().replaceable(member.rank, may_restart, false);
+        if self.ended.is_some() && member.role == Role::Worker && replaceable.is_none() {
+            self.children.kill_one(member.role, member.rank);
+            self.lose_at_end(member.rank, &what);
+            return Ok(());
+        }
         if replaceable != Some(member) {
             return Err(Failure::Lost(with_log(&what, &log)));
         }
@@ -226,6 +275,11 @@ impl Session {
         self.children.kill_one(member.role, member.rank);
         self.lose(member, (&what, &log), signals).await
     }
+}
+
+/// Milliseconds, for people.
+fn seconds(ms: u64) -> f64 {
+    Duration::from_millis(ms).as_secs_f64()
 }
 
 pub(super) fn again(next: Option<Plan>) -> String {

@@ -52,9 +52,9 @@ impl Saving {
         }
     }
 
-    /// Another era goes on after so many commits.
-    pub fn begin_anew(&mut self, commits: Step) {
-        *self = Saving { ahead: self.ahead, ..Saving::new(commits, self.newest) };
+    /// Another era goes on after so many commits; `newest` is a checkpoint that there is.
+    pub fn begin_anew(&mut self, commits: Step, newest: Option<Step>) {
+        *self = Saving { ahead: self.ahead, ..Saving::new(commits, newest) };
     }
 }
 
@@ -95,7 +95,7 @@ impl Session {
         let commit = {
             let cluster = self.service.cluster();
             let (engine, clock) = (cluster.engine(), cluster.engine().clock());
-            let open = open.unwrap_or_else(|| engine.open()).0;
+            let open = engine.open().max(open.unwrap_or(Step(0))).0;
             let commit = open.saturating_add(self.saving.ahead * clock.commits_a_step());
             let commit = commit.next_multiple_of(clock.commits_a_step());
             let is_wanted = cluster.phase() == Phase::Training && engine.saves().wanted().is_none();
@@ -156,6 +156,9 @@ impl Session {
             (cluster.engine().clock(), cluster.era())
         };
         let step = clock.steps_after(commit);
+        let Some(standing) = standing else {
+            return self.save_failed(commit, "it was asked for too late to know what it holds");
+        };
         let cut = Cut { cursor: standing.cursor, dropped_slices: standing.left_out, ..cut };
         let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
         let manifest = CheckpointManifest {
@@ -214,7 +217,7 @@ impl Session {
                 request = signals.next() => self.request(request)?,
                 Some(event) = self.events.recv() => self.follow(event)?,
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
-                _ = tick.tick() => {}
+                _ = tick.tick() => self.check_leases(signals).await?,
             }
             if self.service.cluster().era() != era {
                 return Ok(false);

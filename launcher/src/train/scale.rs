@@ -1,20 +1,32 @@
 //! `launcher scale`: workers come and go while training goes on.
 
-use convoy_proto::ids::Role;
+use convoy_proto::{ids::Role, messages::Phase};
 use serde_json::json;
 
 use super::{Session, losses::workers, signals::Signals};
 use crate::outcome::Failure;
 
 impl Session {
+    /// Does what a person asked for, once the run trains.
+    pub(super) async fn scale_if_asked(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+        let phase = self.service.cluster().phase();
+        match self.scale_to.take_if(|_| phase >= Phase::Training) {
+            Some(_) if phase > Phase::Training => self.progress.say("the run stops; the number of workers stays"),
+            Some(wanted) => self.scale(wanted, signals).await?,
+            None => {}
+        }
+        Ok(())
+    }
+
     /// Starts workers, or lets some go, so that there are so many.
-    pub(super) async fn scale(&mut self, wanted: u32, signals: &mut Signals) -> Result<(), Failure> {
+    async fn scale(&mut self, wanted: u32, signals: &mut Signals) -> Result<(), Failure> {
         self.prepared.make_room(wanted);
-        let (before, start, leave) = {
+        let (before, start, leave, era) = {
             let mut cluster = self.service.cluster();
             let before = cluster.count();
+            // From here on, nobody joins beyond it.
             cluster.scale(wanted);
-            (before, cluster.await_workers(wanted), cluster.beyond(wanted))
+            (before, cluster.await_workers(wanted), cluster.beyond(wanted), cluster.era())
         };
         self.progress.say(&format!("{} in place of {before}", workers(wanted)));
         self.metric(json!({ "event": "scale", "workers": wanted, "before": before }));
@@ -31,7 +43,9 @@ impl Session {
             self.service.publish();
             self.children.kill_one(member.role, member.rank);
             for event in events.unwrap_or_default() {
-                self.heed(event, signals).await?;
+                if self.service.cluster().era() == era {
+                    self.heed(event, signals).await?;
+                }
             }
         }
         self.save_summary();

@@ -84,8 +84,9 @@ impl Coordinator {
     ///
     /// # Errors
     /// The coordinator does not know the member, or is gone.
-    pub async fn heartbeat(&self, member: Member, limit: Duration) -> Result<(), TransportError> {
-        let request = within(wire::HeartbeatRequest { member: Some(member.into()) }, limit);
+    pub async fn heartbeat(&self, member: Member, computing: Duration, limit: Duration) -> Result<(), TransportError> {
+        let computing_ms = u64::try_from(computing.as_millis()).unwrap_or(u64::MAX);
+        let request = within(wire::HeartbeatRequest { member: Some(member.into()), computing_ms }, limit);
         self.client.clone().heartbeat(request).await.map_err(self.failed()).map(drop)
     }
 

@@ -1,6 +1,9 @@
 //! Being a member: the handshake, heartbeats, and the cluster's view as it changes.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
@@ -23,6 +26,17 @@ pub struct Membership {
     /// Cancelled when the coordinator has not been heard of for a lease, or refuses this member.
     pub lost: CancellationToken,
     view: watch::Receiver<ClusterView>,
+    computing: Arc<Mutex<Option<Instant>>>,
+}
+
+/// For as long as it lives, heartbeats say that this member computes, and since when.
+#[derive(Debug)]
+pub struct Computing(Arc<Mutex<Option<Instant>>>);
+
+impl Drop for Computing {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 impl Membership {
@@ -59,7 +73,13 @@ impl Membership {
         let (every, lease) = (admission.heartbeat_ms.into(), admission.lease_ms.into());
         // On a connection of its own, so that nothing holds it up.
         let pulse = Coordinator::connect(&coordinator.peer().address).await?;
-        let beat = beat(pulse, member, Duration::from_millis(every), Duration::from_millis(lease));
+        let computing: Arc<Mutex<Option<Instant>>> = Arc::default();
+        let since = computing.clone();
+        let computed = move || {
+            let since = *since.lock().unwrap_or_else(PoisonError::into_inner);
+            since.map_or(Duration::ZERO, |since| since.elapsed())
+        };
+        let beat = beat((pulse, member), computed, Duration::from_millis(every), Duration::from_millis(lease));
         let gone = lost.clone();
         tasks.spawn(async move {
             tokio::select! {
@@ -67,7 +87,14 @@ impl Membership {
                 () = beat => gone.cancel(),
             }
         });
-        Ok(Membership { member, coordinator, lost, view })
+        Ok(Membership { member, coordinator, lost, view, computing })
+    }
+
+    /// This member begins to compute, and does so until what is returned is dropped. If that takes much longer than it
+    /// usually does, the member is taken to hang, although its heart beats.
+    pub fn computing(&self) -> Computing {
+        *self.computing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Computing(self.computing.clone())
     }
 
     /// The view as it is now.
@@ -105,13 +132,18 @@ async fn follow(
 }
 
 /// Sends heartbeats until none was answered for a lease.
-async fn beat(coordinator: Coordinator, member: Member, every: Duration, lease: Duration) {
+async fn beat(
+    (coordinator, member): (Coordinator, Member),
+    computed: impl Fn() -> Duration,
+    every: Duration,
+    lease: Duration,
+) {
     let mut timer = tokio::time::interval(every);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut answered = Instant::now();
     loop {
         timer.tick().await;
-        match coordinator.heartbeat(member, lease / 2).await {
+        match coordinator.heartbeat(member, computed(), lease / 2).await {
             Ok(()) => answered = Instant::now(),
             Err(TransportError::Refused { message, .. }) => {
                 warn!("the coordinator does not know {member} any more: {message}");

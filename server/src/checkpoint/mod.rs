@@ -67,9 +67,16 @@ fn damaged(path: &Path, problem: impl Into<String>) -> CheckpointError {
 /// Writes a checkpoint's manifest, which makes it one: the files that it names are there, and on disk.
 ///
 /// # Errors
-/// The disk's; then there is no manifest, or the old one.
+/// The disk's, or a file is not there; then there is no manifest, or the old one.
 pub fn complete(directory: &Path, manifest: &CheckpointManifest) -> Result<(), CheckpointError> {
     let path = directory.join(MANIFEST);
+    for file in &manifest.files {
+        let path = directory.join(&file.file);
+        let bytes = fs::metadata(&path).map_err(cannot("read", &path))?.len();
+        if bytes != file.bytes {
+            return Err(damaged(&path, format!("{bytes} bytes, {} were written", file.bytes)));
+        }
+    }
     let staged = directory.join(".manifest.partial");
     let write = || {
         let mut file = File::create(&staged)?;

@@ -45,6 +45,8 @@ struct Waiting {
     /// The step that it can only be a part of, if there is one.
     step: Option<Step>,
     node: Node,
+    /// The slices that weigh in its sum.
+    weighs: Vec<SliceId>,
     payload: Bytes,
 }
 
@@ -195,7 +197,8 @@ impl Cell {
         let had_all = self.has_all(push, present);
         let is_new = !self.waiting.iter().any(|w| w.push == push && w.node.covers(part.node));
         if is_new {
-            self.waiting.push(Waiting { push, step, node: part.node, payload: part.payload.clone() });
+            let weighs = present.iter().copied().filter(|slice| part.node.covers(Node::leaf(*slice))).collect();
+            self.waiting.push(Waiting { push, step, node: part.node, weighs, payload: part.payload.clone() });
         }
         !had_all && self.has_all(push, present)
     }
@@ -210,11 +213,12 @@ impl Cell {
         self.waiting.retain(|waiting| waiting.push != push);
     }
 
-    /// Sums up what the coordinator chose, given that all other slices are `absent`.
+    /// Sums up what the coordinator chose, given that all other slices are `absent`. A part that sums up others, too, is
+    /// of a push that its worker did not finish; what was chosen of it, another has pushed.
     pub fn take_up(&mut self, tree: SliceTree, chosen: &Verdict, absent: &BTreeSet<SliceId>) {
         let is_in = |waiting: &Waiting| match chosen.push {
             Some(push) => waiting.push == push,
-            None => waiting.step == Some(chosen.step) && waiting.node.slices().any(|s| !absent.contains(&s)),
+            None => waiting.step == Some(chosen.step) && waiting.weighs.iter().all(|slice| !absent.contains(slice)),
         };
         let (taken, rest) = std::mem::take(&mut self.waiting).into_iter().partition(is_in);
         self.waiting = rest;

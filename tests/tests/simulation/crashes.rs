@@ -33,19 +33,27 @@ impl World {
         let told = self.cluster.engine().commits();
         for set in self.written.extract_if(.., |set| set.commit <= told) {
             let restore = Some(self.cluster.era().0.to_string());
-            let origin = Origin { restore, commits: set.commit, standing: set.standing };
+            let origin = Origin { restore, commits: set.commit, standing: set.standing.expect("a standing") };
             self.checkpoints.insert(set.commit, origin);
         }
     }
 
-    /// A server dies: back to the newest checkpoint, under a new era.
+    /// A server dies, and another takes its place.
     pub fn crash(&mut self) {
         let rank = self.draw(2) as u32;
         self.crashes += 1;
-        self.written.clear();
         self.cluster.lose_server(rank).unwrap();
+        self.begin_era();
+        self.join(Role::Server, rank);
+        assert_eq!(self.cluster.phase(), Phase::Initialising);
+    }
+
+    /// Back to the newest checkpoint, under a new era.
+    pub fn begin_era(&mut self) {
+        self.written.clear();
         let origin = self.checkpoints.values().next_back().cloned().unwrap_or_default();
         let commits = origin.commits;
+        self.cluster.end_era();
         let event = self.cluster.roll_back(origin);
         let era = self.cluster.era();
         self.note(event.into_iter().collect());
@@ -55,8 +63,6 @@ impl World {
         self.told.retain(|told| *told <= step);
         self.scores.retain(|(scored, _)| *scored < step);
         self.hands.values_mut().for_each(|hand| *hand = Hand::at(commits));
-        self.join(Role::Server, rank);
-        assert_eq!(self.cluster.phase(), Phase::Initialising);
         self.mail.extend((0..2).map(|shard| Message::Restore(shard, era)));
     }
 

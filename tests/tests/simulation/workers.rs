@@ -1,6 +1,6 @@
 //! What workers do: ask, evaluate, push, look whether it is through, and push again when slices have changed hands.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use convoy_launcher::coordinator::dealer::Deal;
 use convoy_proto::{
@@ -12,13 +12,13 @@ use convoy_proto::{
         DealtSlice, Effort, EvaluationPart, GradientBlock, Phase, PushHeader, Report, StepReport, Verdict, Weights,
         Work,
     },
-    sum::payload_of,
-    tree::Node,
+    sum::{self, payload_of},
+    tree::{SliceTree, fold},
 };
 use convoy_server::core::{shard::Shard, versions::Lookup};
 
 use crate::{
-    EVAL_EVERY, STEPS,
+    EVAL_EVERY, SLICES, STEPS,
     model::{Message, gradient, header_of, score_of, weight},
     world::World,
 };
@@ -52,15 +52,26 @@ impl World {
         self.cluster.owned_by(WorkerId(rank))
     }
 
-    /// The parts of a push to all shards: some are lost now and then, and the worker sends them again.
+    /// The parts of a push to all shards, in as few sums as there can be: some are lost now and then, and the worker sends
+    /// them again.
     fn send(&mut self, header: &PushHeader, places: &[(u32, (u64, u32))]) {
-        let map = BlockMap::new(&self.manifest, 2);
+        let (map, tree) = (BlockMap::new(&self.manifest, 2), SliceTree::new(SLICES));
+        let places: BTreeMap<SliceId, (u64, u32)> =
+            places.iter().map(|(slice, place)| (SliceId(*slice), *place)).collect();
         for shard in 0..2 {
             self.mail.push(Message::Push(shard, header.clone(), None));
             for block in map.of_shard(ShardId(shard as u32)) {
-                for (slice, place) in places.iter().filter(|(_, place)| weight(*place) > 0.0) {
-                    let values = gradient(*place, block.len as usize, block.start);
-                    let (node, payload) = (Node::leaf(SliceId(*slice)), payload_of(&values).to_vec().into());
+                let mut leaf = |slice| {
+                    let place = *places.get(&slice)?;
+                    (weight(place) > 0.0).then(|| gradient(place, block.len as usize, block.start))
+                };
+                let mut add = |mut left: Vec<f32>, right: Vec<f32>| {
+                    sum::add(&mut left, &right);
+                    left
+                };
+                for node in tree.cover(&places.keys().copied().collect()) {
+                    let Some(values) = fold(node, &mut leaf, &mut add) else { continue };
+                    let payload = payload_of(&values).to_vec().into();
                     let block = GradientBlock { block: block.id, node, payload };
                     self.mail.push(Message::Push(shard, header.clone(), Some(block)));
                 }

@@ -301,6 +301,10 @@ impl World {
                 self.hands.remove(&rank);
                 let events = self.cluster.lose(member, false).unwrap();
                 self.note(events);
+                if self.cluster.is_broken() {
+                    // It was to set the first parameters.
+                    self.begin_era();
+                }
             }
         } else {
             self.join(Role::Worker, rank);

@@ -47,9 +47,11 @@ impl Worker<'_> {
         let start = Instant::now();
         self.load(pulled.tensors);
         let load = start.elapsed().as_secs_f64();
+        let computing = self.membership.computing();
         let contribution = self.feed.contribute_dealt(&mut *self.replica, step, slice)?;
         let (samples, mut times) = (contribution.samples, contribution.times);
         times.compute += self.dawdle(1)?;
+        drop(computing);
         let start = Instant::now();
         let dealt = Some(DealtSlice { step: step.0, slice });
         let at = Position { generation: view.generation, era, step: pulled.step, sequence, dealt };

@@ -88,10 +88,12 @@ impl Worker<'_> {
                 self.evaluate(&view)?;
             }
             let (owned, start) = (self.owned(&view), (self.step, &self.parameters));
+            let computing = self.membership.computing();
             contribution = self.feed.contribute(&mut *self.replica, start, (&owned, contribution))?;
             if let Some(steps) = dawdled.take() {
                 contribution.times.compute += self.dawdle(steps)?;
             }
+            drop(computing);
             let start = Instant::now();
             let ended = self.exchange(&view, (&contribution, &owned))?;
             waited += start.elapsed().as_secs_f64();

@@ -1,5 +1,7 @@
 //! Who leaves, where everybody stops, and when the run is over.
 
+use std::collections::BTreeSet;
+
 use convoy_proto::{
     ids::{Member, Step, WorkerId},
     messages::Phase,
@@ -81,9 +83,12 @@ impl Cluster {
         places.filter(|(worker, _)| self.counts(*worker))
     }
 
-    /// Every worker has pushed the steps below the least of what each has pushed, so those are committed and no other.
+    /// Every worker has pushed the steps below the least of what each has pushed, so those are committed and no other. A
+    /// spare pushes nothing, and may be behind.
     pub(super) fn settle_stop(&mut self) {
-        let pushed: Option<Vec<Step>> = self.places().map(|(_, worker)| worker?.pushed).collect();
+        let owners: BTreeSet<WorkerId> = self.owners().into_iter().collect();
+        let pushes = self.places().filter(|(worker, _)| owners.contains(worker));
+        let pushed: Option<Vec<Step>> = pushes.map(|(_, worker)| worker?.pushed).collect();
         if self.phase == Phase::Stopping && self.stop_at.is_none() && !self.config.mode.is_chosen() {
             self.stop_at = pushed.and_then(|pushed| pushed.into_iter().min());
         }

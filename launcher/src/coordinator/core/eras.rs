@@ -72,12 +72,17 @@ impl Cluster {
         member
     }
 
-    /// Ends the era, and begins another from `origin`, when all are there.
-    pub fn roll_back(&mut self, origin: Origin) -> Option<Event> {
+    /// Ends the era: whatever belongs to it changes nothing from now on.
+    pub fn end_era(&mut self) {
         self.era = Era(self.era.0 + 1);
         self.changes += 1;
-        self.take_up(origin);
         self.phase = Phase::Gathering;
+        (self.is_broken, self.initialiser) = (true, None);
+    }
+
+    /// Begins the era that follows from `origin`, when all are there.
+    pub fn roll_back(&mut self, origin: Origin) -> Option<Event> {
+        self.take_up(origin);
         self.gather()
     }
 
@@ -101,11 +106,20 @@ impl Cluster {
         let has_workers = self.has_begun || self.workers.iter().all(Option::is_some);
         let is_complete = has_workers && self.servers.iter().all(Option::is_some);
         let is_ready = self.phase == Phase::Gathering && is_complete && self.alive() > 0 && !self.is_broken;
-        if is_ready { self.advance(Phase::Initialising) } else { None }
+        if !is_ready {
+            return None;
+        }
+        // Who it is stays so, whoever comes meanwhile.
+        self.initialiser = Some(self.initialiser());
+        self.advance(Phase::Initialising)
     }
 
     /// The worker that sets the initial parameters.
     pub(super) fn initialiser(&self) -> WorkerId {
+        self.initialiser.unwrap_or_else(|| self.first_place())
+    }
+
+    fn first_place(&self) -> WorkerId {
         self.places().next().map_or(WorkerId(0), |(worker, _)| worker)
     }
 

@@ -7,11 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use convoy_proto::{
     config::Config,
-    ids::{Era, Generation, Incarnation, Member, Role, SliceId, Step, WorkerId},
-    messages::{
-        self, Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, Staged, Verdict, Weights,
-    },
-    order,
+    ids::{Era, Generation, Incarnation, Member, Role, Step, WorkerId},
+    messages::{Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, Staged, Verdict, Weights},
 };
 
 use super::{
@@ -26,6 +23,7 @@ use super::{
 
 mod endings;
 mod eras;
+mod owners;
 mod reading;
 mod scaling;
 
@@ -89,6 +87,8 @@ pub struct Cluster {
     scaled_to: Option<u32>,
     /// Whether the parameters are lost, in part, and the era with them.
     is_broken: bool,
+    /// Who sets the first parameters of the era, once all are there.
+    initialiser: Option<WorkerId>,
     incarnations: u64,
     /// Changes of the membership.
     changes: u64,
@@ -113,6 +113,7 @@ impl Cluster {
             has_grown: false,
             scaled_to: None,
             is_broken: false,
+            initialiser: None,
             incarnations: 0,
             changes: 0,
             workers: vec![None; config.workers as usize],
@@ -177,26 +178,6 @@ impl Cluster {
         }
     }
 
-    /// The slices that a worker owns.
-    pub fn owned_by(&self, worker: WorkerId) -> BTreeSet<SliceId> {
-        messages::owned(&self.owners(), worker)
-    }
-
-    /// By slice, who computes it: the living share them evenly; before anybody is there, the places that they will take.
-    /// Whoever is beyond the number of slices is a spare.
-    fn owners(&self) -> Vec<WorkerId> {
-        let slices = self.config.slices;
-        let places: Vec<_> = self.places().map(|(worker, _)| worker).collect();
-        let mut owners = vec![WorkerId(0); slices as usize];
-        let parts = slices.min(places.len() as u32);
-        for (part, worker) in (0..parts).zip(&places) {
-            for slice in order::share(slices.into(), part, parts) {
-                owners[slice as usize] = *worker;
-            }
-        }
-        owners
-    }
-
     /// Lets workers that wait for the review of an evaluation go on.
     pub fn review(&mut self, step: Step) {
         self.reviewed = self.reviewed.max(step);
@@ -219,6 +200,7 @@ impl Cluster {
                 *place = Some(ServerRecord { member, pid, host, address, heard_ms: now_ms });
             }
             JoinPart::Worker(offer) => {
+                self.is_welcome(rank)?;
                 let place = place(&mut self.workers, (role, rank), |worker| worker.is_alive)?;
                 let before = place.take();
                 let earlier = self.earlier.get(&rank).copied().unwrap_or_default();
@@ -238,13 +220,16 @@ impl Cluster {
         Ok((Admission { incarnation: member.incarnation, heartbeat_ms, lease_ms }, events))
     }
 
-    /// Notes that a member is alive.
+    /// Notes that a member is alive, and how long it has computed what it is computing.
     ///
     /// # Errors
     /// A caller that is not a current member.
-    pub fn heartbeat(&mut self, member: Member, now_ms: u64) -> Result<(), Refusal> {
+    pub fn heartbeat(&mut self, member: Member, now_ms: u64, computing_ms: u64) -> Result<(), Refusal> {
         match member.role {
-            Role::Worker => self.worker(member)?.heard_ms = now_ms,
+            Role::Worker => {
+                let worker = self.worker(member)?;
+                (worker.heard_ms, worker.computing_ms) = (now_ms, computing_ms);
+            }
             Role::Server => self.server(member)?.heard_ms = now_ms,
             Role::Launcher => return Err(Refusal::Stranger(member)),
         }
@@ -273,8 +258,9 @@ impl Cluster {
         }
         let (initialiser, is_empty) = (self.initialiser(), self.origin.restore.is_none());
         let (phase, last, slices) = (self.phase, Step(self.engine.clock().commits()), self.config.slices);
-        // A quorum may go on without a worker. So may others that have taken over all that it had to do.
+        // A quorum may go on without a worker. So may others without a spare, or one whose part they have taken over.
         let may_skip = self.config.mode.is_chosen() || self.is_uneven();
+        let own_slices = self.slices_in_hand(WorkerId(member.rank));
         let worker = self.worker(member)?;
         let out_of_place = |what| Err(Refusal::OutOfPlace { member, what });
         match report {
@@ -287,7 +273,7 @@ impl Cluster {
                 if report.verdict.step == worker.at || (may_skip && report.verdict.step > worker.at) =>
             {
                 worker.add(&report.effort, report.verdict.step.next());
-                let mut events = self.engine.step(member, report);
+                let mut events = self.engine.step(member, report, own_slices);
                 events.extend(self.engine.passed(self.hindmost()));
                 Ok(events)
             }
@@ -296,7 +282,7 @@ impl Cluster {
                 worker.missed += 1;
                 let missed = worker.missed;
                 worker.add(&effort, next);
-                Ok(self.engine.missed(WorkerId(member.rank), &effort, missed).into_iter().collect())
+                Ok(self.engine.missed((WorkerId(member.rank), own_slices), &effort, missed).into_iter().collect())
             }
             Report::Missed { .. } => out_of_place("that it missed a step"),
             Report::Evaluation { step, parts, .. }

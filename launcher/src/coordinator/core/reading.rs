@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use convoy_proto::{
-    ids::{Member, Role},
+    ids::{Member, Role, WorkerId},
     messages::Phase,
 };
 
 use super::Cluster;
+
+/// A worker that computes for less than this many leases is not taken to hang, however quick the others are.
+const HANG_LEASES: u64 = 3;
 
 impl Cluster {
     /// Members that have not been heard of for a lease, and for how long.
@@ -18,6 +21,18 @@ impl Cluster {
         let lease = u64::from(self.config.timeouts.lease_ms);
         let silence = workers.chain(servers).map(|(member, heard)| (member, now_ms.saturating_sub(heard)));
         silence.filter(|(_, silence)| *silence > lease).collect()
+    }
+
+    /// A worker that beats, but computes for much longer than a step takes, and how long that is, and how long it may take.
+    pub fn hung(&self) -> Option<(Member, u64, u64)> {
+        let floor = u64::from(self.config.timeouts.lease_ms) * HANG_LEASES;
+        let usual = self.engine.deadlines().limit_ms()?;
+        let warm = self.workers.iter().flatten().filter(|worker| worker.is_alive && worker.is_warm);
+        let mut limits = warm.map(|worker| {
+            let slices = self.slices_in_hand(WorkerId(worker.member.rank)) as u64;
+            (worker.member, worker.computing_ms, floor.max(usual * slices))
+        });
+        limits.find(|(_, computing, limit)| computing > limit)
     }
 
     /// Who keeps the cluster from going on, in words.

@@ -1,11 +1,14 @@
 //! Another number of workers while training goes on: more places, or fewer that must be taken.
 
 use convoy_proto::{
-    ids::{Member, WorkerId},
+    ids::{Member, Role, WorkerId},
     messages::Phase,
 };
 
-use super::{super::refusal::Refusal, Cluster};
+use super::{
+    super::{records::WorkerRecord, refusal::Refusal},
+    Cluster,
+};
 
 impl Cluster {
     /// Checks a number of workers that is asked for; gives how many there are, or are about to be.
@@ -49,6 +52,12 @@ impl Cluster {
         free
     }
 
+    /// Places that workers are awaited in.
+    pub fn awaited_workers(&self) -> Vec<u32> {
+        let awaited = |worker: &Option<WorkerRecord>| worker.as_ref().is_none_or(|worker| worker.is_awaited);
+        (0..).zip(&self.workers).filter(|(_, worker)| awaited(worker)).map(|(rank, _)| rank).collect()
+    }
+
     /// Workers beyond a number, the last first.
     pub fn beyond(&self, workers: u32) -> Vec<Member> {
         let alive = self.workers.iter().flatten().filter(|worker| worker.is_alive);
@@ -58,9 +67,21 @@ impl Cluster {
         beyond
     }
 
-    /// Whether workers may be at other steps than their reports say, because one came late or was lost.
+    /// Whether another worker may join: not to stop, and not where fewer are wanted.
+    pub(super) fn is_welcome(&self, rank: u32) -> Result<(), Refusal> {
+        match self.scaled_to {
+            _ if self.phase >= Phase::Stopping => Err(Refusal::Scale("the run stops; it takes no more workers".into())),
+            Some(wanted) if rank >= wanted => Err(Refusal::NoPlace { role: Role::Worker, rank, places: wanted }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether workers may be at other steps than their reports say, because one is a spare, came late or was lost.
     pub(super) fn is_uneven(&self) -> bool {
-        self.has_grown || self.workers.iter().flatten().any(|worker| !worker.is_alive || worker.totals.restarts > 0)
+        let has_spares = self.places().count() > self.config.slices as usize;
+        has_spares
+            || self.has_grown
+            || self.workers.iter().flatten().any(|worker| !worker.is_alive || worker.totals.restarts > 0)
     }
 
     /// Whether a place counts where nobody has joined yet: only until training has begun.

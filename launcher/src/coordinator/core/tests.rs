@@ -126,12 +126,12 @@ fn the_handshake_names_both_sides() {
 fn who_falls_silent_is_named() {
     let (mut cluster, [first, second], server) = full();
     let lease = u64::from(config().timeouts.lease_ms);
-    cluster.heartbeat(first, lease).unwrap();
-    cluster.heartbeat(server, lease).unwrap();
+    cluster.heartbeat(first, lease, 0).unwrap();
+    cluster.heartbeat(server, lease, 0).unwrap();
     assert_eq!(cluster.silent(lease), []);
     assert_eq!(cluster.silent(lease + 1), [(second, lease + 1)]);
     let old = Member { incarnation: Incarnation(77), ..first };
-    assert_eq!(cluster.heartbeat(old, 0), Err(Refusal::Stranger(old)));
+    assert_eq!(cluster.heartbeat(old, 0, 0), Err(Refusal::Stranger(old)));
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn the_living_take_over_and_fewer_than_there_must_be_are_too_few() {
     let view = cluster.view();
     assert_eq!(view.owners, [WorkerId(0), WorkerId(2), WorkerId(2)]);
     assert!(view.generation > before.generation);
-    assert_eq!(cluster.heartbeat(workers[1], 5), Err(Refusal::Stranger(workers[1])), "it is fenced off");
+    assert_eq!(cluster.heartbeat(workers[1], 5, 0), Err(Refusal::Stranger(workers[1])), "it is fenced off");
     assert!(cluster.silent(1_000_000).iter().all(|(member, _)| *member != workers[1]), "nobody waits for the dead");
     assert_eq!((cluster.replaceable(1, false, false), cluster.replaceable(0, false, false)), (None, None));
     assert_eq!(cluster.lose(workers[1], false), Err(Refusal::Stranger(workers[1])));
@@ -257,6 +257,7 @@ fn a_lost_server_ends_the_era() {
     assert_eq!(cluster.lose_server(0), Some(server));
     assert!(cluster.is_broken() && cluster.gather().is_none());
     let origin = Origin { restore: Some("c".into()), commits: Step(7), ..Origin::default() };
+    cluster.end_era();
     assert_eq!(cluster.roll_back(origin), None, "the server is awaited");
     let view = cluster.view();
     assert_eq!((view.era, view.phase, view.restore.as_deref()), (Era(1), Phase::Gathering, Some("c")));
@@ -281,6 +282,7 @@ fn who_dies_while_setting_the_first_parameters_leaves_them_broken() {
     assert!(!cluster.is_broken(), "it was not the one");
     cluster.lose(first, true).unwrap();
     assert!(cluster.is_broken());
+    cluster.end_era();
     assert_eq!(cluster.roll_back(Origin::default()), None, "nobody is there");
     let (admission, events) = cluster.join(offer(Role::Worker, 1), 0).unwrap();
     assert!(events.contains(&Event::Phase(Phase::Initialising)));
@@ -312,4 +314,75 @@ fn workers_come_and_go() {
     cluster.scale(2);
     assert_eq!(cluster.await_workers(2), [1]);
     assert_eq!(cluster.count(), 2);
+}
+
+#[test]
+fn who_is_to_set_the_first_parameters_stays_so_whoever_comes() {
+    let (mut cluster, [first, second], _) = full();
+    // The first dies before all are there, so that another is named.
+    cluster.lose_server(0);
+    cluster.lose(first, true).unwrap();
+    cluster.end_era();
+    cluster.has_begun = true;
+    cluster.roll_back(Origin::default());
+    cluster.join(offer(Role::Server, 0), 0).unwrap();
+    assert_eq!((cluster.phase(), cluster.view().initialiser), (Phase::Initialising, WorkerId(1)));
+    cluster.join(offer(Role::Worker, 0), 0).unwrap();
+    assert_eq!(cluster.view().initialiser, WorkerId(1));
+    assert_eq!(cluster.report(second, Era(1), Report::Initialised), Ok(vec![Event::Phase(Phase::Training)]));
+}
+
+#[test]
+fn nobody_joins_beyond_what_was_asked_for_nor_a_run_that_stops() {
+    let (mut cluster, [first, second], _) = full();
+    cluster.report(first, Era(0), Report::Initialised).unwrap();
+    cluster.scale(1);
+    cluster.lose(second, false).unwrap();
+    assert!(matches!(cluster.join(offer(Role::Worker, 1), 0), Err(Refusal::NoPlace { rank: 1, places: 1, .. })));
+    cluster.scale(2);
+    assert!(cluster.join(offer(Role::Worker, 1), 0).is_ok());
+    cluster.lose(first, true).unwrap();
+    assert_eq!(cluster.awaited_workers(), [0]);
+    cluster.advance(Phase::Stopping);
+    assert!(cluster.join(offer(Role::Worker, 0), 0).is_err());
+}
+
+#[test]
+fn a_spare_may_miss_steps_and_delays_no_stop() {
+    let config = Layers::new().toml("test", "workers = 2\nslices = 1\nname = 'r'").unwrap();
+    let config = config.raw().unwrap().resolve(1).unwrap();
+    let offer = |role, rank| JoinOffer { config_fingerprint: config.fingerprint(), ..offer(role, rank) };
+    let mut cluster = Cluster::new(config.clone(), reference());
+    let mut join = |role, rank| {
+        let incarnation = cluster.join(offer(role, rank), 0).unwrap().0.incarnation;
+        Member { role, rank, incarnation }
+    };
+    let (_, owner, spare) = (join(Role::Server, 0), join(Role::Worker, 0), join(Role::Worker, 1));
+    cluster.report(owner, Era(0), Report::Initialised).unwrap();
+    let effort = Effort { samples: 0, bytes_pushed: 0, bytes_pulled: 8, times: StepTimes::default() };
+    assert!(cluster.report(spare, Era(0), Report::Missed { next: Step(2), effort }).is_ok());
+    cluster.advance(Phase::Stopping);
+    cluster.report(spare, Era(0), Report::Pausing { pushed: Step(2) }).unwrap();
+    cluster.report(owner, Era(0), Report::Pausing { pushed: Step(5) }).unwrap();
+    assert_eq!(cluster.view().stop_at, Some(Step(5)));
+}
+
+#[test]
+fn a_worker_hangs_that_computes_for_much_longer_than_is_usual() {
+    let (mut cluster, [first, second], _) = full();
+    let lease = u64::from(config().timeouts.lease_ms);
+    cluster.report(first, Era(0), Report::Initialised).unwrap();
+    cluster.heartbeat(second, 1, 9 * lease).unwrap();
+    assert_eq!(cluster.hung(), None, "nothing is known yet");
+    for number in 0..8 {
+        cluster.report(first, Era(0), step(number)).unwrap();
+    }
+    assert_eq!(cluster.hung(), None, "its first step may take long");
+    cluster.report(second, Era(0), step(0)).unwrap();
+    cluster.heartbeat(second, 1, 2 * lease).unwrap();
+    assert_eq!(cluster.hung(), None, "no shorter than the floor");
+    cluster.heartbeat(second, 1, 4 * lease).unwrap();
+    assert_eq!(cluster.hung(), Some((second, 4 * lease, 3 * lease)));
+    cluster.heartbeat(second, 2, 0).unwrap();
+    assert_eq!(cluster.hung(), None, "it was only slow");
 }

@@ -56,6 +56,8 @@ struct State {
     /// Commits that the coordinator asked to keep, and the last that it asked for.
     wanted: BTreeSet<Step>,
     asked: Option<Step>,
+    /// The one that cells are being told to keep.
+    keeping: Option<Step>,
     /// What commits used, to be handed over.
     used: Vec<Used>,
     /// Commits that are whole and are to be handed over, with the loss scale then.
@@ -135,6 +137,7 @@ impl Shard {
                 chosen: BTreeMap::new(),
                 wanted: BTreeSet::new(),
                 asked: None,
+                keeping: None,
                 used: Vec::new(),
                 formed: VecDeque::new(),
             }),

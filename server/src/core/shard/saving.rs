@@ -4,6 +4,8 @@
 //! training goes on. A commit that is asked for on the way may be over already; then nothing is kept and another is
 //! asked for.
 
+use std::collections::VecDeque;
+
 use convoy_proto::{
     ids::{ShardId, Step},
     loss_scale::LossScale,
@@ -38,11 +40,14 @@ impl Shard {
                 return Err(open);
             }
             state.wanted.insert(commit);
+            // Until every cell knows, nothing is handed over.
+            state.keeping = Some(commit);
             commit == open
         };
         let trained = || self.cells.iter().filter(|cell| lock(cell).block().role.is_trained());
         if trained().any(|cell| lock(cell).keep_at(commit) == Keeping::TooLate) {
             let mut state = lock(&self.state);
+            state.keeping = None;
             state.wanted.remove(&commit);
             state.formed.retain(|(formed, _)| *formed != commit);
             let open = state.open.ledger.step();
@@ -50,10 +55,13 @@ impl Shard {
             self.cells.iter().for_each(|cell| drop(lock(cell).take_kept(commit)));
             return Err(open);
         }
-        if is_open {
+        {
             let mut state = lock(&self.state);
-            let formed = (commit, state.loss_scale);
-            state.formed.push_back(formed);
+            state.keeping = None;
+            if is_open {
+                let formed = (commit, state.loss_scale);
+                state.formed.push_back(formed);
+            }
         }
         Ok(self.hand_over(Outcome::default()))
     }
@@ -84,9 +92,14 @@ impl Shard {
         let formed = {
             let mut state = lock(&self.state);
             outcome.used.append(&mut state.used);
-            state.formed.pop_front()
+            let keeping = state.keeping;
+            let (ready, rest) = std::mem::take(&mut state.formed)
+                .into_iter()
+                .partition::<VecDeque<_>, _>(|(commit, _)| Some(*commit) != keeping);
+            state.formed = rest;
+            ready
         };
-        outcome.snapshots.extend(formed.and_then(|formed| self.snapshot(formed)));
+        outcome.snapshots.extend(formed.into_iter().filter_map(|formed| self.snapshot(formed)));
         outcome
     }
 

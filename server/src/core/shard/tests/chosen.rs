@@ -129,6 +129,45 @@ fn a_quorum_takes_the_chosen_slices_and_no_other() {
     assert!(!shard.accept(&push, &gradient(&block, 1, 0)).unwrap().changed, "it is over");
 }
 
+#[test]
+fn a_quorum_leaves_a_part_that_holds_more_than_was_chosen() {
+    let quorum = "workers = 2\n[consistency]\nquorum = 2\n[optimizer]\nname = 'sgd'\nlr = 0.5";
+    let (fixture, reference) = (Fixture::new(4, 1, quorum), Fixture::new(4, 1, "[optimizer]\nname = 'sgd'\nlr = 0.5"));
+    let shards = fixture.shards();
+    let view = |owners: [u32; 4]| ClusterView { owners: owners.map(WorkerId).to_vec(), ..fixture.view.clone() };
+    // One worker begins to push slices 2 and 3 in one sum, and loses slice 2 to another before it has pushed all of it.
+    shards[0].set_view(view([0, 0, 1, 1]));
+    let two = [fixture.header(0, 2, 2.0).slices[0], fixture.header(0, 3, 2.0).slices[0]];
+    let header = PushHeader { member: worker(1), sequence: 7, slices: two.to_vec(), ..fixture.header(0, 2, 2.0) };
+    let (push, _) = shards[0].open(&header).unwrap();
+    let first = fixture.map().blocks().next().unwrap();
+    let (mut sum, other) = (gradient(&first, 2, 0), gradient(&first, 3, 0));
+    let mut values = vec![0.0; first.len as usize];
+    convoy_proto::sum::add_payload(&mut values, &sum.payload);
+    convoy_proto::sum::add_payload(&mut values, &other.payload);
+    (sum.node, sum.payload) = (Node { first: 2, len: 2 }, convoy_proto::sum::payload_of(&values).to_vec().into());
+    shards[0].accept(&push, &sum).unwrap();
+    shards[0].set_view(view([0, 0, 0, 1]));
+    let push = |shard: &Shard, slice: u32| {
+        let header = PushHeader { member: worker(0), sequence: u64::from(slice), ..fixture.header(0, slice, 2.0) };
+        let (push, _) = shard.open(&header).unwrap();
+        for block in fixture.map().blocks().filter(|block| block.role.is_trained()) {
+            shard.accept(&push, &gradient(&block, slice, 0)).unwrap();
+        }
+    };
+    let expected = reference.shards();
+    for slice in [0, 2] {
+        push(&shards[0], slice);
+        push(&expected[0], slice);
+        expected[0].open(&reference.header(0, slice + 1, 0.0)).unwrap();
+    }
+    let weight = |slice: u32| if slice.is_multiple_of(2) { 2.0 } else { 0.0 };
+    let headers = [0, 1, 2, 3].map(|slice| fixture.header(0, slice, weight(slice)).slices[0]);
+    let terms = Terms { learning_rate: 0.5, loss_scale: 1.0 };
+    assert!(shards[0].choose(Verdict::from_headers(Step(0), SliceTree::new(4), &headers, terms)).changed);
+    assert_eq!((shards[0].open_step(), parameters(&shards)), (Step(1), parameters(&expected)));
+}
+
 /// `g + λ·g²·(p − p_then)`, where `p_then` is what the worker pulled.
 #[test]
 fn a_stale_gradient_is_corrected_for_what_has_changed_since() {
