@@ -13,6 +13,7 @@ pub mod checkpoints;
 pub mod children;
 pub mod cli;
 pub mod coordinator;
+mod difference;
 pub mod eval;
 pub mod finished;
 pub mod generate;

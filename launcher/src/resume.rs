@@ -20,7 +20,7 @@ use crate::{
     checkpoints::{self, Cut, Found},
     cli::say,
     coordinator::core::Origin,
-    finished, model_file,
+    difference, finished, model_file,
     outcome::Failure,
     run_dir::{self, RunDir},
     settings,
@@ -41,24 +41,6 @@ pub struct Resumed {
     /// Lines for people.
     pub lines: Vec<String>,
 }
-
-/// Keys that may change when a run is resumed: results do not depend on them.
-const FREE: &[&str] = &[
-    "workers",
-    "min_workers",
-    "max_restarts",
-    "max_workers",
-    "servers",
-    "listen",
-    "name",
-    "run_dir",
-    "slow_worker",
-    "chaos",
-    "checkpoint",
-    "timeouts",
-    "steps",
-    "epochs",
-];
 
 /// Goes on with a run, in its directory; one that is done stays as it is.
 ///
@@ -83,7 +65,7 @@ pub fn instead(args: &TrainArgs, raw: &RawConfig, tasks: &[TaskEntry]) -> Result
     };
     let path = Path::new(raw.run_dir.as_deref().unwrap_or("runs")).join(name);
     let Some(theirs) = stored(&path)? else { return Ok(false) };
-    if let Some(difference) = difference(&theirs, raw) {
+    if let Some(difference) = difference::between(&theirs, raw)? {
         return Err(Failure::Usage(format!("cannot go on with the run {}: {difference}", path.display())));
     }
     let count = |key: &str, value: Option<String>| value.map(|value| (key.to_string(), value));
@@ -105,27 +87,6 @@ fn stored(run: &Path) -> Result<Option<RawConfig>, Failure> {
     let text = fs::read_to_string(&file)
         .map_err(|problem| Failure::Usage(format!("cannot read {}: {problem}", file.display())))?;
     Ok(Some(Layers::new().toml(&file.display().to_string(), &text)?.raw()?))
-}
-
-/// The first key on which results depend and that is said otherwise now.
-fn difference(theirs: &RawConfig, ours: &RawConfig) -> Option<String> {
-    let table = |raw: &RawConfig| toml::Table::try_from(raw).unwrap_or_default();
-    let (theirs, ours) = (table(theirs), table(ours));
-    differs("", &theirs, &ours)
-}
-
-fn differs(prefix: &str, theirs: &toml::Table, ours: &toml::Table) -> Option<String> {
-    ours.iter().filter(|(key, _)| !(prefix.is_empty() && FREE.contains(&key.as_str()))).find_map(|(key, ours)| {
-        match (theirs.get(key), ours) {
-            (Some(toml::Value::Table(theirs)), toml::Value::Table(ours)) => differs(&format!("{key}."), theirs, ours),
-            // What the run resolved from `auto`.
-            (Some(_), toml::Value::String(word)) if word == "auto" => None,
-            (Some(theirs), ours) if theirs != ours => Some(format!("`{prefix}{key}` is {theirs} there and {ours} now")),
-            (Some(_), _) => None,
-            (None, toml::Value::Table(ours)) => differs(&format!("{key}."), &toml::Table::new(), ours),
-            (None, ours) => Some(format!("`{prefix}{key}` is not set there and {ours} now")),
-        }
-    })
 }
 
 fn go_on(path: &Path, flags: Pairs, tasks: &[TaskEntry]) -> Result<(), Failure> {

@@ -112,19 +112,33 @@ pub fn read(
 }
 
 /// A file's bytes, which are those that were written.
+fn verified(directory: &Path, file: &BlockFile) -> Result<Vec<u8>, CheckpointError> {
+    let path = directory.join(&file.file);
+    let bytes = fs::read(&path).map_err(cannot("read", &path))?;
+    compare(&path, file, (bytes.len() as u64, &Sha256::digest(&bytes)))?;
+    Ok(bytes)
+}
+
+/// Checks that a file is the one that was written, without holding more than a little of it.
 ///
 /// # Errors
 /// It cannot be read, or is another.
-pub fn verified(directory: &Path, file: &BlockFile) -> Result<Vec<u8>, CheckpointError> {
+pub fn check(directory: &Path, file: &BlockFile) -> Result<(), CheckpointError> {
     let path = directory.join(&file.file);
-    let bytes = fs::read(&path).map_err(cannot("read", &path))?;
-    if bytes.len() as u64 != file.bytes {
-        return Err(damaged(&path, format!("it has {} bytes, the manifest says {}", bytes.len(), file.bytes)));
+    let mut hash = Sha256::new();
+    let copied = File::open(&path).and_then(|mut open| io::copy(&mut open, &mut hash));
+    let bytes = copied.map_err(cannot("read", &path))?;
+    compare(&path, file, (bytes, &hash.finalize()))
+}
+
+fn compare(path: &Path, file: &BlockFile, (bytes, hash): (u64, &[u8])) -> Result<(), CheckpointError> {
+    if bytes != file.bytes {
+        return Err(damaged(path, format!("it has {bytes} bytes, the manifest says {}", file.bytes)));
     }
-    if hex(&Sha256::digest(&bytes)) != file.sha256 {
-        return Err(damaged(&path, "it does not have the hash that the manifest says"));
+    if hex(hash) != file.sha256 {
+        return Err(damaged(path, "it does not have the hash that the manifest says"));
     }
-    Ok(bytes)
+    Ok(())
 }
 
 fn one(tensors: &SafeTensors<'_>, file: &BlockFile, block: &Block) -> Result<Kept, String> {

@@ -170,8 +170,10 @@ fn resume_says_what_it_goes_on_with() {
     assert_eq!(bench.summary("r")["params_sha256"], calm["params_sha256"]);
     assert!(bench.succeed(&auto).stdout.contains("is done"));
     // A new run that begins with a checkpoint of another.
-    bench.succeed(&format!("{RUN} {how} --resume runs/r/checkpoints/step-92 --name from"));
-    assert_eq!(bench.summary("from")["params_sha256"], calm["params_sha256"]);
+    bench.succeed(&format!("{RUN} {how} --resume runs/r/checkpoints/step-92 --name from --chaos kill-server@94"));
+    let summary = bench.summary("from");
+    assert_eq!((&summary["params_sha256"], summary["rollbacks"].as_u64()), (&calm["params_sha256"], Some(1)));
+    verify(&bench, "from");
     for (resume, why) in [
         ("--resume auto", "--resume auto needs --name"),
         ("--resume nowhere --name x", "nowhere has no checkpoint"),
