@@ -44,17 +44,22 @@ impl FromStr for Every {
     /// Reads a number of steps, or a time such as `500ms`, `30s`, `10m` or `2h`; 0 is never.
     fn from_str(text: &str) -> Result<Self, String> {
         let wanted = || "must be a number of steps, or a time such as 30s, 10m or 2h; 0 is never".to_string();
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let number: u64 = text[..digits].parse().map_err(|_| wanted())?;
-        let unit_ms = match &text[digits..] {
-            "" => return Ok(if number == 0 { Every::Never } else { Every::Steps(number) }),
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit_ms = match unit {
+            "" => match number.parse().map_err(|_| wanted())? {
+                0 => return Ok(Every::Never),
+                steps => return Ok(Every::Steps(steps)),
+            },
+            "ms" => 1.0,
+            "s" => 1e3,
+            "m" => 6e4,
+            "h" => 3.6e6,
             _ => return Err(wanted()),
         };
-        match number.saturating_mul(unit_ms) {
+        let number: f64 = number.parse().map_err(|_| wanted())?;
+        let least = if number > 0.0 { 1 } else { 0 };
+        match ((number * unit_ms).round() as u64).max(least) {
             0 => Ok(Every::Never),
             ms if ms <= 1000 * 3_600_000 => Ok(Every::Millis(ms)),
             _ => Err("must be at most 1000h".into()),
@@ -107,13 +112,15 @@ mod tests {
             ("25", Every::Steps(25)),
             ("250ms", Every::Millis(250)),
             ("30s", Every::Millis(30_000)),
+            ("28.8s", Every::Millis(28_800)),
+            ("0.01ms", Every::Millis(1)),
             ("10m", Every::Millis(600_000)),
             ("2h", Every::Millis(7_200_000)),
         ] {
             assert_eq!(text.parse(), Ok(every), "{text}");
             assert_eq!(every.to_string().parse(), Ok(every), "{text}");
         }
-        for text in ["", "s", "-1", "1.5s", "30 s", "30sec", "99999999999999999999", "1001h"] {
+        for text in ["", "s", "-1", "1.5", "1.2.3s", ".s", "30 s", "30sec", "99999999999999999999", "1001h"] {
             assert!(text.parse::<Every>().is_err(), "{text}");
         }
     }
