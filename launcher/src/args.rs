@@ -34,9 +34,12 @@ pub struct TrainArgs {
     /// Worker processes that `launcher scale` may ask for while the run goes on [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub max_workers: Option<String>,
-    /// Parameter server processes [default: 1]
+    /// Shards of the parameters, each on a server process of its own [default: 1]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub servers: Option<String>,
+    /// Further servers that hold each shard, too, so that one may die and training goes on: 0 or 1 [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Cluster")]
+    pub replicas: Option<String>,
     /// Steps between checkpoints, or time such as 30s or 10m; 0 writes one only when told to stop [default: 60s]
     #[arg(long, value_name = "N|TIME", help_heading = "Checkpoints")]
     pub checkpoint_every: Option<String>,
@@ -282,6 +285,7 @@ impl From<&TrainArgs> for Pairs {
             ("max_workers", &args.max_workers),
             ("max_restarts", &args.max_restarts),
             ("servers", &args.servers),
+            ("replicas", &args.replicas),
             ("chaos.faults", &args.chaos),
             ("chaos.mtbf", &args.mtbf),
             ("chaos.seed", &args.chaos_seed),

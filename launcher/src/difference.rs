@@ -16,6 +16,7 @@ const FREE: &[&str] = &[
     "max_restarts",
     "max_workers",
     "servers",
+    "replicas",
     "listen",
     "name",
     "run_dir",

@@ -74,7 +74,9 @@ pub fn instead(args: &TrainArgs, raw: &RawConfig, tasks: &[TaskEntry]) -> Result
         _ => None,
     };
     let servers = raw.servers.map(|servers| servers.to_string());
-    let flags = [count("workers", workers), count("servers", servers)].into_iter().flatten().collect();
+    let replicas = raw.replicas.map(|replicas| replicas.to_string());
+    let flags = [count("workers", workers), count("servers", servers), count("replicas", replicas)];
+    let flags = flags.into_iter().flatten().collect();
     go_on(&path, flags, tasks).map(|()| true)
 }
 

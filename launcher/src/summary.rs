@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use convoy_proto::config::Config;
+use convoy_proto::{config::Config, ids::ServerId, layout::Layout};
 use serde::{Deserialize, Serialize};
 
 use crate::coordinator::{
@@ -70,6 +70,7 @@ pub struct Summary {
     pub faults: u64,
     pub recoveries: BTreeMap<String, Recoveries>,
     pub rollbacks: u64,
+    pub takeovers: u64,
     pub resumes: u64,
     pub lost_updates: u64,
     pub checkpoints: u64,
@@ -117,6 +118,7 @@ pub struct WorkerSummary {
 #[derive(Clone, Debug, Serialize)]
 #[allow(missing_docs, reason = "see Summary")]
 pub struct ServerSummary {
+    pub rank: u32,
     pub shard: u32,
     pub pid: u32,
     pub address: String,
@@ -155,6 +157,9 @@ pub struct Notes {
     pub faults: u64,
     /// How often the run went back to a checkpoint because a server died.
     pub rollbacks: u64,
+    /// Servers that died while another had their shard.
+    #[serde(default)]
+    pub takeovers: u64,
     /// How often another launcher went on.
     pub resumes: u64,
     /// Asynchronous commits that a roll-back undid for good.
@@ -163,7 +168,7 @@ pub struct Notes {
     pub checkpoints: u64,
     /// Checkpoints that could not be written.
     pub failed_checkpoints: u64,
-    /// By shard, how often its server was lost.
+    /// By rank, how often a server was started again.
     pub server_restarts: BTreeMap<u32, u64>,
     /// By role, how long it took from a fault to the next step.
     pub recoveries: BTreeMap<String, Recoveries>,
@@ -224,6 +229,7 @@ impl Summary {
             faults: notes.faults,
             recoveries: notes.recoveries.clone(),
             rollbacks: notes.rollbacks,
+            takeovers: notes.takeovers,
             resumes: notes.resumes,
             lost_updates: notes.lost_updates,
             checkpoints: notes.checkpoints,
@@ -262,13 +268,15 @@ fn worker_row(worker: &WorkerRecord, cluster: &Cluster) -> WorkerSummary {
 fn server_rows(config: &Config, cluster: &Cluster, notes: &Notes) -> Vec<ServerSummary> {
     let map = convoy_proto::blocks::BlockMap::new(&cluster.reference().manifest, config.servers);
     let row = |server: &ServerRecord| {
-        let shard = convoy_proto::ids::ShardId(server.member.rank);
+        let rank = server.member.rank;
+        let shard = Layout::of(config).shard_of(ServerId(rank));
         ServerSummary {
+            rank,
             shard: shard.0,
             pid: server.pid,
             address: server.address.clone(),
             blocks: map.of_shard(shard).len(),
-            restarts: notes.server_restarts.get(&shard.0).copied().unwrap_or(0),
+            restarts: notes.server_restarts.get(&rank).copied().unwrap_or(0),
         }
     };
     cluster.servers().iter().flatten().map(row).collect()

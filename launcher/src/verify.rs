@@ -10,7 +10,7 @@ use convoy_proto::{
     order::DataOrder,
     process,
 };
-use convoy_server::accounts::{LEDGER, Line};
+use convoy_server::accounts::{self, LEDGER, Line};
 use convoy_worker::{
     data,
     step::{horizon, order_of},
@@ -61,14 +61,22 @@ struct Verdict {
 pub fn verify(args: &VerifyArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(), Failure> {
     let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
     let config = process::load_config(&path).map_err(|error| Failure::Usage(error.to_string()))?;
-    let file = path.join(LEDGER);
-    let text = std::fs::read_to_string(&file)
-        .map_err(|problem| Failure::Usage(format!("cannot read {}: {problem}", file.display())))?;
+    let cannot = |file: &Path| {
+        let file = file.display().to_string();
+        move |problem: std::io::Error| Failure::Usage(format!("cannot read {file}: {problem}"))
+    };
+    let files = accounts::files(&path).map_err(cannot(&path))?;
+    if files.is_empty() {
+        return Err(cannot(&path.join(LEDGER))(std::io::ErrorKind::NotFound.into()));
+    }
+    let texts: Result<Vec<_>, _> =
+        files.iter().map(|file| std::fs::read_to_string(file).map_err(cannot(file))).collect();
     let entry = task::find(tasks, &config.task)?;
     let data = data::open(&config, entry.wanted)?;
     finished::check_data(&path, &*data)?;
     let train = data.info().train;
-    let account = read(&text).map_err(|problem| Failure::Failed(format!("{}: {problem}", file.display())))?;
+    let account =
+        read(&texts?).map_err(|problem| Failure::Failed(format!("the ledger of {}: {problem}", path.display())))?;
     let clock = Clock::new(&config, horizon(&config, train).steps);
     let mut verdict = check(&config, (order_of(&config, train), clock), &account);
     verdict.problems.extend(check_model(&path));
@@ -103,24 +111,35 @@ fn tell(args: &VerifyArgs, verdict: &Verdict, account: &Account) -> Result<(), F
     ))
 }
 
-/// Reads a ledger.
-fn read(text: &str) -> Result<Account, String> {
+/// What a commit used: the first step, how many, and the slices of each.
+type Used = (u64, u64, Vec<u32>);
+
+/// Reads the ledgers of a run. Where several servers wrote down the same commit, they must say the same.
+fn read(texts: &[String]) -> Result<Account, String> {
     let mut account = Account::default();
-    let mut commits: BTreeMap<(u64, u64), (u64, u64, Vec<u32>)> = BTreeMap::new();
+    let mut commits: BTreeMap<(u64, u64), Used> = BTreeMap::new();
     let mut begins: BTreeMap<u64, u64> = BTreeMap::new();
-    for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        match serde_json::from_str(line) {
-            Ok(Line::Era { era, from }) => {
-                // A server that was started again within an era takes it up where it began, or dies again.
-                let first = begins.entry(era).or_insert(from);
-                *first = (*first).min(from);
-            }
-            Ok(Line::Commit { era, commit, step, steps, slices }) => {
-                if commits.insert((era, commit), (step, steps, slices)).is_some() {
-                    return Err(format!("commit {commit} of era {era} is there twice"));
+    for text in texts {
+        let mut own: BTreeMap<(u64, u64), Used> = BTreeMap::new();
+        for line in text.lines().filter(|line| !line.trim().is_empty()) {
+            match serde_json::from_str(line) {
+                Ok(Line::Era { era, from }) => {
+                    // A server that came within an era takes it up later, or where it began.
+                    let first = begins.entry(era).or_insert(from);
+                    *first = (*first).min(from);
                 }
+                Ok(Line::Commit { era, commit, step, steps, slices }) => {
+                    if own.insert((era, commit), (step, steps, slices)).is_some() {
+                        return Err(format!("commit {commit} of era {era} is there twice"));
+                    }
+                }
+                Err(_) => account.torn += 1,
             }
-            Err(_) => account.torn += 1,
+        }
+        for ((era, commit), used) in own {
+            if commits.entry((era, commit)).or_insert_with(|| used.clone()) != &used {
+                return Err(format!("two servers say different things of commit {commit} of era {era}"));
+            }
         }
     }
     account.eras = begins.len() as u64;
@@ -207,7 +226,7 @@ mod tests {
         let text = format!("workers = 2\nslices = 2\nbatch_size = 4\nsteps = 6\n{config}");
         let config = Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap();
         let order = order_of(&config, 12);
-        Ok(check(&config, (order, Clock::new(&config, 6)), &read(ledger)?))
+        Ok(check(&config, (order, Clock::new(&config, 6)), &read(&[ledger.to_string()])?))
     }
 
     fn commit(era: u64, commit: u64, step: u64, slices: &[u32]) -> String {
@@ -232,9 +251,19 @@ mod tests {
         let mut text = ledger(0..4);
         text += "{\"era\":0,\"commit\":4,\"ste\n{\"era\":1,\"from\":2}\n";
         text += &(2..6).map(|at| commit(1, at, at, &[0, 1])).collect::<String>();
-        let account = read(&text).unwrap();
+        let account = read(std::slice::from_ref(&text)).unwrap();
         assert_eq!((account.commits, account.undone, account.eras, account.torn), (6, 2, 2, 1));
         assert_eq!(verified("", &text).unwrap().problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_one_server_lacks_another_has() {
+        let first = ledger(0..2) + &ledger(4..6).replace("\"from\":0", "\"from\":4");
+        let second = ledger(0..6);
+        let account = read(&[first.clone(), second]).unwrap();
+        assert_eq!((account.commits, account.from), (6, 0));
+        let other = ledger(0..4) + &commit(0, 4, 4, &[0]);
+        assert_eq!(read(&[first, other]), Err("two servers say different things of commit 4 of era 0".into()));
     }
 
     #[test]

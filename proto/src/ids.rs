@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(pub $inner);
 
@@ -31,7 +31,11 @@ id!(
     WorkerId(u32)
 );
 id!(
-    /// A server's rank, from 0, and the shard it holds.
+    /// A server's rank, from 0; it stays with the server's place when its process is replaced.
+    ServerId(u32)
+);
+id!(
+    /// A part of the parameter space, which a server holds.
     ShardId(u32)
 );
 id!(

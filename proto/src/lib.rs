@@ -13,6 +13,7 @@ pub mod config;
 pub mod convert;
 pub mod fates;
 pub mod ids;
+pub mod layout;
 pub mod loss_scale;
 pub mod manifest;
 pub mod messages;
@@ -28,6 +29,7 @@ pub mod transport;
 pub mod tree;
 pub mod trust;
 pub mod verdict;
+pub mod view;
 
 /// Types and services generated from `proto/convoy/v1`.
 pub mod wire {

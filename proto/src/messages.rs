@@ -2,18 +2,17 @@
 //!
 //! Plain data. How they look on the wire, and every check of what a peer sent, is in [`crate::convert`].
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 
 use crate::{
-    ids::{BlockId, Era, Generation, Incarnation, Member, Role, ShardId, SliceId, Step, WorkerId},
+    ids::{BlockId, Era, Generation, Incarnation, Member, Role, ServerId, SliceId, Step, WorkerId},
     manifest::Manifest,
     tree::Node,
 };
 
 pub use crate::shard_report::{Part, Saved, ShardReport};
 pub use crate::verdict::{Accumulated, Action, Norms, Squares, Terms, Verdict};
+pub use crate::view::{ClusterView, Phase, ServerView, Since, owned};
 
 /// A process that asks to be admitted, and what it must have in common with the cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,60 +73,6 @@ pub struct Admission {
     pub heartbeat_ms: u32,
     /// How long the coordinator waits for one.
     pub lease_ms: u32,
-}
-
-/// Where the cluster stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Members are still joining.
-    Gathering,
-    /// One worker sets the parameters of step 0, or servers take them from a checkpoint.
-    Initialising,
-    /// Steps are made.
-    Training,
-    /// Finish the steps that all have pushed, start no other.
-    Stopping,
-    /// Training is over.
-    Ended,
-}
-
-/// What every member knows of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClusterView {
-    /// Where it stands.
-    pub phase: Phase,
-    /// The membership's version.
-    pub generation: Generation,
-    /// The current era.
-    pub era: Era,
-    /// Address by shard.
-    pub shards: Vec<String>,
-    /// Owner by slice.
-    pub owners: Vec<WorkerId>,
-    /// The worker that sets the initial parameters.
-    pub initialiser: WorkerId,
-    /// Incarnation by worker; 0 for a place that nobody has taken.
-    pub incarnations: Vec<Incarnation>,
-    /// While stopping: the step that nobody makes any more, once it is known.
-    pub stop_at: Option<Step>,
-    /// Where evaluations are reviewed: the last one that training may go on from.
-    pub reviewed: Step,
-    /// The checkpoint that this era starts from; without one, a worker sets the initial parameters.
-    pub restore: Option<String>,
-    /// A commit that shards are to keep for a checkpoint, beside those that are due anyway.
-    pub save_at: Option<Step>,
-}
-
-impl ClusterView {
-    /// The slices that a worker owns.
-    pub fn owned_by(&self, worker: WorkerId) -> BTreeSet<SliceId> {
-        owned(&self.owners, worker)
-    }
-}
-
-/// The slices that a worker owns, of owners by slice.
-pub fn owned(owners: &[WorkerId], worker: WorkerId) -> BTreeSet<SliceId> {
-    (0..).map(SliceId).zip(owners).filter(|(_, owner)| **owner == worker).map(|(slice, _)| slice).collect()
 }
 
 /// What a slice contributes to a step, without its gradient.
@@ -198,11 +143,11 @@ impl PushHeader {
     }
 }
 
-/// A shard has all of a push.
+/// A server has all of a push.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Staged {
-    /// Which shard.
-    pub shard: ShardId,
+    /// Which server.
+    pub server: ServerId,
     /// The era it acts in.
     pub era: Era,
     /// The push.
@@ -269,6 +214,37 @@ pub enum Extent {
     All,
     /// Those that training changes.
     Trained,
+    /// None: only the step that is open is asked for.
+    Nothing,
+}
+
+/// One block of a shard on its way to another copy: little-endian f32, dense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockState {
+    /// Which block.
+    pub block: BlockId,
+    /// Its parameters.
+    pub parameters: Bytes,
+    /// Their moving average, where one is kept.
+    pub average: Option<Bytes>,
+    /// The optimizer's state: vectors of the block's length.
+    pub state: Vec<Bytes>,
+    /// How many updates were applied.
+    pub updates: u64,
+}
+
+/// A part of a shard on its way to another copy.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CopyPart {
+    /// Some of its blocks, ascending.
+    Blocks(Vec<BlockState>),
+    /// Comes last.
+    End {
+        /// What the loss of the commit that starts from it is multiplied by.
+        loss_scale: f64,
+        /// Clean steps in a row, which the loss scale goes by.
+        clean: u64,
+    },
 }
 
 /// Some of the blocks that a step starts from.

@@ -1,11 +1,11 @@
 //! What servers tell the coordinator of checkpoints.
 
-use crate::ids::Step;
+use crate::ids::{ServerId, Step};
 
 /// What a server tells the coordinator of its shard.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ShardReport {
-    /// The shard is taken from the era's checkpoint.
+    /// The shard is taken from the era's checkpoint, or from another copy.
     Restored,
     /// It cannot be, for this reason.
     NotRestored(String),
@@ -19,6 +19,15 @@ pub enum ShardReport {
         open: Step,
         /// Why; nothing if the shard was beyond the commit already.
         problem: Option<String>,
+    },
+    /// The shard cannot be copied as it was told: it was at or beyond the commit already.
+    NotCopied {
+        /// The server that was to take the copy.
+        server: ServerId,
+        /// The commit that it was to begin with.
+        commit: Step,
+        /// The commit that is open.
+        open: Step,
     },
 }
 

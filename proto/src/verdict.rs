@@ -6,7 +6,7 @@
 use serde::Serialize;
 
 use crate::{
-    ids::{BlockId, Era, ShardId, SliceId, Step},
+    ids::{BlockId, Era, ServerId, SliceId, Step},
     messages::{PushId, SliceHeader},
     tree::{SliceTree, fold},
 };
@@ -137,11 +137,11 @@ impl Verdict {
     }
 }
 
-/// A shard's part in a decision that needs all shards.
+/// A server's part in a decision that needs all servers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Accumulated {
-    /// Whose shard.
-    pub shard: ShardId,
+    /// Which server.
+    pub server: ServerId,
     /// The era it acts in.
     pub era: Era,
     /// What it derived from the headers; clipped already when it is the tensors' factors that are asked for.

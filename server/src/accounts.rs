@@ -1,7 +1,8 @@
 //! `ledger.jsonl`: what each commit used of the data, from the pushes that made it.
 //!
-//! One server of a run writes it, a line a commit, and a line where an era begins. What an era committed from the place
-//! on where a later one begins is void. `launcher verify` reads it.
+//! The server that holds the first shard writes it, a line a commit, and a line where it takes up an era. What an era
+//! committed from the place on where a later one begins is void. Another copy of that shard writes another file,
+//! `ledger-N.jsonl`; where one lacks commits because its writer died, the other has them. `launcher verify` reads all.
 
 use std::{
     fs::File,
@@ -9,13 +10,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use convoy_proto::ids::{Era, Step};
+use convoy_proto::ids::{Era, ServerId, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::core::kept::Used;
 
-/// The file's name in the run's directory.
+/// The name in the run's directory of the file that server 0 writes.
 pub const LEDGER: &str = "ledger.jsonl";
+
+/// The name of a server's file.
+fn file_of(server: ServerId) -> String {
+    if server == ServerId(0) { LEDGER.into() } else { format!("ledger-{server}.jsonl") }
+}
+
+/// All ledgers of a run, each in the words of one server.
+///
+/// # Errors
+/// The disk's.
+pub fn files(run: &Path) -> io::Result<Vec<PathBuf>> {
+    let is_ledger = |name: &str| name == LEDGER || (name.starts_with("ledger-") && name.ends_with(".jsonl"));
+    let entries = std::fs::read_dir(run)?.collect::<io::Result<Vec<_>>>()?;
+    let ledgers = entries.iter().filter(|entry| entry.file_name().to_str().is_some_and(is_ledger));
+    let mut ledgers: Vec<_> = ledgers.map(std::fs::DirEntry::path).collect();
+    ledgers.sort();
+    Ok(ledgers)
+}
 
 /// A line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,12 +92,12 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// Opens the ledger of a run; a line that was torn ends here.
+    /// Opens a server's ledger of a run; a line that was torn ends here.
     ///
     /// # Errors
     /// The disk's.
-    pub fn open(run: &Path) -> io::Result<Accounts> {
-        let path = run.join(LEDGER);
+    pub fn open(run: &Path, server: ServerId) -> io::Result<Accounts> {
+        let path = run.join(file_of(server));
         let file = File::options().create(true).read(true).append(true).open(&path)?;
         end_line(&file)?;
         Ok(Accounts { path, file })
@@ -122,11 +141,11 @@ mod tests {
     fn lines_read_as_they_were_written_and_a_torn_one_ends() {
         let dir = tempfile::tempdir().unwrap();
         let used = Used { commit: Step(3), step: 6, steps: 2, slices: vec![SliceId(0), SliceId(2)] };
-        let mut accounts = Accounts::open(dir.path()).unwrap();
+        let mut accounts = Accounts::open(dir.path(), ServerId(0)).unwrap();
         accounts.begin(Era(0), Step(3)).unwrap();
         accounts.add(Era(0), std::slice::from_ref(&used)).unwrap();
         accounts.file.write_all(b"{\"era\":0,\"com").unwrap();
-        Accounts::open(dir.path()).unwrap().begin(Era(1), Step(3)).unwrap();
+        Accounts::open(dir.path(), ServerId(0)).unwrap().begin(Era(1), Step(3)).unwrap();
         let text = std::fs::read_to_string(dir.path().join(LEDGER)).unwrap();
         let lines: Vec<Option<Line>> = text.lines().map(|line| serde_json::from_str(line).ok()).collect();
         let commit = Some(Line::of(Era(0), &used));

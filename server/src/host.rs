@@ -14,7 +14,7 @@ use std::{
 };
 
 use convoy_proto::{
-    ids::{Era, ShardId, Step},
+    ids::{Era, ServerId, ShardId},
     messages::{ClusterView, Saved, ShardReport},
     transport::{Membership, TransportError},
 };
@@ -26,6 +26,7 @@ use tracing::{debug, error, warn};
 use crate::{
     accounts::Accounts,
     checkpoint::{self, part},
+    copies::Copies,
     core::{
         kept::Snapshot,
         refusal::Refusal,
@@ -66,6 +67,8 @@ pub struct Host {
     changes: watch::Sender<u64>,
     /// Snapshots that are not on disk yet.
     unsaved: AtomicUsize,
+    /// What it knows of the other copies of its shard.
+    pub(crate) copies: Mutex<Copies>,
     /// What was committed, where this server keeps accounts.
     accounts: Mutex<Option<Accounts>>,
     failure: OnceLock<String>,
@@ -84,6 +87,7 @@ impl Host {
             shard,
             changes,
             unsaved: AtomicUsize::new(0),
+            copies: Mutex::default(),
             accounts: Mutex::new(None),
             failure: OnceLock::new(),
         }
@@ -106,7 +110,7 @@ impl Host {
         }
         {
             let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-            match Accounts::open(&self.around.run) {
+            match Accounts::open(&self.around.run, self.server()) {
                 Ok(open) => *accounts = Some(open),
                 Err(problem) => error!("cannot open the ledger, goes on without: {problem}"),
             }
@@ -115,21 +119,26 @@ impl Host {
     }
 
     /// Starts to serve a shard, in place of an older one.
-    pub fn serve(&self, shard: Arc<Shard>) {
+    pub fn serve(self: &Arc<Self>, shard: Arc<Shard>) {
+        self.forget_copies();
         self.keep_accounts(&shard);
         self.shard.send_replace(Some(shard));
-        self.changed();
+        self.set_view(self.around.membership.view());
     }
 
     /// Takes over a newer view of the cluster.
     pub fn set_view(self: &Arc<Self>, view: ClusterView) {
         let Some(shard) = self.current() else { return };
-        let (era, save_at) = (view.era, view.save_at);
-        shard.set_view(view);
+        shard.set_view(view.clone());
         self.changed();
-        if let Some(commit) = save_at.filter(|_| shard.era() == era) {
-            self.save_at(&shard, commit);
+        if shard.era() == view.era {
+            self.heed(&shard, &view);
         }
+    }
+
+    /// Which server this is.
+    pub(crate) fn server(&self) -> ServerId {
+        ServerId(self.around.membership.member.rank)
     }
 
     /// What made the server give up, if it did.
@@ -137,7 +146,7 @@ impl Host {
         self.failure.get().cloned()
     }
 
-    fn changed(&self) {
+    pub(crate) fn changed(&self) {
         self.changes.send_modify(|changes| *changes += 1);
     }
 
@@ -224,7 +233,7 @@ impl Host {
         if !outcome.used.is_empty() {
             self.account(|accounts| accounts.add(shard.era(), &outcome.used));
         }
-        outcome.snapshots.into_iter().for_each(|snapshot| self.save(shard, snapshot));
+        outcome.formed.into_iter().for_each(|formed| self.take_formed(shard, formed));
     }
 
     /// Ends the server, which cannot go on without what it was not told; unless that is of an era that is over.
@@ -245,22 +254,14 @@ impl Host {
         membership.lost.cancel();
     }
 
-    /// Keeps a commit that the coordinator asks for.
-    fn save_at(self: &Arc<Self>, shard: &Arc<Shard>, commit: Step) {
-        match shard.save_at(commit) {
-            Ok(outcome) => self.follow(shard, outcome),
-            Err(open) => self.report(shard.era(), ShardReport::NotSaved { commit, open, problem: None }),
-        }
-    }
-
     /// Writes a snapshot to disk, beside what else goes on.
-    fn save(self: &Arc<Self>, shard: &Arc<Shard>, snapshot: Snapshot) {
+    pub(crate) fn save(self: &Arc<Self>, shard: &Arc<Shard>, snapshot: Arc<Snapshot>) {
         let (host, era, began) = (self.clone(), shard.era(), Instant::now());
-        let (commit, open) = (snapshot.commit, shard.open_step());
+        let (commit, open, server) = (snapshot.commit, shard.open_step(), self.server());
         let directory = checkpoint::directory(&self.around.run, shard.clock(), commit);
         self.unsaved.fetch_add(1, SeqCst);
         self.around.tasks.spawn_blocking(move || {
-            let written = part::write(&directory, era, &snapshot);
+            let written = part::write(&directory, (era, server), &snapshot);
             let report = match written {
                 Ok(part) => ShardReport::Saved(Saved {
                     commit,

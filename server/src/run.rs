@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    pin::Pin,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -12,7 +13,8 @@ use clap::Args;
 use convoy_proto::{
     blocks::{BlockMap, Blocks},
     config::Config,
-    ids::ShardId,
+    ids::Era,
+    layout::Layout,
     limits,
     manifest::Manifest,
     messages::{ClusterView, JoinPart, Phase, ShardReport},
@@ -27,7 +29,8 @@ use tracing::{error, info};
 
 use crate::{
     checkpoint::{self, part},
-    core::shard::Shard,
+    core::{kept::Snapshot, shard::Shard},
+    fill::{self, fill},
     host::{Around, Host},
     service::ParameterServer,
 };
@@ -38,7 +41,7 @@ pub struct ServerArgs {
     /// Directory of the run; its config.toml is read
     #[arg(long = "run", value_name = "DIR")]
     pub run: PathBuf,
-    /// Which server this is, from 0; it holds the shard of the same number
+    /// Which server this is, from 0; it holds the shard of the same number, or, beyond the shards, a further copy of one
     #[arg(long)]
     pub rank: u32,
     /// Address of the coordinator
@@ -130,8 +133,9 @@ pub fn main(args: &ServerArgs) -> ExitCode {
 
 async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
     let config = process::load_config(&args.run)?;
-    if args.rank >= config.servers {
-        return Err(ServeError::Rank { rank: args.rank, servers: config.servers });
+    let servers = Layout::of(&config).servers();
+    if args.rank >= servers {
+        return Err(ServeError::Rank { rank: args.rank, servers });
     }
     let cannot = |problem| ServeError::Listen { address: args.listen, problem };
     let listener = TcpListener::bind(args.listen).await.map_err(cannot)?;
@@ -198,6 +202,7 @@ async fn attend(host: &Arc<Host>, config: &Config, serving: impl AsyncFn()) -> R
     let (manifest, horizon) = membership.coordinator.manifest(membership.member, limit).await?;
     let mut views = membership.views();
     let mut era = None;
+    let mut filling: Option<Filling> = None;
     loop {
         let view = views.borrow_and_update().clone();
         if view.phase == Phase::Ended {
@@ -205,7 +210,11 @@ async fn attend(host: &Arc<Host>, config: &Config, serving: impl AsyncFn()) -> R
         }
         if view.phase >= Phase::Initialising && era != Some(view.era) {
             era = Some(view.era);
-            begin(host, config, (&manifest, horizon), view).await;
+            filling =
+                fill::is_late(&view, host.server()).then(|| Box::pin(fill(membership.clone(), view.era)) as Filling);
+            if filling.is_none() {
+                begin(host, config, (&manifest, horizon), view).await;
+            }
             serving().await;
         } else {
             host.set_view(view);
@@ -213,14 +222,61 @@ async fn attend(host: &Arc<Host>, config: &Config, serving: impl AsyncFn()) -> R
         tokio::select! {
             () = membership.lost.cancelled() => return Err(ServeError::Lost),
             changed = views.changed() => changed.map_err(|_| ServeError::Lost)?,
+            snapshot = filled(&mut filling) => {
+                filling = None;
+                if let Some(era) = era.filter(|era| !take_copy(host, config, (&manifest, horizon), (*era, snapshot))) {
+                    filling = Some(Box::pin(fill(membership.clone(), era)));
+                }
+            }
         }
     }
 }
 
+/// A shard on its way from another copy.
+type Filling = Pin<Box<dyn Future<Output = Snapshot> + Send>>;
+
+/// Waits for a shard that is on its way; for ever, if none is.
+async fn filled(filling: &mut Option<Filling>) -> Snapshot {
+    match filling {
+        Some(filling) => filling.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Serves a shard of an era that was taken from another copy; false if it does not fit.
+fn take_copy(
+    host: &Arc<Host>,
+    config: &Config,
+    (manifest, horizon): (&Manifest, Horizon),
+    (era, snapshot): (Era, Snapshot),
+) -> bool {
+    let view = host.around.membership.view();
+    if view.era != era {
+        // Another shard is due.
+        return true;
+    }
+    let shard = Arc::new(Shard::new(host.server(), config, (manifest, horizon), view));
+    let restored = shard.restore(snapshot);
+    let is_restored = restored.is_ok();
+    host.report(
+        era,
+        match restored {
+            Ok(()) => {
+                info!("shard {} goes on with commit {}, from another copy", shard.id(), shard.open_step());
+                host.serve(shard);
+                ShardReport::Restored
+            }
+            Err(problem) => ShardReport::NotRestored(problem.to_string()),
+        },
+    );
+    is_restored
+}
+
 /// Serves an era's shard: from a checkpoint, or empty until a worker sets the parameters.
 async fn begin(host: &Arc<Host>, config: &Config, (manifest, horizon): (&Manifest, Horizon), view: ClusterView) {
-    let (era, id, restore) = (view.era, ShardId(host.around.membership.member.rank), view.restore.clone());
-    let shard = Arc::new(Shard::new(id, config, (manifest, horizon), view));
+    let (era, restore) = (view.era, view.restore.clone());
+    let shard = Arc::new(Shard::new(host.server(), config, (manifest, horizon), view));
+    let id = shard.id();
     info!("shard {id} holds {} blocks, era {era}", shard.blocks());
     let Some(place) = restore else { return host.serve(shard) };
     let (map, restoring) = (BlockMap::new(manifest, config.servers), shard.clone());

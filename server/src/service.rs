@@ -70,6 +70,8 @@ impl Host {
             _ if self.is_behind() => Ok(None),
             Ok(opened) => Ok(Some(Ok(opened))),
             Err(Refusal::Generation { ours, theirs }) if theirs > ours => Ok(None),
+            // Another copy, which the parameters were pulled from, is ahead of this one.
+            Err(Refusal::Step { asked, open }) if asked > open && shard.is_dealt() => Ok(None),
             Err(Refusal::Generation { ours, .. }) => Ok(Some(Err(Setback::Outdated(ours)))),
             Err(Refusal::Missed { open, .. }) => Ok(Some(Err(Setback::Missed(open)))),
             Err(Refusal::LossScale { ours, .. }) => Ok(Some(Err(Setback::Rescale(ours)))),
@@ -129,7 +131,7 @@ impl Host {
     async fn commit(
         &self,
         shard: &Shard,
-        push: &Push,
+        (push, wants_blocks): (&Push, bool),
         outbound: &mpsc::Sender<Result<wire::PushPullResponse, Status>>,
     ) -> Result<PulledPart, Status> {
         let step = push.step;
@@ -142,7 +144,8 @@ impl Host {
             return verdict.await.map(PulledPart::Committed);
         }
         let wrap = |blocks| PulledPart::Blocks(blocks).into();
-        let sent = self.send_blocks(shard, (step.next(), Weights::Trained), shard.trained_blocks(), outbound, wrap);
+        let wanted = shard.trained_blocks().filter(|_| wants_blocks);
+        let sent = self.send_blocks(shard, (step.next(), Weights::Trained), wanted, outbound, wrap);
         let sent = match sent.await {
             Ok(()) => self.wait(|| Ok(shard.closed(step))).await,
             Err(problem) => Err(problem),
@@ -171,7 +174,12 @@ impl Host {
                 Extent::Trained => {
                     self.send_blocks(shard, (step, weights), shard.trained_blocks(), outbound, wrap).await
                 }
+                Extent::Nothing => Ok(()),
             };
+        }
+        if extent == Extent::Nothing {
+            let step = shard.open_step();
+            return Frames::new(outbound, |blocks| Pulled { step, blocks }.into()).send().await;
         }
         let (step, versions) = shard.newest(member, (weights, extent))?;
         let mut frames = Frames::new(outbound, |blocks| Pulled { step, blocks }.into());
@@ -206,12 +214,23 @@ where
     }
 }
 
+/// The header that opens a push-pull, and whether blocks are to come back.
+async fn opening_pull(inbound: &mut Streaming<wire::PushPullRequest>) -> Result<(PushHeader, bool), Status> {
+    let first = inbound.next().await.ok_or_else(|| Status::invalid_argument("the push is empty"))??;
+    let wants_blocks = !first.without_blocks;
+    match PushPart::try_from(first)? {
+        PushPart::Header(header) => Ok((header, wants_blocks)),
+        PushPart::Blocks(_) => Err(Status::invalid_argument("a push opens with its header")),
+    }
+}
+
 type Outbound<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl ParametersService for ParameterServer {
     type PullStream = Outbound<wire::PullResponse>;
     type PushPullStream = Outbound<wire::PushPullResponse>;
+    type CopyStream = Outbound<wire::CopyResponse>;
 
     async fn initialise(
         &self,
@@ -248,8 +267,13 @@ impl ParametersService for ParameterServer {
 
     async fn pull(&self, request: Request<wire::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
         let pull = Pull::try_from(request.into_inner())?;
-        let Pull { member, era, .. } = pull;
-        let shard = self.host.shard(era).await?;
+        let Pull { member, era, extent, .. } = pull;
+        let shard = match extent {
+            // Whoever asks where a server stands does not wait until it stands somewhere.
+            Extent::Nothing => self.host.current().filter(|shard| shard.era() == era),
+            Extent::All | Extent::Trained => Some(self.host.shard(era).await?),
+        };
+        let shard = shard.ok_or_else(|| Status::failed_precondition("the shard is not here yet"))?;
         if member.role == Role::Server {
             return Err(Refusal::Stranger(member).into());
         }
@@ -272,7 +296,7 @@ impl ParametersService for ParameterServer {
         request: Request<Streaming<wire::PushPullRequest>>,
     ) -> Result<Response<Self::PushPullStream>, Status> {
         let mut inbound = request.into_inner();
-        let header = opening(&mut inbound).await?;
+        let (header, wants_blocks) = opening_pull(&mut inbound).await?;
         let shard = self.host.shard(header.era).await?;
         let (push, outcome) = match self.host.open(&shard, &header).await? {
             Ok(opened) => opened,
@@ -286,7 +310,7 @@ impl ParametersService for ParameterServer {
         let host = self.host.clone();
         self.host.around.tasks.spawn(async move {
             let exchange = async {
-                let commit = host.commit(&shard, &push, &outbound);
+                let commit = host.commit(&shard, (&push, wants_blocks), &outbound);
                 tokio::try_join!(host.receive(&shard, &push, inbound), commit).map(|(_, last)| last)
             };
             let closing = tokio::select! {
@@ -297,6 +321,27 @@ impl ParametersService for ParameterServer {
             };
             // If the reader is gone by now, there is nobody to tell.
             let _ = outbound.send(closing).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn copy(&self, request: Request<wire::CopyRequest>) -> Result<Response<Self::CopyStream>, Status> {
+        let wire::CopyRequest { member, era, commit } = request.into_inner();
+        let member = Member::try_from(member)?;
+        if member.role != Role::Server {
+            return Err(Refusal::Stranger(member).into());
+        }
+        self.host.shard(Era(era)).await?;
+        let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
+        let host = self.host.clone();
+        self.host.around.tasks.spawn(async move {
+            let send = host.hand_over(Step(commit), &outbound);
+            tokio::select! {
+                () = outbound.closed() => debug!("{member} left before it had a copy"),
+                sent = send => if let Err(status) = sent {
+                    let _ = outbound.send(Err(status)).await;
+                },
+            }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }

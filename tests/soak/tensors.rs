@@ -6,12 +6,12 @@ use bytes::Bytes;
 use convoy_proto::{
     blocks::BlockMap,
     config::{Config, layers::Layers},
-    ids::{Era, Generation, Incarnation, Member, Role, ShardId, SliceId, Step, WorkerId},
+    ids::{Era, Generation, Incarnation, Member, Role, ServerId, SliceId, Step, WorkerId},
     limits,
     manifest::{Manifest, TensorRole},
     messages::{
-        Accumulated, ClusterView, GradientBlock, Norms, ParameterBlock, Phase, PushHeader, PushPart, SliceHeader,
-        Verdict,
+        Accumulated, ClusterView, GradientBlock, Norms, ParameterBlock, Phase, PushHeader, PushPart, ServerView,
+        SliceHeader, Verdict,
     },
     schedule::Horizon,
     sum::payload_of,
@@ -42,17 +42,19 @@ impl Case {
             phase: Phase::Training,
             generation: Generation(1),
             era: Era(0),
-            shards: vec!["a".into()],
+            shards: 1,
+            servers: vec![ServerView { address: "a".into(), ..ServerView::default() }],
             owners: vec![WorkerId(0); SLICES as usize],
             initialiser: WorkerId(0),
             incarnations: vec![Incarnation(1)],
             stop_at: None,
             restore: None,
             save_at: None,
+            saved: Step(0),
             reviewed: Step(0),
         };
         let horizon = Horizon { steps: STEPS, steps_per_epoch: STEPS };
-        let shard = Shard::new(ShardId(0), &config, (&manifest, horizon), view);
+        let shard = Shard::new(ServerId(0), &config, (&manifest, horizon), view);
         let values: Vec<f32> = (0..ELEMENTS / tensors).map(|i| (i as f32 * 0.37).sin() + 1.5).collect();
         let payload = Bytes::copy_from_slice(payload_of(&values));
         let map = BlockMap::new(&manifest, 1);

@@ -54,7 +54,9 @@ impl WorkError {
     pub fn is_of_others(&self) -> bool {
         matches!(
             self,
-            WorkError::EraOver(_) | WorkError::Transport(_) | WorkError::Exchange(ExchangeError::Transport(_))
+            WorkError::EraOver(_)
+                | WorkError::Transport(_)
+                | WorkError::Exchange(ExchangeError::Transport(_) | ExchangeError::Gone(_))
         )
     }
 

@@ -41,9 +41,12 @@ pub struct ResumeArgs {
     /// Worker processes [default: as before]
     #[arg(long, value_name = "N")]
     pub workers: Option<String>,
-    /// Parameter server processes [default: as before]
+    /// Shards of the parameters, each on a server process of its own [default: as before]
     #[arg(long, value_name = "N")]
     pub servers: Option<String>,
+    /// Further servers that hold each shard, too [default: as before]
+    #[arg(long, value_name = "N")]
+    pub replicas: Option<String>,
     /// Worker processes that must be alive, or about to be started again, for the run to go on
     #[arg(long, value_name = "N")]
     pub min_workers: Option<String>,
@@ -57,6 +60,7 @@ impl From<&ResumeArgs> for Pairs {
         given([
             ("workers", &args.workers),
             ("servers", &args.servers),
+            ("replicas", &args.replicas),
             ("min_workers", &args.min_workers),
             ("max_restarts", &args.max_restarts),
         ])

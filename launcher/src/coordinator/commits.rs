@@ -1,7 +1,7 @@
 //! What is committed, where servers cannot find it out by themselves: a quorum's slices, or the order of single pushes.
 //!
-//! A push counts when every shard has staged it. So a choice never names what a shard does not have, and a worker that
-//! dies in the middle of a push leaves nothing half done.
+//! A push counts when every server has staged it. So a choice never names what a server does not have, and a worker that
+//! dies in the middle of a push leaves nothing half done; nor does a server, if another holds its shard.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,8 +11,9 @@ use std::{
 use convoy_proto::{
     config::{Config, Mode},
     fates::{Fate, Fates},
-    ids::{Incarnation, ShardId, SliceId, Step, WorkerId},
-    messages::{PushHeader, PushId, SliceHeader, Staged, Terms, Verdict},
+    ids::{Incarnation, ServerId, SliceId, Step, WorkerId},
+    layout::Layout,
+    messages::{PushHeader, PushId, Since, SliceHeader, Staged, Terms, Verdict},
     policy::{self, Policy, Tally},
     schedule::{CommitRate, Horizon},
     tree::SliceTree,
@@ -24,18 +25,18 @@ pub enum CommitError {
     /// Servers find out by themselves what is committed.
     #[error("in this run servers need nobody to choose")]
     Needless,
-    /// There is no such shard.
+    /// There is no such server.
     #[error("there is no server {0}")]
-    UnknownShard(ShardId),
-    /// Two shards have different pushes of one name.
+    UnknownServer(ServerId),
+    /// Two servers have different pushes of one name.
     #[error("server {0} has another push {1} than the servers before it")]
-    Disagreement(ShardId, PushId),
+    Disagreement(ServerId, PushId),
 }
 
 #[derive(Clone, Debug)]
 struct Entry {
     header: PushHeader,
-    shards: BTreeSet<ShardId>,
+    servers: BTreeSet<ServerId>,
 }
 
 /// The pushes that are not decided, and the last that are.
@@ -44,7 +45,8 @@ pub struct Commits {
     mode: Mode,
     policy: Arc<dyn Policy>,
     tree: SliceTree,
-    shards: u32,
+    /// The servers that are counted on, each from a commit on.
+    servers: BTreeMap<ServerId, Since>,
     rate: CommitRate,
     open: Step,
     staged: BTreeMap<PushId, Entry>,
@@ -62,7 +64,7 @@ impl Commits {
             mode: config.mode,
             policy: policy::of(config.mode).into(),
             tree: SliceTree::new(if config.mode.is_dealt() { 1 } else { config.slices }),
-            shards: config.servers,
+            servers: (0..Layout::of(config).servers()).map(|rank| (ServerId(rank), Since::Beginning)).collect(),
             rate: CommitRate::new(config, horizon),
             open: Step(0),
             staged: BTreeMap::new(),
@@ -77,6 +79,22 @@ impl Commits {
         (self.open, self.left_out) = (commits, left_out);
     }
 
+    /// Counts on these servers, each from its commit on.
+    pub fn count_on(&mut self, servers: BTreeMap<ServerId, Since>) {
+        self.servers = servers;
+    }
+
+    /// The servers that have to stage a push.
+    fn needed(&self, header: &PushHeader) -> impl Iterator<Item = ServerId> {
+        // Where slices are dealt out, a server takes part in all that are in anybody's hand, or in none.
+        let includes = |since: Since| since.includes(if self.mode.is_dealt() { Step(u64::MAX) } else { header.step });
+        self.servers.iter().filter(move |(_, since)| includes(**since)).map(|(server, _)| *server)
+    }
+
+    fn is_complete(&self, entry: &Entry) -> bool {
+        self.needed(&entry.header).all(|server| entry.servers.contains(&server))
+    }
+
     /// The first step that nothing has been chosen for.
     pub fn open(&self) -> Step {
         self.open
@@ -87,27 +105,27 @@ impl Commits {
         self.left_out
     }
 
-    /// Takes note that a shard has staged a push.
+    /// Takes note that a server has staged a push.
     ///
     /// # Errors
     /// A push that does not belong; nothing is noted.
     pub fn add(&mut self, staged: Staged) -> Result<(), CommitError> {
-        let (shard, header) = (staged.shard, staged.header);
+        let (server, header) = (staged.server, staged.header);
         let id = header.id();
         if !self.mode.is_chosen() {
             return Err(CommitError::Needless);
         }
-        if shard.0 >= self.shards {
-            return Err(CommitError::UnknownShard(shard));
+        if !self.servers.contains_key(&server) {
+            return Err(CommitError::UnknownServer(server));
         }
         if self.fate(&header) != Fate::Open {
             return Ok(());
         }
-        let entry = self.staged.entry(id).or_insert_with(|| Entry { header: header.clone(), shards: BTreeSet::new() });
+        let entry = self.staged.entry(id).or_insert_with(|| Entry { header: header.clone(), servers: BTreeSet::new() });
         if (entry.header.step, &entry.header.slices) != (header.step, &header.slices) {
-            return Err(CommitError::Disagreement(shard, id));
+            return Err(CommitError::Disagreement(server, id));
         }
-        entry.shards.insert(shard);
+        entry.servers.insert(server);
         Ok(())
     }
 
@@ -119,8 +137,7 @@ impl Commits {
     }
 
     fn choose(&mut self) -> Option<Verdict> {
-        let shards = self.shards as usize;
-        let complete = self.staged.iter().filter(|(_, entry)| entry.shards.len() == shards);
+        let complete = self.staged.iter().filter(|(_, entry)| self.is_complete(entry));
         if self.mode.is_dealt() {
             let (id, header) = complete.map(|(id, entry)| (*id, entry.header.clone())).next()?;
             return Some(self.commit(id, &header));
@@ -196,12 +213,11 @@ impl Commits {
         self.fates.end(id, fate);
     }
 
-    /// Shards that a push waits for which others have staged, in words.
+    /// Servers that a push waits for which others have staged, in words.
     pub fn awaited(&self) -> Vec<String> {
-        let missing = |entry: &Entry| (0..self.shards).map(ShardId).filter(|s| !entry.shards.contains(s)).collect();
-        let awaited = self.staged.iter().map(|(id, entry)| (id, missing(entry)));
-        let awaited = awaited.filter(|(_, missing): &(_, Vec<ShardId>)| !missing.is_empty());
-        awaited.map(|(id, missing)| format!("server {} to stage push {id}", missing[0])).collect()
+        let missing = |entry: &Entry| self.needed(&entry.header).find(|server| !entry.servers.contains(server));
+        let awaited = self.staged.iter().filter_map(|(id, entry)| Some((id, missing(entry)?)));
+        awaited.map(|(id, server)| format!("server {server} to stage push {id}")).collect()
     }
 }
 
@@ -225,7 +241,7 @@ mod tests {
         let slices = vec![SliceHeader { slice: SliceId(slice), weight: 2.0, loss_sum: 1.0, finite: true }];
         let (generation, era, step) = (Generation(1), Era(0), Step(step));
         let header = PushHeader { member, generation, era, step, sequence, slices, loss_scale: 1.0, dealt: None };
-        Staged { shard: ShardId(shard), era, header }
+        Staged { server: ServerId(shard), era, header }
     }
 
     /// A word for each event: who staged what where, and what was committed then.
@@ -297,12 +313,28 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_counted_on_from_its_commit_on_and_not_when_it_is_gone() {
+        let mut quorum = commits("[consistency]\nquorum = 1");
+        let servers = |since| BTreeMap::from([(ServerId(0), Since::Beginning), (ServerId(1), since)]);
+        quorum.count_on(servers(Since::Commit(Step(1))));
+        assert_eq!(
+            play(&mut quorum, &[(0, 0, (0, 0), 0), (0, 0, (1, 1), 0), (1, 0, (1, 1), 0)]),
+            "commit 0 [0]\n-\ncommit 1 [0]"
+        );
+        let mut dealt = commits("mode = 'async'");
+        dealt.count_on(servers(Since::Commit(Step(5))));
+        assert_eq!(play(&mut dealt, &[(0, 0, (1, 0), 0)]), "-", "whatever parameters it was computed with");
+        dealt.count_on(BTreeMap::from([(ServerId(0), Since::Beginning)]));
+        assert_eq!(dealt.settle().and_then(|verdict| verdict.push).map(|push| push.sequence), Some(1));
+    }
+
+    #[test]
     fn what_does_not_belong_is_refused() {
         assert_eq!(super::tests::commits("").add(staged(0, 0, (0, 0), 0)), Err(CommitError::Needless));
         let mut commits = commits("mode = 'async'");
-        assert_eq!(commits.add(staged(2, 0, (0, 0), 0)), Err(CommitError::UnknownShard(ShardId(2))));
+        assert_eq!(commits.add(staged(2, 0, (0, 0), 0)), Err(CommitError::UnknownServer(ServerId(2))));
         commits.add(staged(0, 0, (1, 0), 0)).unwrap();
         let other = commits.add(staged(1, 0, (1, 0), 1));
-        assert!(matches!(other, Err(CommitError::Disagreement(ShardId(1), _))), "{other:?}");
+        assert!(matches!(other, Err(CommitError::Disagreement(ServerId(1), _))), "{other:?}");
     }
 }

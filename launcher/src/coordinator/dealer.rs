@@ -65,6 +65,8 @@ pub struct Dealer {
     /// The last evaluation that all workers are through with.
     evaluated: Step,
     is_stopping: bool,
+    /// Whether nothing is dealt until a server can take part.
+    is_held: bool,
 }
 
 impl Dealer {
@@ -84,6 +86,7 @@ impl Dealer {
             committed: 0,
             evaluated: Step(0),
             is_stopping: false,
+            is_held: false,
         }
     }
 
@@ -139,6 +142,16 @@ impl Dealer {
         hand.and_then(|hand| hand.held).is_some_and(|(sequence, _)| sequence == push.sequence)
     }
 
+    /// Deals nothing for the time being, or goes on.
+    pub fn hold(&mut self, is_held: bool) {
+        self.is_held = is_held;
+    }
+
+    /// Whether nobody has a slice in hand.
+    pub fn is_idle(&self) -> bool {
+        self.hands.values().all(|hand| hand.held.is_none())
+    }
+
     /// Deals no other slice.
     pub fn stop(&mut self) {
         self.is_stopping = true;
@@ -176,6 +189,9 @@ impl Dealer {
         if let Some(wait) = self.at_barrier(lacking) {
             return wait;
         }
+        if self.is_held {
+            return Deal::Wait(format!("{}, so that a server can take part", self.holders()));
+        }
         let pace = Pace { own: self.hands[&worker].pushes, slowest: self.slowest() };
         if !self.policy.may_go_on(pace) {
             return Deal::Wait(format!("{}, {} steps behind", self.hindmost(), pace.own - pace.slowest));
@@ -208,8 +224,7 @@ impl Dealer {
     /// How many commits the run ends with, once nothing is left to deal and to commit.
     fn end(&self) -> Option<Step> {
         let all = if self.is_stopping { self.committed } else { self.clock.commits() };
-        let is_idle = self.hands.values().all(|hand| hand.held.is_none());
-        (is_idle && self.committed >= all).then_some(Step(self.committed))
+        (self.is_idle() && self.committed >= all).then_some(Step(self.committed))
     }
 
     fn finish(&mut self, worker: WorkerId, end: Step, lacking: Lacking) -> Deal {

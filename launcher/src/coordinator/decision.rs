@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use convoy_proto::{
     blocks::BlockMap,
     config::Config,
-    ids::{ShardId, Step},
+    ids::{ServerId, Step},
+    layout::Layout,
     manifest::Manifest,
-    messages::{Accumulated, Norms, Verdict},
+    messages::{Accumulated, Norms, Since, Verdict},
     optimizer::Optimizer,
     trust,
 };
@@ -15,12 +16,12 @@ use convoy_proto::{
 /// A part that cannot belong to the same step's decision as the others.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum DecisionError {
-    /// Two shards derived different verdicts from what must be the same headers.
+    /// Two servers derived different verdicts from what must be the same headers.
     #[error("server {0} proposes another verdict on step {1} than the servers before it")]
-    Disagreement(ShardId, Step),
-    /// There is no such shard.
+    Disagreement(ServerId, Step),
+    /// There is no such server.
     #[error("there is no server {0}")]
-    UnknownShard(ShardId),
+    UnknownServer(ServerId),
     /// The run does not clip.
     #[error("this run needs no common decision")]
     Needless,
@@ -38,11 +39,12 @@ enum Matter {
 /// The parts of the open decision.
 #[derive(Clone, Debug)]
 pub struct Decisions {
-    shards: u32,
+    /// The servers that are counted on, each from a commit on.
+    servers: BTreeMap<ServerId, Since>,
     max_norm: Option<f64>,
     is_layerwise: bool,
     map: BlockMap,
-    parts: BTreeMap<ShardId, Accumulated>,
+    parts: BTreeMap<ServerId, Accumulated>,
     last: BTreeMap<Matter, Verdict>,
 }
 
@@ -51,7 +53,7 @@ impl Decisions {
     pub fn new(config: &Config, manifest: &Manifest) -> Decisions {
         let optimizer = Optimizer::of_servers(config);
         Decisions {
-            shards: config.servers,
+            servers: (0..Layout::of(config).servers()).map(|rank| (ServerId(rank), Since::Beginning)).collect(),
             max_norm: optimizer.clip_norm,
             is_layerwise: optimizer.rule.is_layerwise(),
             map: BlockMap::new(manifest, config.servers),
@@ -60,12 +62,37 @@ impl Decisions {
         }
     }
 
-    /// Adds a shard's part; gives the verdict once all are there, and again to a shard that asks again.
+    /// Counts on these servers, each from its commit on.
+    pub fn count_on(&mut self, servers: BTreeMap<ServerId, Since>) {
+        self.parts.retain(|server, _| servers.contains_key(server));
+        self.servers = servers;
+    }
+
+    /// The servers whose parts are missing.
+    fn missing(&self) -> impl Iterator<Item = ServerId> {
+        let step = self.parts.values().next().map_or(Step(0), |part| part.proposal.step);
+        let needed = self.servers.iter().filter(move |(_, since)| since.includes(step));
+        needed.map(|(server, _)| *server).filter(|server| !self.parts.contains_key(server))
+    }
+
+    /// The verdict, once all parts are there.
+    pub fn settle(&mut self) -> Option<Verdict> {
+        let one = self.parts.values().next()?;
+        let matter = if matches!(one.norms, Norms::Gradient(_)) { Matter::Clip } else { Matter::Trust };
+        if self.missing().next().is_some() {
+            return None;
+        }
+        let verdict = self.decide(matter);
+        self.last.extend(verdict.clone().map(|verdict| (matter, verdict)));
+        verdict
+    }
+
+    /// Adds a server's part; gives the verdict once all are there, and again to a server that asks again.
     ///
     /// # Errors
     /// A part that does not belong; the decision stays as it was.
     pub fn add(&mut self, part: Accumulated) -> Result<Option<Verdict>, DecisionError> {
-        let (shard, step) = (part.shard, part.proposal.step);
+        let (server, step) = (part.server, part.proposal.step);
         let (matter, is_needed) = match part.norms {
             Norms::Gradient(_) => (Matter::Clip, self.max_norm.is_some()),
             Norms::Direction(_) => (Matter::Trust, self.is_layerwise),
@@ -73,8 +100,8 @@ impl Decisions {
         if !is_needed {
             return Err(DecisionError::Needless);
         }
-        if shard.0 >= self.shards {
-            return Err(DecisionError::UnknownShard(shard));
+        if !self.servers.contains_key(&server) {
+            return Err(DecisionError::UnknownServer(server));
         }
         if let Some(last) = self.last.get(&matter).filter(|last| last.step == step) {
             return Ok(Some(last.clone()));
@@ -84,15 +111,10 @@ impl Decisions {
             !same_matter || !other.proposal.does_the_same_as(&part.proposal)
         };
         if self.parts.values().any(differs) {
-            return Err(DecisionError::Disagreement(shard, step));
+            return Err(DecisionError::Disagreement(server, step));
         }
-        self.parts.insert(shard, part);
-        if self.parts.len() < self.shards as usize {
-            return Ok(None);
-        }
-        let verdict = self.decide(matter);
-        self.last.extend(verdict.clone().map(|verdict| (matter, verdict)));
-        Ok(verdict)
+        self.parts.insert(server, part);
+        Ok(self.settle())
     }
 
     /// The verdict that all parts together make.
@@ -113,10 +135,9 @@ impl Decisions {
         }
     }
 
-    /// Shards whose part is missing while others wait.
-    pub fn awaited(&self) -> Vec<ShardId> {
-        let missing = (0..self.shards).map(ShardId).filter(|shard| !self.parts.contains_key(shard));
-        if self.parts.is_empty() { Vec::new() } else { missing.collect() }
+    /// Servers whose part is missing while others wait.
+    pub fn awaited(&self) -> Vec<ServerId> {
+        if self.parts.is_empty() { Vec::new() } else { self.missing().collect() }
     }
 }
 
@@ -143,7 +164,7 @@ mod tests {
         let header = SliceHeader { slice: SliceId(0), weight: 2.0, loss_sum, finite: true };
         let terms = Terms { learning_rate: 0.1, loss_scale: 1.0 };
         let proposal = Verdict::from_headers(Step(3), SliceTree::new(1), &[header], terms);
-        Accumulated { shard: ShardId(shard), era: Era(0), proposal, norms }
+        Accumulated { server: ServerId(shard), era: Era(0), proposal, norms }
     }
 
     fn gradient(shard: u32, loss_sum: f64, norms: &[(u64, f64)]) -> Accumulated {
@@ -160,11 +181,20 @@ mod tests {
     fn the_last_part_makes_the_verdict() {
         let mut decisions = decisions("clip_norm = 1.0");
         assert_eq!(decisions.add(gradient(1, 1.0, &[(1, 64.0)])), Ok(None));
-        assert_eq!(decisions.awaited(), [ShardId(0)]);
+        assert_eq!(decisions.awaited(), [ServerId(0)]);
         let verdict = decisions.add(gradient(0, 1.0, &[(0, 36.0)])).unwrap().unwrap();
         assert_eq!((verdict.gradient_norm, verdict.clip), (Some(5.0), 0.2));
         assert_eq!(decisions.add(gradient(1, 1.0, &[])), Ok(Some(verdict)), "who asks again gets the same");
         assert_eq!(decisions.awaited(), []);
+    }
+
+    #[test]
+    fn a_server_that_is_gone_is_not_waited_for() {
+        let mut decisions = decisions("clip_norm = 1.0");
+        assert_eq!(decisions.add(gradient(0, 1.0, &[(0, 36.0), (1, 64.0)])), Ok(None));
+        assert_eq!(decisions.settle(), None);
+        decisions.count_on(BTreeMap::from([(ServerId(0), Since::Beginning), (ServerId(1), Since::Commit(Step(4)))]));
+        assert_eq!(decisions.settle().and_then(|verdict| verdict.gradient_norm), Some(10.0));
     }
 
     #[test]
@@ -182,9 +212,9 @@ mod tests {
         decisions.add(gradient(1, 1.0, &[])).unwrap();
         let mut other = gradient(0, 1.0, &[]);
         other.proposal.weight = 3.0;
-        assert_eq!(decisions.add(other), Err(DecisionError::Disagreement(ShardId(0), Step(3))));
-        assert_eq!(decisions.add(direction(0, 1.0, 1.0)), Err(DecisionError::Disagreement(ShardId(0), Step(3))));
-        assert_eq!(decisions.add(gradient(7, 1.0, &[])), Err(DecisionError::UnknownShard(ShardId(7))));
+        assert_eq!(decisions.add(other), Err(DecisionError::Disagreement(ServerId(0), Step(3))));
+        assert_eq!(decisions.add(direction(0, 1.0, 1.0)), Err(DecisionError::Disagreement(ServerId(0), Step(3))));
+        assert_eq!(decisions.add(gradient(7, 1.0, &[])), Err(DecisionError::UnknownServer(ServerId(7))));
     }
 
     #[test]

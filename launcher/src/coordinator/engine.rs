@@ -8,8 +8,8 @@ use convoy_proto::{
     clock::Clock,
     config::Config,
     fates::Fate,
-    ids::{Member, SliceId, Step, WorkerId},
-    messages::{Accumulated, Effort, EvaluationPart, PushHeader, PushId, Staged, StepReport, Verdict, Weights},
+    ids::{Member, ServerId, SliceId, Step, WorkerId},
+    messages::{Accumulated, Effort, EvaluationPart, PushHeader, PushId, Since, Staged, StepReport, Verdict, Weights},
     tree::SliceTree,
 };
 
@@ -87,6 +87,29 @@ impl Engine {
         self
     }
 
+    /// Counts on these servers, each from its commit on.
+    pub fn count_on(&mut self, servers: BTreeMap<ServerId, Since>) {
+        self.commits.count_on(servers.clone());
+        self.decisions.count_on(servers);
+    }
+
+    /// The verdict on a decision of which all servers have brought their parts.
+    pub fn settle_decision(&mut self) -> Option<Verdict> {
+        let verdict = self.decisions.settle()?;
+        self.note_verdict(&verdict);
+        Some(verdict)
+    }
+
+    /// Deals no slice for the time being, or goes on.
+    pub fn hold(&mut self, is_held: bool) {
+        self.dealer.hold(is_held);
+    }
+
+    /// Whether no slice that was dealt is in anybody's hand.
+    pub fn is_idle(&self) -> bool {
+        self.dealer.is_idle()
+    }
+
     /// How long a slice usually takes to compute.
     pub fn deadlines(&self) -> &Deadlines {
         &self.deadlines
@@ -161,7 +184,7 @@ impl Engine {
         self.tell(its.into_values())
     }
 
-    /// Takes note that a shard has staged a push, and commits what may be committed.
+    /// Takes note that a server has staged a push, and commits what may be committed.
     ///
     /// # Errors
     /// A push that does not belong.
@@ -223,18 +246,20 @@ impl Engine {
         self.dealer.review(step);
     }
 
-    /// Adds a shard's part of a decision; gives the verdict once all are there.
+    /// Adds a server's part of a decision; gives the verdict once all are there.
     ///
     /// # Errors
     /// A part that does not belong.
     pub fn decide(&mut self, part: Accumulated) -> Result<Option<Verdict>, DecisionError> {
         let verdict = self.decisions.add(part)?;
-        if let Some(verdict) = &verdict
-            && let Some(chosen) = self.chosen.get_mut(&verdict.step)
-        {
+        verdict.iter().for_each(|verdict| self.note_verdict(verdict));
+        Ok(verdict)
+    }
+
+    fn note_verdict(&mut self, verdict: &Verdict) {
+        if let Some(chosen) = self.chosen.get_mut(&verdict.step) {
             chosen.clone_from(verdict);
         }
-        Ok(verdict)
     }
 
     /// Adds a worker's part of a score.
@@ -299,7 +324,7 @@ impl Engine {
     /// Whom a step waits for, in words, if it is not simply the workers that are behind.
     pub fn awaited(&self) -> Vec<String> {
         let norms = self.decisions.awaited();
-        let mut who: Vec<_> = norms.iter().map(|shard| format!("server {shard}'s gradient norm")).collect();
+        let mut who: Vec<_> = norms.iter().map(|server| format!("server {server}'s gradient norm")).collect();
         who.extend(self.commits.awaited());
         if self.is_dealt {
             who.push(self.dealer.holders());

@@ -2,7 +2,7 @@
 
 use convoy_proto::{
     ids::{Member, Step},
-    messages::{Effort, WorkerOffer},
+    messages::{Effort, ServerView, Since, WorkerOffer},
 };
 use serde::{Deserialize, Serialize};
 
@@ -75,8 +75,25 @@ pub struct ServerRecord {
     pub host: String,
     /// Where workers reach it.
     pub address: String,
+    /// Which commits it takes part in, and whether it has its shard, if that is not from the beginning.
+    pub since: Since,
+    pub(super) is_filled: bool,
     /// When it was heard of last.
     pub heard_ms: u64,
+}
+
+impl From<&ServerRecord> for ServerView {
+    fn from(server: &ServerRecord) -> Self {
+        let ServerRecord { member, address, since, .. } = server;
+        ServerView { address: address.clone(), incarnation: member.incarnation, since: *since }
+    }
+}
+
+impl ServerRecord {
+    /// Whether it has all of its shard, once training has begun.
+    pub(super) fn holds(&self) -> bool {
+        self.since == Since::Beginning || self.is_filled
+    }
 }
 
 impl WorkerRecord {

@@ -49,6 +49,8 @@ pub struct Saves {
     wanted: Option<Step>,
     parts: BTreeMap<Step, BTreeMap<ShardId, Saved>>,
     standings: BTreeMap<Step, Standing>,
+    /// The newest commit of which all parts are written.
+    saved: Step,
     /// Commits of which there will be no checkpoint, or no other, whatever is still told of them.
     over: BTreeSet<Step>,
 }
@@ -64,6 +66,7 @@ impl Saves {
             wanted: None,
             parts: BTreeMap::new(),
             standings: BTreeMap::new(),
+            saved: Step(0),
             over: BTreeSet::new(),
         }
     }
@@ -76,6 +79,11 @@ impl Saves {
     /// The commit that was asked for.
     pub fn wanted(&self) -> Option<Step> {
         self.wanted
+    }
+
+    /// The newest commit of which all parts are written.
+    pub fn saved(&self) -> Step {
+        self.saved
     }
 
     /// Asks for a commit; false if it is kept anyway.
@@ -111,6 +119,7 @@ impl Saves {
         self.over.retain(|other| *other > commit);
         self.over.insert(commit);
         self.forget(commit);
+        self.saved = self.saved.max(commit);
         let (first, seconds) = (parts.values().next()?.clone(), parts.values().map(|part| part.seconds));
         let seconds = seconds.fold(0.0, f64::max);
         let mut files: Vec<_> = parts.into_values().filter_map(|saved| saved.part).collect();

@@ -129,10 +129,18 @@ impl CoordinatorService {
         self.publish();
     }
 
+    /// The view, now and as it changes.
+    pub fn views(&self) -> watch::Receiver<ClusterView> {
+        self.inner.view.subscribe()
+    }
+
     /// Tells every member how the cluster stands now.
     pub fn publish(&self) {
         // Under the cluster's lock, so that views go out in the order in which they came about.
-        let cluster = self.cluster();
+        let mut cluster = self.cluster();
+        if let Some(verdict) = cluster.settle_decision() {
+            self.inner.verdict.send_replace(Some(verdict));
+        }
         let view = cluster.view();
         self.inner.view.send_if_modified(|old| {
             let changed = *old != view;
@@ -223,8 +231,9 @@ impl CoordinationService for CoordinatorService {
         self.cluster().check(member(request.into_inner().member)?)?;
         let mut view = self.inner.view.subscribe();
         let there = view.wait_for(|view| view.phase >= Phase::Initialising);
-        let waited = tokio::time::timeout(self.inner.patience, there).await;
-        if !matches!(waited, Ok(Ok(_))) {
+        // What it gives keeps the view from changing, which whoever has the cluster waits for: it is gone with this line.
+        let is_there = matches!(tokio::time::timeout(self.inner.patience, there).await, Ok(Ok(_)));
+        if !is_there {
             return Err(Status::deadline_exceeded("no worker has brought a manifest"));
         }
         let cluster = self.cluster();
@@ -278,8 +287,9 @@ impl CoordinationService for CoordinatorService {
         let request = request.into_inner();
         let member = member(request.member)?;
         let deal = || {
-            Ok(match self.cluster().deal(member)? {
-                Deal::Now(work) => Ok(work),
+            let mut cluster = self.cluster();
+            Ok(match cluster.deal(member)? {
+                Deal::Now(work) => Ok((work, cluster.view().generation)),
                 Deal::Wait(who) => Err(who),
             })
         };

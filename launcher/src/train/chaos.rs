@@ -165,11 +165,14 @@ impl Session {
         };
         let map = BlockMap::new(&self.prepared.manifest, self.prepared.config.servers);
         let shard = (0..map.shards()).map(ShardId).find(|shard| map.of_shard(*shard).len() > 0);
-        let mut blocks = map.of_shard(shard.ok_or("no server has a block")?);
+        let shard = shard.ok_or("no server has a block")?;
+        let copies = self.service.cluster().view().copies(shard, next);
+        let writer = copies.first().copied().ok_or("no server has the shard")?;
+        let mut blocks = map.of_shard(shard);
         let first = blocks.next().ok_or("no server has a block")?.id;
         let last = blocks.last().map_or(first, |block| block.id);
         let directory = checkpoint::directory(self.run_dir.path(), clock, next);
-        let file = directory.join(part::file_name(first, last, era));
+        let file = directory.join(part::file_name(first, last, (era, writer)));
         fs::create_dir_all(&directory).and_then(|()| full(&file)).map_err(|problem| problem.to_string())?;
         Ok(format!("the checkpoint of step {}", clock.steps_after(next)))
     }

@@ -75,15 +75,13 @@ impl Session {
         (step, weights): (Step, Weights),
         signals: &mut Signals,
     ) -> Result<Option<Tensors>, Failure> {
-        let view = self.service.cluster().view();
+        let (view, views) = (self.service.cluster().view(), self.service.views());
         let timeouts = self.prepared.config.timeouts;
         let limit = Duration::from_millis(timeouts.start_ms.into());
         let lease = Duration::from_millis(timeouts.lease_ms.into());
         let (mut failure, mut has_failed) = (String::new(), false);
-        let pull = async {
-            let exchange = Exchange::connect(launcher(), manifest, &view).await?;
-            exchange.pull(view.era, step, weights).await
-        };
+        let exchange = Exchange::new(launcher(), manifest, views, lease);
+        let pull = exchange.pull(view.era, step, weights);
         let pull = tokio::time::timeout(limit, pull);
         tokio::pin!(pull);
         let mut tick = tokio::time::interval(TICK);

@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Instant};
 
-use convoy_proto::ids::{Member, Role};
+use convoy_proto::ids::{Member, Role, ServerId};
 use serde_json::json;
 
 use super::{
@@ -34,24 +34,44 @@ impl From<&Found> for Origin {
 }
 
 impl Session {
-    /// Whether the run can go on without a server for a while, because another takes its place.
+    /// Whether the run can go on without a server: another has its shard, or one takes its place after a while.
     /// Before training has begun, only if it was killed: what it dies of by itself, another would die of, too.
     pub(super) fn may_replace_server(&self, rank: u32, is_killed: bool) -> bool {
-        let has_begun = self.service.cluster().has_begun();
-        (has_begun || is_killed) && self.stopping.is_none() && self.restarts.may((Role::Server, rank))
+        let (has_begun, has_copy) = {
+            let cluster = self.service.cluster();
+            (cluster.has_begun(), cluster.has_copy(ServerId(rank)))
+        };
+        has_copy || (has_begun || is_killed) && self.stopping.is_none() && self.restarts.may((Role::Server, rank))
     }
 
-    /// Goes on without a server until another is in its place, from the newest checkpoint.
+    /// Goes on without a server: at once if another has its shard, and else from the newest checkpoint, when another is in
+    /// its place.
     pub(super) fn lose_server(&mut self, rank: u32, (what, log): (&str, &Path)) -> Result<(), Failure> {
         let since = Instant::now();
         self.fault(what);
         self.starting.remove(&(Role::Server, rank));
-        let next = self.restarts.plan((Role::Server, rank), Instant::now());
-        let lost = self.service.cluster().lose_server(rank);
+        let next = self.plan_restart((Role::Server, rank));
+        let (lost, is_broken) = {
+            let mut cluster = self.service.cluster();
+            let lost = cluster.lose_server(rank);
+            if next.is_none() {
+                cluster.abandon_server(rank);
+            }
+            (lost, cluster.is_broken())
+        };
+        self.service.publish();
         if let Some(member) = lost {
             self.metric(json!({ "event": "lost", "member": member.to_string() }));
         }
-        self.progress.say(&with_log(&format!("{what}{}", again(next)), log));
+        let told = with_log(&format!("{what}{}", again(next)), log);
+        if !is_broken {
+            self.notes.takeovers += 1;
+            self.progress.say(&format!("{told}\nanother server has its shard, and training goes on"));
+            self.struck.get_or_insert((Role::Server, since));
+            self.save_summary();
+            return Ok(());
+        }
+        self.progress.say(&told);
         self.begin_era()?;
         self.struck = Some((Role::Server, since));
         Ok(())

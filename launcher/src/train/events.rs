@@ -69,6 +69,16 @@ impl Session {
             // Not here: it may take a while, and what happened before comes first.
             Event::Scale(workers) => self.scale_to = Some(workers),
             Event::NotRestored(member, problem) => self.not_restored(member, &problem)?,
+            Event::Copied(member, commit) => {
+                let step = self.service.cluster().engine().clock().steps_after(commit);
+                self.progress
+                    .say(&format!("{member} has its shard from another copy, and takes part from step {step} on"));
+                self.metric(json!({ "event": "copied", "member": member.to_string(), "step": step }));
+            }
+            Event::NotCopied(member, problem) => {
+                self.progress.say(&format!("{member} tries again to take its shard: {problem}"));
+                self.metric(json!({ "event": "not_copied", "member": member.to_string(), "problem": problem }));
+            }
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use convoy_proto::{
-    ids::{Member, Role},
+    ids::{Member, Role, ServerId},
     messages::Phase,
 };
 use serde_json::json;
@@ -37,7 +37,8 @@ impl Session {
             Standing::Starting => return self.restart_failed(&exit, signals).await,
             Standing::Member => {}
         }
-        if let (Role::Server, Some(signal), Some(_)) = (exit.role, self.stopping, self.saving.newest) {
+        let has_copy = exit.role == Role::Server && self.service.cluster().has_copy(ServerId(exit.rank));
+        if let (Role::Server, Some(signal), Some(_), false) = (exit.role, self.stopping, self.saving.newest, has_copy) {
             // What it had since the newest checkpoint is gone; another launcher makes it again.
             self.fault(&exit.describe());
             return Err(self.stopped(signal));
@@ -104,12 +105,15 @@ impl Session {
         let (what, place) = (exit.describe(), (exit.role, exit.rank));
         self.starting.remove(&place);
         let next = if exit.is_misled() { None } else { self.plan_restart(place) };
-        if next.is_none() && (exit.role == Role::Server || !self.service.cluster().has_begun()) {
+        let is_needed = exit.role == Role::Server && !self.service.cluster().has_copy(ServerId(exit.rank));
+        if next.is_none() && (is_needed || !self.service.cluster().has_begun()) {
             return Err(self.diagnose(vec![exit.clone()]));
         }
         self.fault(&what);
         self.progress.say(&with_log(&format!("{what}{}", again(next)), &exit.log));
-        if next.is_none() {
+        if next.is_none() && exit.role == Role::Server {
+            self.service.cluster().abandon_server(exit.rank);
+        } else if next.is_none() {
             let events = self.service.cluster().give_up(exit.rank);
             for event in events {
                 self.heed(event, signals).await?;
@@ -118,7 +122,7 @@ impl Session {
         Ok(())
     }
 
-    fn plan_restart(&mut self, place: Place) -> Option<Plan> {
+    pub(super) fn plan_restart(&mut self, place: Place) -> Option<Plan> {
         if self.is_stopping() { None } else { self.restarts.plan(place, Instant::now()) }
     }
 

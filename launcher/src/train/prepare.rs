@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use convoy_proto::{
     config::{Backend, Config, Length, LocalSteps, Mode, RawConfig},
     ids::Role,
+    layout::Layout,
     manifest::{Manifest, TensorRole},
     order::DataOrder,
     schedule::Horizon,
@@ -138,6 +139,10 @@ impl Prepared {
         let device = &self.workers[0].device;
         let plural = |n: u32, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let spares = if config.mode.is_dealt() { 0 } else { config.workers.saturating_sub(config.slices) };
+        let servers = match Layout::of(config).servers() {
+            servers if servers == config.servers => plural(servers, "server"),
+            servers => format!("{} (each of {} twice)", plural(servers, "server"), plural(config.servers, "shard")),
+        };
         let spares = if spares == 0 { String::new() } else { format!(" ({spares} of them spare)") };
         format!(
             "{}: {} parameters, {}{spares} on {} ({}), {}, {}, {} steps of {} samples",
@@ -146,7 +151,7 @@ impl Prepared {
             plural(config.workers, "worker"),
             config.backend,
             device.about,
-            plural(config.servers, "server"),
+            servers,
             config.mode,
             self.horizon.steps,
             config.batch_size,
@@ -189,7 +194,7 @@ impl Prepared {
             arguments: [common(rank), more].concat(),
             log: log(&format!("{role}-{rank}")),
         };
-        let servers = (0..self.config.servers)
+        let servers = (0..Layout::of(&self.config).servers())
             .map(|rank| spec(Role::Server, rank, vec!["--threads".into(), self.cores.to_string()]));
         let workers = (0..).zip(&self.workers).map(|(rank, worker)| {
             let device = ["--device", &worker.device.name.to_string(), "--device-name", &worker.device.about];

@@ -74,7 +74,8 @@ pub const KEYS: &[Key] = &[
     ),
     key("max_workers", Kind::Count, "worker processes that `launcher scale` may ask for; 4096 by default"),
     key("max_restarts", Kind::Count, "how often each worker or server that dies is started again"),
-    key("servers", Kind::Count, "parameter server processes"),
+    key("servers", Kind::Count, "shards of the parameters, each on a server process of its own"),
+    key("replicas", Kind::Count, "further servers that hold each shard, too, so that one may die: 0 or 1"),
     key("mode", Kind::Text, "when gradients are aggregated: sync, async, ssp or local"),
     key("task", Kind::Text, "what is trained: cnn, mlp, regression, resnet or gpt; what suits the data by default"),
     key(

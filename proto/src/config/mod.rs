@@ -172,8 +172,10 @@ pub struct Config {
     pub max_workers: u32,
     /// How often each worker or server that dies is started again.
     pub max_restarts: u32,
-    /// Server processes, which are the shards.
+    /// Shards of the parameters, each on a server process of its own.
     pub servers: u32,
+    /// Further server processes that hold each shard, too.
+    pub replicas: u32,
     /// When gradients are aggregated.
     pub mode: Mode,
     /// What is trained.

@@ -47,6 +47,7 @@ pub struct RawConfig {
     pub max_workers: Option<u64>,
     pub max_restarts: Option<u64>,
     pub servers: Option<u64>,
+    pub replicas: Option<u64>,
     pub mode: Option<String>,
     pub task: Option<String>,
     pub data: Option<String>,
@@ -199,6 +200,7 @@ impl RawConfig {
             max_workers,
             max_restarts: count("max_restarts", self.max_restarts.unwrap_or(3), 0, 1_000_000)?,
             servers: count("servers", self.servers.unwrap_or(1), 1, 1024)?,
+            replicas: replicas(self.replicas.unwrap_or(0), mode)?,
             mode,
             data: self.data.unwrap_or_else(|| "digits".into()),
             task: self.task.unwrap_or_else(|| "cnn".into()),
@@ -226,6 +228,17 @@ impl RawConfig {
             timeouts: self.timeouts.resolve()?,
         })
     }
+}
+
+/// How many further servers hold each shard.
+fn replicas(number: u64, mode: Mode) -> Result<u32, ConfigError> {
+    let number = count("replicas", number, 0, 1)?;
+    if number > 0 && mode.staleness().is_some_and(|staleness| staleness.compensation > 0.0) {
+        let problem =
+            "excludes `consistency.compensation`: only the server that a worker pulled from knows what it corrects by";
+        return Err(value_error("replicas", number, problem));
+    }
+    Ok(number)
 }
 
 /// The precision, and the loss scale that it begins with.
@@ -325,6 +338,7 @@ impl From<&Config> for RawConfig {
             max_workers: Some(config.max_workers.into()),
             max_restarts: Some(config.max_restarts.into()),
             servers: Some(config.servers.into()),
+            replicas: Some(config.replicas.into()),
             mode: Some(config.mode.name().into()),
             task: Some(config.task.clone()),
             data: Some(config.data.clone()),

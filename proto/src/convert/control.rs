@@ -2,10 +2,10 @@
 
 use super::{Result, WireError, present, role, weight, wrong};
 use crate::{
-    ids::{BlockId, Era, Generation, Incarnation, Member, Role, ShardId, SliceId, Step, WorkerId},
+    ids::{BlockId, Era, Generation, Incarnation, Member, Role, ServerId, SliceId, Step, WorkerId},
     messages::{
         Accumulated, Admission, ClusterView, Effort, EvaluationPart, JoinOffer, JoinPart, Norms, Phase, Report,
-        Squares, Staged, StepReport, StepTimes, Verdict, Weights, Work, WorkerOffer,
+        ServerView, Since, Squares, Staged, StepReport, StepTimes, Verdict, Weights, Work, WorkerOffer,
     },
     wire,
 };
@@ -111,7 +111,8 @@ impl From<ClusterView> for wire::WatchResponse {
             phase: wire::Phase::from(view.phase).into(),
             generation: view.generation.0,
             era: view.era.0,
-            shards: (0..).zip(view.shards).map(|(shard, address)| wire::Shard { shard, address }).collect(),
+            shards: view.shards,
+            servers: view.servers.into_iter().map(Into::into).collect(),
             owners: view.owners.iter().map(|owner| owner.0).collect(),
             initialiser: view.initialiser.0,
             incarnations: view.incarnations.iter().map(|incarnation| incarnation.0).collect(),
@@ -119,6 +120,7 @@ impl From<ClusterView> for wire::WatchResponse {
             reviewed: view.reviewed.0,
             restore: view.restore.unwrap_or_default(),
             save_at: view.save_at.map(|commit| commit.0),
+            saved: view.saved.0,
         }
     }
 }
@@ -135,14 +137,15 @@ impl TryFrom<wire::WatchResponse> for ClusterView {
             Ok(wire::Phase::Ended) => Phase::Ended,
             Ok(wire::Phase::Unspecified) | Err(_) => return Err(wrong("phase", format!("{} is unknown", view.phase))),
         };
-        if (0..).zip(&view.shards).any(|(i, shard)| shard.shard != i) {
-            return Err(wrong("shards", "are not numbered from 0"));
+        if view.shards == 0 || !(view.servers.len() as u64).is_multiple_of(view.shards.into()) {
+            return Err(wrong("shards", format!("are {}, with {} servers", view.shards, view.servers.len())));
         }
         Ok(ClusterView {
             phase,
             generation: Generation(view.generation),
             era: Era(view.era),
-            shards: view.shards.into_iter().map(|shard| shard.address).collect(),
+            shards: view.shards,
+            servers: view.servers.into_iter().map(Into::into).collect(),
             owners: view.owners.into_iter().map(WorkerId).collect(),
             initialiser: WorkerId(view.initialiser),
             incarnations: view.incarnations.into_iter().map(Incarnation).collect(),
@@ -150,7 +153,32 @@ impl TryFrom<wire::WatchResponse> for ClusterView {
             reviewed: Step(view.reviewed),
             restore: Some(view.restore).filter(|place| !place.is_empty()),
             save_at: view.save_at.map(Step),
+            saved: Step(view.saved),
         })
+    }
+}
+
+impl From<ServerView> for wire::ServerPlace {
+    fn from(server: ServerView) -> Self {
+        let ServerView { address, incarnation, since } = server;
+        let (is_late, since) = match since {
+            Since::Beginning => (false, None),
+            Since::Commit(commit) => (true, Some(commit.0)),
+            Since::Waits => (true, None),
+        };
+        wire::ServerPlace { address, incarnation: incarnation.0, is_late, since }
+    }
+}
+
+impl From<wire::ServerPlace> for ServerView {
+    fn from(server: wire::ServerPlace) -> Self {
+        let wire::ServerPlace { address, incarnation, is_late, since } = server;
+        let since = match (is_late, since) {
+            (false, _) => Since::Beginning,
+            (true, Some(commit)) => Since::Commit(Step(commit)),
+            (true, None) => Since::Waits,
+        };
+        ServerView { address, incarnation: Incarnation(incarnation), since }
     }
 }
 
@@ -207,7 +235,7 @@ impl TryFrom<wire::DecideRequest> for Accumulated {
                 return Err(wrong("stage", format!("{} is unknown", request.stage)));
             }
         };
-        Ok(Accumulated { shard: ShardId(member.rank), era: Era(request.era), proposal, norms })
+        Ok(Accumulated { server: ServerId(member.rank), era: Era(request.era), proposal, norms })
     }
 }
 
@@ -227,34 +255,35 @@ impl TryFrom<wire::StageRequest> for Staged {
             return Err(wrong("member", "is not a server"));
         }
         let header = present("header", request.header)?.try_into()?;
-        Ok(Staged { shard: ShardId(member.rank), era: Era(request.era), header })
+        Ok(Staged { server: ServerId(member.rank), era: Era(request.era), header })
     }
 }
 
-impl From<Work> for wire::DealResponse {
-    fn from(work: Work) -> Self {
+impl From<(Work, Generation)> for wire::DealResponse {
+    fn from((work, generation): (Work, Generation)) -> Self {
         use wire::deal_response::Work as Kind;
         let kind = match work {
             Work::Slice { sequence, step, slice } => Kind::Slice(wire::DealtSlice { sequence, step, slice: slice.0 }),
             Work::Evaluate(step) => Kind::Evaluate(step.0),
             Work::Finished(step) => Kind::Finished(step.0),
         };
-        wire::DealResponse { work: Some(kind) }
+        wire::DealResponse { work: Some(kind), generation: generation.0 }
     }
 }
 
-impl TryFrom<wire::DealResponse> for Work {
+impl TryFrom<wire::DealResponse> for (Work, Generation) {
     type Error = WireError;
 
     fn try_from(response: wire::DealResponse) -> Result<Self> {
         use wire::deal_response::Work as Kind;
-        Ok(match present("work", response.work)? {
+        let work = match present("work", response.work)? {
             Kind::Slice(dealt) => {
                 Work::Slice { sequence: dealt.sequence, step: dealt.step, slice: SliceId(dealt.slice) }
             }
             Kind::Evaluate(step) => Work::Evaluate(Step(step)),
             Kind::Finished(step) => Work::Finished(Step(step)),
-        })
+        };
+        Ok((work, Generation(response.generation)))
     }
 }
 

@@ -5,8 +5,8 @@ use crate::{
     ids::{BlockId, Era, Generation, SliceId, Step},
     loss_scale::LossScale,
     messages::{
-        DealtSlice, Extent, GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback,
-        SliceHeader, Weights,
+        BlockState, CopyPart, DealtSlice, Extent, GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader,
+        PushPart, Setback, SliceHeader, Weights,
     },
     tree::Node,
     wire,
@@ -108,7 +108,12 @@ impl From<Pull> for wire::PullRequest {
             era: pull.era.0,
             step: pull.step.map(|step| step.0),
             averaged: pull.weights == Weights::Averaged,
-            trained_only: pull.extent == Extent::Trained,
+            extent: match pull.extent {
+                Extent::All => wire::Extent::All,
+                Extent::Trained => wire::Extent::Trained,
+                Extent::Nothing => wire::Extent::Nothing,
+            }
+            .into(),
         }
     }
 }
@@ -118,7 +123,14 @@ impl TryFrom<wire::PullRequest> for Pull {
 
     fn try_from(request: wire::PullRequest) -> Result<Self> {
         let weights = if request.averaged { Weights::Averaged } else { Weights::Trained };
-        let extent = if request.trained_only { Extent::Trained } else { Extent::All };
+        let extent = match wire::Extent::try_from(request.extent) {
+            Ok(wire::Extent::All) => Extent::All,
+            Ok(wire::Extent::Trained) => Extent::Trained,
+            Ok(wire::Extent::Nothing) => Extent::Nothing,
+            Ok(wire::Extent::Unspecified) | Err(_) => {
+                return Err(wrong("extent", format!("{} is unknown", request.extent)));
+            }
+        };
         let (member, era, step) = (request.member.try_into()?, Era(request.era), request.step.map(Step));
         Ok(Pull { member, era, step, weights, extent })
     }
@@ -130,7 +142,7 @@ fn all<W, D: TryFrom<W, Error = WireError>>(items: Vec<W>) -> Result<Vec<D>> {
 
 /// The two RPCs that push carry the same parts under different names.
 macro_rules! push_part {
-    ($request:ident, $part:ident) => {
+    ($request:ident, $part:ident $(, $more:ident)?) => {
         impl From<PushPart> for wire::$request {
             fn from(part: PushPart) -> Self {
                 use wire::$part::Part;
@@ -140,7 +152,7 @@ macro_rules! push_part {
                         Part::Frame(wire::GradientFrame { blocks: blocks.into_iter().map(Into::into).collect() })
                     }
                 };
-                wire::$request { part: Some(part) }
+                wire::$request { part: Some(part) $(, $more: false)? }
             }
         }
 
@@ -159,7 +171,49 @@ macro_rules! push_part {
 }
 
 push_part!(PushRequest, push_request);
-push_part!(PushPullRequest, push_pull_request);
+push_part!(PushPullRequest, push_pull_request, without_blocks);
+
+impl From<BlockState> for wire::BlockState {
+    fn from(state: BlockState) -> Self {
+        let BlockState { block, parameters, average, state, updates } = state;
+        wire::BlockState { block: block.0, parameters, average, state, updates }
+    }
+}
+
+impl From<wire::BlockState> for BlockState {
+    fn from(state: wire::BlockState) -> Self {
+        let wire::BlockState { block, parameters, average, state, updates } = state;
+        BlockState { block: BlockId(block), parameters, average, state, updates }
+    }
+}
+
+impl From<CopyPart> for wire::CopyResponse {
+    fn from(part: CopyPart) -> Self {
+        use wire::copy_response::Part;
+        let part = match part {
+            CopyPart::Blocks(blocks) => {
+                Part::Frame(wire::BlockStates { blocks: blocks.into_iter().map(Into::into).collect() })
+            }
+            CopyPart::End { loss_scale, clean } => Part::End(wire::CopyEnd { loss_scale, clean }),
+        };
+        wire::CopyResponse { part: Some(part) }
+    }
+}
+
+impl TryFrom<wire::CopyResponse> for CopyPart {
+    type Error = WireError;
+
+    fn try_from(response: wire::CopyResponse) -> Result<Self> {
+        use wire::copy_response::Part;
+        match present("part", response.part)? {
+            Part::Frame(frame) => Ok(CopyPart::Blocks(frame.blocks.into_iter().map(Into::into).collect())),
+            Part::End(wire::CopyEnd { loss_scale, clean }) if LossScale::fits(loss_scale) => {
+                Ok(CopyPart::End { loss_scale, clean })
+            }
+            Part::End(end) => Err(wrong("loss_scale", format!("is {}", end.loss_scale))),
+        }
+    }
+}
 
 impl From<Pulled> for wire::PullResponse {
     fn from(pulled: Pulled) -> Self {

@@ -2,7 +2,7 @@
 
 use super::{Result, WireError, present, wrong};
 use crate::{
-    ids::{Era, Member, Step},
+    ids::{Era, Member, ServerId, Step},
     loss_scale::LossScale,
     messages::{Part, Saved, ShardReport},
     wire::{self, report_shard_request::Kind},
@@ -18,6 +18,9 @@ impl ShardReport {
             ShardReport::NotSaved { commit, open, problem } => {
                 let problem = problem.unwrap_or_default();
                 Kind::NotSaved(wire::NotSaved { commit: commit.0, problem, open: open.0 })
+            }
+            ShardReport::NotCopied { server, commit, open } => {
+                Kind::NotCopied(wire::NotCopied { server: server.0, commit: commit.0, open: open.0 })
             }
         };
         wire::ReportShardRequest { member: Some(member.into()), era: era.0, kind: Some(kind) }
@@ -37,6 +40,9 @@ impl TryFrom<Option<Kind>> for ShardReport {
                 open: Step(open),
                 problem: Some(problem).filter(|problem| !problem.is_empty()),
             },
+            Kind::NotCopied(wire::NotCopied { server, commit, open }) => {
+                ShardReport::NotCopied { server: ServerId(server), commit: Step(commit), open: Step(open) }
+            }
         })
     }
 }

@@ -5,7 +5,7 @@ use prost::Message;
 
 use super::*;
 use crate::{
-    ids::{BlockId, Era, Generation, ShardId},
+    ids::{BlockId, Era, Generation, ServerId},
     messages::{
         Accumulated, ClusterView, DealtSlice, Extent, GradientBlock, JoinOffer, JoinPart, Pull, PulledPart, PushHeader,
         PushPart, Report, Setback, SliceHeader, Staged, Weights, Work, WorkerOffer,
@@ -30,7 +30,7 @@ fn a_push_survives_the_wire() {
         sequence: 12,
         dealt: Some(DealtSlice { step: 9, slice: SliceId(1) }),
     };
-    let staged = Staged { shard: ShardId(1), era: Era(2), header: header.clone() };
+    let staged = Staged { server: ServerId(1), era: Era(2), header: header.clone() };
     let server = Member { role: Role::Server, rank: 1, incarnation: Incarnation(4) };
     let bytes = staged.clone().into_request(server).encode_to_vec();
     assert_eq!(Staged::try_from(wire::StageRequest::decode(bytes.as_slice()).unwrap()), Ok(staged));
@@ -65,7 +65,8 @@ fn a_verdict_survives_the_wire() {
 fn work_and_what_was_missed_survive_the_wire() {
     let slice = Work::Slice { sequence: 3, step: 4, slice: SliceId(5) };
     for work in [slice, Work::Evaluate(Step(6)), Work::Finished(Step(7))] {
-        assert_eq!(Work::try_from(wire::DealResponse::from(work)), Ok(work));
+        let dealt = (work, Generation(7));
+        assert_eq!(<(Work, Generation)>::try_from(wire::DealResponse::from(dealt)), Ok(dealt));
     }
     let setbacks = [Setback::Missed(Step(8)), Setback::Outdated(Generation(3)), Setback::Rescale(8.0)];
     for part in setbacks.map(PulledPart::Setback) {

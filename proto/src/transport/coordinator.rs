@@ -7,7 +7,7 @@ use tonic::{Request, transport::Channel};
 
 use super::{CALL_MS, Peer, TransportError, control_channel};
 use crate::{
-    ids::{Era, Member},
+    ids::{Era, Generation, Member},
     limits,
     manifest::Manifest,
     messages::{Accumulated, Admission, ClusterView, JoinOffer, Report, ShardReport, Staged, Verdict, Work},
@@ -129,11 +129,11 @@ impl Coordinator {
         verdict.transpose().map_err(TransportError::malformed(&self.peer))
     }
 
-    /// Asks for something to do, and waits for it up to `limit`.
+    /// Asks for something to do, and waits for it up to `limit`; gives the membership that it supposes, too.
     ///
     /// # Errors
     /// The wait was too long, or the coordinator is gone.
-    pub async fn deal(&self, member: Member, limit: Duration) -> Result<Work, TransportError> {
+    pub async fn deal(&self, member: Member, limit: Duration) -> Result<(Work, Generation), TransportError> {
         let request = within(wire::DealRequest { member: Some(member.into()) }, limit);
         let response = self.client.clone().deal(request).await.map_err(self.failed())?.into_inner();
         response.try_into().map_err(TransportError::malformed(&self.peer))

@@ -5,9 +5,12 @@ use tonic::transport::Channel;
 
 use super::{Peer, TransportError, bulk_channel};
 use crate::{
-    ids::{Era, Member, ShardId, Step},
+    ids::{Era, Member, ServerId, Step},
     limits,
-    messages::{GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, Verdict},
+    messages::{
+        BlockState, CopyPart, GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback,
+        Verdict,
+    },
     wire::{self, parameters_service_client::ParametersServiceClient},
 };
 
@@ -61,12 +64,12 @@ impl<I: Iterator<Item = T>, T: Payload> Iterator for Frames<I> {
 }
 
 impl ShardClient {
-    /// Connects to the server of `shard`.
+    /// Connects to a server.
     ///
     /// # Errors
     /// Nobody listens there.
-    pub async fn connect(shard: ShardId, address: &str) -> Result<ShardClient, TransportError> {
-        let peer = Peer { name: format!("server {shard}"), address: address.into() };
+    pub async fn connect(server: ServerId, address: &str) -> Result<ShardClient, TransportError> {
+        let peer = Peer { name: format!("server {server}"), address: address.into() };
         let client = ParametersServiceClient::new(bulk_channel(&peer).await?)
             .max_decoding_message_size(limits::MESSAGE_BYTES)
             .max_encoding_message_size(limits::MESSAGE_BYTES);
@@ -113,18 +116,21 @@ impl ShardClient {
         step.ok_or_else(|| TransportError::Incomplete { peer: self.peer.clone(), missing: "a step was named" })
     }
 
-    /// Pushes a step's contributions and takes the updated blocks as they are formed, up to the verdict, or what keeps it off.
+    /// Pushes a step's contributions and takes the updated blocks, if they are wanted, as they are formed, up to the verdict,
+    /// or what keeps it off.
     ///
     /// # Errors
     /// A refusal, no server, or a malformed answer.
     pub async fn push_pull(
         &self,
-        header: PushHeader,
+        (header, wants_blocks): (PushHeader, bool),
         blocks: impl Iterator<Item = GradientBlock> + Send + 'static,
         mut on_block: impl FnMut(ParameterBlock),
     ) -> Result<Result<Verdict, Setback>, TransportError> {
-        let parts = std::iter::once(PushPart::Header(header)).chain(Frames::new(blocks).map(PushPart::Blocks));
-        let requests = tokio_stream::iter(parts.map(wire::PushPullRequest::from));
+        let header = PushPart::Header(header).into();
+        let first = wire::PushPullRequest { without_blocks: !wants_blocks, ..header };
+        let parts = Frames::new(blocks).map(PushPart::Blocks).map(wire::PushPullRequest::from);
+        let requests = tokio_stream::iter(std::iter::once(first).chain(parts));
         let mut answers = self.client.clone().push_pull(requests).await.map_err(self.failed())?.into_inner();
         while let Some(answer) = answers.next().await {
             let answer = answer.map_err(self.failed())?;
@@ -135,6 +141,27 @@ impl ShardClient {
             }
         }
         Err(TransportError::Incomplete { peer: self.peer.clone(), missing: "the step was committed" })
+    }
+
+    /// Takes the shard as it is when a commit is the next, for another copy; gives the loss scale then, and how many
+    /// clean steps there were in a row.
+    ///
+    /// # Errors
+    /// A refusal, no server, or a malformed answer.
+    pub async fn copy(
+        &self,
+        (member, era, commit): (Member, Era, Step),
+        mut on_block: impl FnMut(BlockState),
+    ) -> Result<(f64, u64), TransportError> {
+        let request = wire::CopyRequest { member: Some(member.into()), era: era.0, commit: commit.0 };
+        let mut answers = self.client.clone().copy(request).await.map_err(self.failed())?.into_inner();
+        while let Some(answer) = answers.message().await.map_err(self.failed())? {
+            match answer.try_into().map_err(TransportError::malformed(&self.peer))? {
+                CopyPart::Blocks(blocks) => blocks.into_iter().for_each(&mut on_block),
+                CopyPart::End { loss_scale, clean } => return Ok((loss_scale, clean)),
+            }
+        }
+        Err(TransportError::Incomplete { peer: self.peer.clone(), missing: "all blocks were copied" })
     }
 
     /// Pushes a step's contributions and waits until they are received; returns how many were new.

@@ -14,7 +14,7 @@ use std::{
 use convoy_proto::{
     blocks::Block,
     hex,
-    ids::{BlockId, Era, Step},
+    ids::{BlockId, Era, ServerId, Step},
     loss_scale::LossScale,
     manifest::TensorRole,
     messages::Part,
@@ -30,17 +30,17 @@ use crate::core::{
 };
 
 /// The file's name: no two writers, and no two eras, have the same.
-pub fn file_name(first: BlockId, last: BlockId, era: Era) -> String {
-    format!("blocks-{first}-{last}.era-{era}.safetensors")
+pub fn file_name(first: BlockId, last: BlockId, (era, server): (Era, ServerId)) -> String {
+    format!("blocks-{first}-{last}.era-{era}.server-{server}.safetensors")
 }
 
 /// Writes a shard's snapshot to a checkpoint's directory, and to disk; nothing for a shard without blocks.
 ///
 /// # Errors
 /// The disk's; then no file is left.
-pub fn write(directory: &Path, era: Era, snapshot: &Snapshot) -> Result<Option<Part>, CheckpointError> {
+pub fn write(directory: &Path, writer: (Era, ServerId), snapshot: &Snapshot) -> Result<Option<Part>, CheckpointError> {
     let (Some(first), Some(last)) = (snapshot.blocks.first(), snapshot.blocks.last()) else { return Ok(None) };
-    let file = file_name(first.block, last.block, era);
+    let file = file_name(first.block, last.block, writer);
     let path = directory.join(&file);
     let written = fs::create_dir_all(directory).and_then(|()| write_blocks(&path, snapshot));
     let (bytes, sha256) = written.map_err(|problem| {

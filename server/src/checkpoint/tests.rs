@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use convoy_proto::{
     blocks::BlockMap,
-    ids::{Era, ShardId, Step},
+    ids::{Era, ServerId, ShardId, Step},
     loss_scale::LossScale,
     manifest::{Manifest, TensorRole},
 };
 
 use super::*;
 use crate::core::kept::{Kept, Snapshot};
+
+const WRITER: (Era, ServerId) = (Era(1), ServerId(2));
 
 fn model() -> Manifest {
     let tensor = |name: &str, len: u64, role| (name.to_string(), vec![len], role);
@@ -42,7 +44,7 @@ fn written(directory: &Path) -> (CheckpointManifest, Vec<Snapshot>) {
             Snapshot { commit: Step(6), loss_scale: LossScale::new(1.0), blocks: blocks.collect() }
         })
         .collect();
-    let parts = snapshots.iter().filter_map(|snapshot| part::write(directory, Era(1), snapshot).unwrap());
+    let parts = snapshots.iter().filter_map(|snapshot| part::write(directory, WRITER, snapshot).unwrap());
     let manifest = CheckpointManifest {
         format: manifest::FORMAT,
         run: "r".into(),
@@ -77,7 +79,10 @@ fn what_was_written_is_read_by_any_number_of_servers() {
     }
     let mut names: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["blocks-0-0.era-1.safetensors", "blocks-1-3.era-1.safetensors", "manifest.json"]);
+    assert_eq!(
+        names,
+        ["blocks-0-0.era-1.server-2.safetensors", "blocks-1-3.era-1.server-2.safetensors", "manifest.json"]
+    );
 }
 
 #[test]
@@ -126,7 +131,7 @@ fn a_file_torn_or_changed_anywhere_is_named() {
 fn a_full_disk_leaves_no_file() {
     // A device that is always full stands for the disk.
     let dir = tempfile::tempdir().unwrap();
-    let target = dir.path().join("blocks-0-0.era-1.safetensors");
+    let target = dir.path().join("blocks-0-0.era-1.server-2.safetensors");
     std::os::unix::fs::symlink("/dev/full", &target).unwrap();
     let kept = Kept {
         block: convoy_proto::ids::BlockId(0),
@@ -136,7 +141,7 @@ fn a_full_disk_leaves_no_file() {
         updates: 0,
     };
     let snapshot = Snapshot { commit: Step(1), loss_scale: LossScale::new(1.0), blocks: vec![kept] };
-    let error = part::write(dir.path(), Era(1), &snapshot).unwrap_err();
+    let error = part::write(dir.path(), WRITER, &snapshot).unwrap_err();
     assert!(error.to_string().contains("No space left on device"), "{error}");
     assert!(!target.exists() && fs::symlink_metadata(&target).is_err());
 }

@@ -71,8 +71,8 @@ pub struct Cell {
     updates: u64,
     /// Commits that are kept for checkpoints.
     kept: Vec<(Step, Kept)>,
-    /// One that is to be kept when it is made.
-    to_keep: Option<Step>,
+    /// Those that are to be kept when they are made.
+    to_keep: BTreeSet<Step>,
 }
 
 impl Cell {
@@ -91,7 +91,7 @@ impl Cell {
             state: Arc::default(),
             updates: 0,
             kept: Vec::new(),
-            to_keep: None,
+            to_keep: BTreeSet::new(),
         }
     }
 
@@ -135,7 +135,7 @@ impl Cell {
     /// Keeps the block as it is, for a checkpoint of the commit that starts from it.
     fn keep(&mut self) {
         let step = self.step();
-        self.to_keep = self.to_keep.filter(|to_keep| *to_keep != step);
+        self.to_keep.remove(&step);
         if !self.kept.iter().any(|(kept, _)| *kept == step) {
             self.kept.extend(self.as_it_is().map(|kept| (step, kept)));
         }
@@ -154,7 +154,7 @@ impl Cell {
         if self.kept.iter().any(|(kept, _)| *kept == step) {
             Keeping::Kept
         } else if self.step() < step {
-            self.to_keep = Some(step);
+            self.to_keep.insert(step);
             Keeping::Waits
         } else if self.step() == step && is_whole {
             self.keep();
@@ -169,7 +169,7 @@ impl Cell {
         if !self.block.role.is_trained() {
             return self.as_it_is();
         }
-        self.to_keep = self.to_keep.filter(|to_keep| *to_keep != step);
+        self.to_keep.remove(&step);
         let at = self.kept.iter().position(|(kept, _)| *kept == step)?;
         Some(self.kept.swap_remove(at).1)
     }
@@ -268,7 +268,7 @@ impl Cell {
     /// what comes of it.
     pub fn apply(&mut self, tree: SliceTree, (verdict, is_kept): (&Verdict, bool), optimizer: &Optimizer) -> Progress {
         let progress = self.carry_out(tree, verdict, optimizer);
-        if progress == Progress::Applied && (is_kept || self.to_keep == Some(self.step())) {
+        if progress == Progress::Applied && (is_kept || self.to_keep.contains(&self.step())) {
             self.keep();
         }
         progress

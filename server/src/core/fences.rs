@@ -18,7 +18,8 @@ pub fn known(view: &ClusterView, header: &PushHeader) -> Result<(), Refusal> {
     if header.generation > view.generation { Err(outdated(view, header)) } else { Ok(()) }
 }
 
-fn outdated(view: &ClusterView, header: &PushHeader) -> Refusal {
+/// The caller does not know the membership.
+pub fn outdated(view: &ClusterView, header: &PushHeader) -> Refusal {
     Refusal::Generation { ours: view.generation, theirs: header.generation }
 }
 

@@ -38,6 +38,17 @@ pub struct Snapshot {
     pub blocks: Vec<Kept>,
 }
 
+/// A commit that is whole and was kept, and what for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Formed {
+    /// The shard as it was.
+    pub snapshot: Arc<Snapshot>,
+    /// For a checkpoint.
+    pub is_saved: bool,
+    /// For another server, which is to hold the shard, too.
+    pub is_copied: bool,
+}
+
 /// What a commit used of the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Used {

@@ -33,7 +33,7 @@ async fn is_serving(address: &str, service: &str) {
 async fn disturb_server(address: &str) {
     let mut client = ParametersServiceClient::connect(format!("http://{address}")).await.unwrap();
     let header = wire::PushHeader { member: stranger(), ..Default::default() };
-    let push = |part| tokio_stream::iter([wire::PushPullRequest { part }]);
+    let push = |part| tokio_stream::iter([wire::PushPullRequest { part, without_blocks: false }]);
     let refusals = [
         (Some(Part::Header(header)), Code::Aborted),
         (Some(Part::Header(wire::PushHeader::default())), Code::InvalidArgument),
@@ -47,7 +47,7 @@ async fn disturb_server(address: &str) {
     let blocks = wire::InitialiseRequest { member: stranger(), blocks: Vec::new(), era: 0 };
     let refused = client.initialise(tokio_stream::iter([blocks])).await.expect_err("a stranger is refused");
     assert_eq!(refused.code(), Code::Aborted, "{}", refused.message());
-    let pull = wire::PullRequest { member: stranger(), era: 7, step: Some(0), averaged: false, trained_only: false };
+    let pull = wire::PullRequest { member: stranger(), era: 7, step: Some(0), averaged: false, extent: 1 };
     assert_eq!(client.pull(pull).await.expect_err("another era").code(), Code::Aborted);
 }
 

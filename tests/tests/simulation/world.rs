@@ -14,7 +14,7 @@ use convoy_proto::{
     blocks::BlockMap,
     config::Config,
     fates::Fate,
-    ids::{Era, Incarnation, Member, Role, ShardId, Step},
+    ids::{Era, Incarnation, Member, Role, ServerId, Step},
     manifest::{Manifest, TensorRole},
     messages::{JoinOffer, JoinPart, ParameterBlock, Phase, Staged, Verdict, Weights, WorkerOffer},
     order::{Purpose, below, stream},
@@ -150,7 +150,7 @@ impl World {
 
     pub fn new_shard(&self, shard: usize) -> Shard {
         let horizon = Horizon { steps: STEPS, steps_per_epoch: STEPS };
-        Shard::new(ShardId(shard as u32), &self.config, (&self.manifest, horizon), self.cluster.view())
+        Shard::new(ServerId(shard as u32), &self.config, (&self.manifest, horizon), self.cluster.view())
     }
 
     /// A shard of an era that begins with the first step.
@@ -171,7 +171,8 @@ impl World {
     }
 
     fn follow(&mut self, (shard, era): (usize, Era), outcome: Outcome) {
-        let saves = outcome.snapshots.into_iter().map(|snapshot| Message::Save((shard, era), snapshot));
+        let saves = outcome.formed.into_iter().filter(|formed| formed.is_saved);
+        let saves = saves.map(|formed| Message::Save((shard, era), Snapshot::clone(&formed.snapshot)));
         self.mail.extend(saves);
         self.used.extend(outcome.used.into_iter().map(|used| (era, used)));
         self.mail.extend(outcome.accumulated.map(Message::Decide));
@@ -203,7 +204,7 @@ impl World {
                 }
             }
             Message::Decide(part) => {
-                let (server, era) = (self.server(part.shard), part.era);
+                let (server, era) = (self.server(part.server), part.era);
                 match self.cluster.decide(server, part) {
                     Ok(Some(verdict)) => {
                         (0..2).for_each(|shard| self.mail.push(Message::Decided((shard, era), verdict.clone())));
@@ -212,7 +213,7 @@ impl World {
                     Err(problem) => panic!("{problem}"),
                 }
             }
-            Message::Stage(staged) => match self.cluster.stage(self.server(staged.shard), staged.clone()) {
+            Message::Stage(staged) => match self.cluster.stage(self.server(staged.server), staged.clone()) {
                 Ok(_) => self.waiting.push(staged),
                 Err(NotHeard::Era { .. } | NotHeard::Stranger(_)) => {}
                 Err(problem) => panic!("{problem}"),
@@ -245,14 +246,14 @@ impl World {
         }
     }
 
-    fn server(&self, shard: ShardId) -> Member {
-        self.servers[&shard.0]
+    fn server(&self, server: ServerId) -> Member {
+        self.servers[&server.0]
     }
 
     /// One event: a message arrives, or a worker acts, or dies and comes back.
     fn tick(&mut self, faults: bool) {
         for staged in std::mem::take(&mut self.waiting) {
-            let at = (staged.shard.0 as usize, staged.era);
+            let at = (staged.server.0 as usize, staged.era);
             if staged.era != self.cluster.era() {
                 continue;
             }

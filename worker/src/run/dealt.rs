@@ -34,7 +34,13 @@ impl Worker<'_> {
     fn ask(&self) -> Result<Work, WorkError> {
         let limit = Duration::from_millis(self.config.timeouts.step_ms.into());
         let (coordinator, member) = (self.membership.coordinator.clone(), self.membership.member);
-        self.attend(async { Ok(coordinator.deal(member, limit).await?) })
+        let mut views = self.membership.views();
+        self.attend(async {
+            let (work, generation) = coordinator.deal(member, limit).await?;
+            // Who takes part now has to be pushed to.
+            views.wait_for(|view| view.generation >= generation).await.map_err(|_| WorkError::Lost)?;
+            Ok(work)
+        })
     }
 
     /// Computes a slice with the newest parameters, and pushes it until it is committed.

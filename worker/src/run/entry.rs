@@ -61,7 +61,7 @@ impl Place<'_> {
         let (exchange, pulled) = self.stay(era, async {
             let view = self.membership.view();
             let member = self.membership.member;
-            let exchange = Exchange::connect(member, replica.manifest(), &view).await?;
+            let exchange = Exchange::new(member, replica.manifest(), self.membership.views(), self.patience);
             let is_empty = view.restore.is_none() && view.phase == Phase::Initialising;
             if is_empty && view.initialiser == WorkerId(member.rank) {
                 exchange.initialise(era, replica.initial(self.seed)).await?;

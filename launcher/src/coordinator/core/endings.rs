@@ -24,6 +24,7 @@ impl Cluster {
         let mut events = vec![Event::Lost(member)];
         events.extend(self.engine.lose(member));
         self.engine.settle();
+        self.plan_copies();
         self.settle_stop();
         events.extend(self.enough());
         Ok(events)

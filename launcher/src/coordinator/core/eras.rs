@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use convoy_proto::{
-    ids::{Era, Member, ShardId, Step, WorkerId},
-    messages::{Phase, ShardReport},
+    ids::{Era, Member, ServerId, Step, WorkerId},
+    messages::{Phase, ShardReport, Since},
 };
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
         saves::{SavedSet, Standing},
     },
     Cluster, Event,
+    copies::Plan,
 };
 
 /// Where an era begins.
@@ -64,20 +65,16 @@ impl Cluster {
         self.is_broken
     }
 
-    /// A server's process is gone; its place is free.
-    pub fn lose_server(&mut self, shard: u32) -> Option<Member> {
-        let place = self.servers.get_mut(shard as usize)?;
-        let member = place.take().map(|server| server.member);
-        self.is_broken = true;
-        member
-    }
-
     /// Ends the era: whatever belongs to it changes nothing from now on.
     pub fn end_era(&mut self) {
         self.era = Era(self.era.0 + 1);
         self.changes += 1;
         self.phase = Phase::Gathering;
         (self.is_broken, self.initialiser) = (true, None);
+        // In the next one, whoever is there is there from the beginning.
+        for server in self.servers.iter_mut().flatten() {
+            (server.since, server.is_filled) = (Since::Beginning, false);
+        }
     }
 
     /// Begins the era that follows from `origin`, when all are there.
@@ -98,13 +95,15 @@ impl Cluster {
         self.reviewed = Step(origin.commits.0.saturating_sub(1));
         (self.stop_at, self.is_broken) = (None, false);
         self.restored = BTreeSet::new();
+        self.copying = Plan::default();
+        self.tell_engine();
         self.origin = origin;
     }
 
     /// Goes on to set the parameters when all are there.
     pub fn gather(&mut self) -> Option<Event> {
         let has_workers = self.has_begun || self.workers.iter().all(Option::is_some);
-        let is_complete = has_workers && self.servers.iter().all(Option::is_some);
+        let is_complete = has_workers && self.has_servers();
         let is_ready = self.phase == Phase::Gathering && is_complete && self.alive() > 0 && !self.is_broken;
         if !is_ready {
             return None;
@@ -132,10 +131,19 @@ impl Cluster {
         if era != self.era {
             return Ok(Vec::new());
         }
+        let is_late =
+            self.servers[member.rank as usize].as_ref().is_some_and(|server| server.since != Since::Beginning);
         Ok(match report {
+            ShardReport::Restored if is_late => self.copied(member),
+            ShardReport::NotRestored(problem) if is_late => self.not_copied(member, problem),
+            ShardReport::NotCopied { server, commit, open } => {
+                self.copied_too_late(server, commit, open);
+                Vec::new()
+            }
             ShardReport::Restored => {
                 self.restored.insert(member.rank);
-                let is_complete = self.restored.len() == self.servers.len() && self.phase == Phase::Initialising;
+                let is_complete =
+                    self.restored.len() == self.servers.iter().flatten().count() && self.phase == Phase::Initialising;
                 if is_complete { self.advance(Phase::Training).into_iter().collect() } else { Vec::new() }
             }
             ShardReport::NotRestored(problem) => {
@@ -143,7 +151,8 @@ impl Cluster {
                 vec![Event::NotRestored(member, problem)]
             }
             ShardReport::Saved(saved) => {
-                let complete = self.engine.saves_mut().add(ShardId(member.rank), saved);
+                let shard = self.layout().shard_of(ServerId(member.rank));
+                let complete = self.engine.saves_mut().add(shard, saved);
                 complete.map(|set| Event::Save(SaveEvent::Written(set))).into_iter().collect()
             }
             ShardReport::NotSaved { commit, open, problem } => {

@@ -8,7 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use convoy_proto::{
     config::Config,
     ids::{Era, Generation, Incarnation, Member, Role, Step, WorkerId},
-    messages::{Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, Staged, Verdict, Weights},
+    layout::Layout,
+    messages::{
+        Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, ServerView, Since, Staged, Verdict,
+        Weights,
+    },
 };
 
 use super::{
@@ -21,6 +25,7 @@ use super::{
     stragglers::Straggler,
 };
 
+mod copies;
 mod endings;
 mod eras;
 mod owners;
@@ -65,6 +70,10 @@ pub enum Event {
     Save(SaveEvent),
     /// A server could not take its shard from the era's checkpoint.
     NotRestored(Member, String),
+    /// A server has its shard from another copy, as it was when this commit was the next.
+    Copied(Member, Step),
+    /// It could not take it from there.
+    NotCopied(Member, String),
     /// A person asks for so many workers.
     Scale(u32),
 }
@@ -94,6 +103,9 @@ pub struct Cluster {
     changes: u64,
     workers: Vec<Option<WorkerRecord>>,
     servers: Vec<Option<ServerRecord>>,
+    /// Servers' places that nobody takes any more, and when who comes takes part.
+    abandoned: BTreeSet<u32>,
+    copying: copies::Plan,
     /// By rank, what workers did before this launcher was there.
     earlier: BTreeMap<u32, Totals>,
     stop_at: Option<Step>,
@@ -117,7 +129,9 @@ impl Cluster {
             incarnations: 0,
             changes: 0,
             workers: vec![None; config.workers as usize],
-            servers: vec![None; config.servers as usize],
+            servers: vec![None; Layout::of(&config).servers() as usize],
+            abandoned: BTreeSet::new(),
+            copying: copies::Plan::default(),
             earlier: BTreeMap::new(),
             stop_at: None,
             reviewed: Step(0),
@@ -147,7 +161,7 @@ impl Cluster {
         &self.workers
     }
 
-    /// The servers, by shard.
+    /// The servers, by rank; `None` where nobody is.
     pub fn servers(&self) -> &[Option<ServerRecord>] {
         &self.servers
     }
@@ -167,7 +181,12 @@ impl Cluster {
             phase: self.phase,
             generation: Generation(self.changes),
             era: self.era,
-            shards: self.servers.iter().map(|s| s.as_ref().map(|s| s.address.clone()).unwrap_or_default()).collect(),
+            shards: self.config.servers,
+            servers: self
+                .servers
+                .iter()
+                .map(|server| server.as_ref().map(ServerView::from).unwrap_or_default())
+                .collect(),
             owners: self.owners(),
             initialiser: self.initialiser(),
             incarnations: self.workers.iter().map(incarnation).collect(),
@@ -175,6 +194,7 @@ impl Cluster {
             reviewed: self.reviewed,
             restore: self.origin.restore.clone(),
             save_at: self.engine.saves().wanted(),
+            saved: self.engine.saves().saved(),
         }
     }
 
@@ -197,7 +217,10 @@ impl Cluster {
         match offer.part {
             JoinPart::Server { address } => {
                 let place = place(&mut self.servers, (role, rank), |_| true)?;
-                *place = Some(ServerRecord { member, pid, host, address, heard_ms: now_ms });
+                let since = if self.phase == Phase::Gathering { Since::Beginning } else { Since::Waits };
+                *place = Some(ServerRecord { member, pid, host, address, since, is_filled: false, heard_ms: now_ms });
+                self.tell_engine();
+                self.plan_copies();
             }
             JoinPart::Worker(offer) => {
                 self.is_welcome(rank)?;
@@ -312,7 +335,7 @@ impl Cluster {
         }
     }
 
-    /// Adds a shard's part of a decision; gives the verdict once all are there.
+    /// Adds a server's part of a decision; gives the verdict once all are there.
     ///
     /// # Errors
     /// A caller that is not a current member, or a part that does not belong.
@@ -322,14 +345,16 @@ impl Cluster {
         Ok(self.engine.decide(part)?)
     }
 
-    /// Takes note that a shard has staged a push, and commits what may be committed.
+    /// Takes note that a server has staged a push, and commits what may be committed.
     ///
     /// # Errors
     /// A caller that is not a current member, or a push that does not belong.
     pub fn stage(&mut self, member: Member, staged: Staged) -> Result<Vec<Verdict>, Refusal> {
         self.server(member)?;
         self.check_era(staged.era)?;
-        Ok(self.engine.stage(staged)?)
+        let verdicts = self.engine.stage(staged)?;
+        self.plan_copies();
+        Ok(verdicts)
     }
 
     /// What a worker is to do.
@@ -357,6 +382,7 @@ impl Cluster {
             self.stop_at = self.engine.stop();
         }
         self.settle_stop();
+        self.plan_copies();
         Some(Event::Phase(phase))
     }
 

@@ -44,15 +44,18 @@ impl Cluster {
         };
         let who: Vec<_> = match self.phase {
             Phase::Gathering => [
-                missing(self.servers.iter().map(Option::is_some).collect(), Role::Server),
+                missing(
+                    (0..).zip(&self.servers).map(|(rank, s)| s.is_some() || self.abandoned.contains(&rank)).collect(),
+                    Role::Server,
+                ),
                 missing(self.workers.iter().map(Option::is_some).collect(), Role::Worker),
             ]
             .into_iter()
             .flatten()
             .collect(),
             Phase::Initialising if self.origin.restore.is_some() => {
-                let is_there = |shard: u32| self.restored.contains(&shard);
-                missing((0..self.config.servers).map(is_there).collect(), Role::Server).into_iter().collect()
+                let is_there = |(rank, server): (u32, &Option<_>)| server.is_none() || self.restored.contains(&rank);
+                missing((0..).zip(&self.servers).map(is_there).collect(), Role::Server).into_iter().collect()
             }
             Phase::Initialising => vec![format!("worker {} to initialise", self.initialiser())],
             _ => {

@@ -83,7 +83,7 @@ impl Shard {
     fn report_staged(&self, push: PushId, cells: usize) -> Option<Staged> {
         let mut state = lock(&self.state);
         let header = state.staging.report(push, cells)?;
-        Some(Staged { shard: self.id, era: self.era, header })
+        Some(Staged { server: self.server, era: self.era, header })
     }
 
     /// Carries out what the coordinator chose, as soon as its step is open; a choice that is known changes nothing.

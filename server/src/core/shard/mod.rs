@@ -16,7 +16,8 @@ use convoy_proto::{
     clock::Clock,
     config::{Config, Mode, TensorSettings},
     fates::Fate,
-    ids::{BlockId, Era, Member, ShardId, SliceId, Step, WorkerId},
+    ids::{BlockId, Era, Generation, Member, ServerId, ShardId, SliceId, Step, WorkerId},
+    layout::Layout,
     loss_scale::LossScale,
     manifest::{Manifest, TensorRole},
     messages::{Accumulated, Action, ClusterView, GradientBlock, Norms, ParameterBlock, PushHeader, Terms, Verdict},
@@ -36,7 +37,7 @@ pub use push::{Outcome, Push};
 use super::{
     accumulator::Inserted,
     cell::{Cell, Progress},
-    fences::{check_length, fence, known, own},
+    fences::{check_length, fence, known, outdated, own},
     kept::Used,
     open::{OpenStep, Question, Sizes},
     refusal::Refusal,
@@ -53,9 +54,15 @@ struct State {
     staging: Staging,
     /// What the coordinator chose for steps that are not open yet.
     chosen: BTreeMap<Step, Verdict>,
-    /// Commits that the coordinator asked to keep, and the last that it asked for.
+    /// Commits that the coordinator asked to keep for a checkpoint, the last that it asked for, and the last that was handed
+    /// over.
     wanted: BTreeSet<Step>,
     asked: Option<Step>,
+    saved: Option<Step>,
+    /// Commits that are kept for another copy of the shard.
+    copied: BTreeSet<Step>,
+    /// From this step on, only who knows the membership of this version may push.
+    gate: Option<(Step, Generation)>,
     /// The one that cells are being told to keep.
     keeping: Option<Step>,
     /// What commits used, to be handed over.
@@ -73,6 +80,7 @@ impl State {
 
 /// One server's part of the parameter space.
 pub struct Shard {
+    server: ServerId,
     id: ShardId,
     era: Era,
     mode: Mode,
@@ -101,9 +109,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shard {
-    /// An empty shard of a run of so many steps, as `view` describes its cluster.
-    pub fn new(id: ShardId, config: &Config, (manifest, horizon): (&Manifest, Horizon), view: ClusterView) -> Shard {
-        let map = BlockMap::new(manifest, config.servers);
+    /// A server's empty shard of a run of so many steps, as `view` describes its cluster.
+    pub fn new(
+        server: ServerId,
+        config: &Config,
+        (manifest, horizon): (&Manifest, Horizon),
+        view: ClusterView,
+    ) -> Shard {
+        let (id, map) = (Layout::of(config).shard_of(server), BlockMap::new(manifest, config.servers));
         let blocks: Vec<Block> = map.of_shard(id).collect();
         // A slice that was dealt out is a commit of its own.
         let tree = SliceTree::new(if config.mode.is_dealt() { 1 } else { config.slices });
@@ -113,6 +126,7 @@ impl Shard {
             _ => config.optimizer.for_tensor(&manifest.tensors()[block.tensor].name),
         };
         Shard {
+            server,
             id,
             era: view.era,
             mode: config.mode,
@@ -137,6 +151,9 @@ impl Shard {
                 chosen: BTreeMap::new(),
                 wanted: BTreeSet::new(),
                 asked: None,
+                saved: None,
+                copied: BTreeSet::new(),
+                gate: None,
                 keeping: None,
                 used: Vec::new(),
                 formed: VecDeque::new(),
@@ -362,7 +379,7 @@ impl Shard {
             Question::Clip(proposal) => (proposal, Norms::Gradient(self.measure(|c| c.sum_of_squares(self.tree)))),
             Question::Trust(verdict) => (verdict, Norms::Direction(self.measure(Cell::squares))),
         };
-        Some(Accumulated { shard: self.id, era: self.era, proposal, norms })
+        Some(Accumulated { server: self.server, era: self.era, proposal, norms })
     }
 
     /// Measures every trainable cell, in order.
@@ -385,6 +402,10 @@ fn admit(state: &State, header: &PushHeader) -> Result<Step, Refusal> {
     }
     known(&state.view, header)?;
     fence(&state.view, header.member)?;
+    if state.gate.is_some_and(|(step, generation)| header.step >= step && header.generation < generation) {
+        // Another server takes part in that step, and has to be pushed to.
+        return Err(outdated(&state.view, header));
+    }
     Ok(state.open.ledger.step())
 }
 

@@ -8,7 +8,7 @@ use convoy_proto::{
     tree::Node,
 };
 
-use super::super::kept::{Snapshot, Used};
+use super::super::kept::{Formed, Used};
 
 /// Permission to push blocks to a step, from [`Shard::open`].
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +29,7 @@ impl Outcome {
         Outcome {
             changed: self.changed | other.changed,
             used: [self.used, other.used].concat(),
-            snapshots: [self.snapshots, other.snapshots].concat(),
+            formed: [self.formed, other.formed].concat(),
             accumulated: self.accumulated.or(other.accumulated),
             staged: self.staged.or(other.staged),
             fresh: self.fresh | other.fresh,
@@ -53,8 +53,8 @@ pub struct Outcome {
     pub accumulated: Option<Accumulated>,
     /// The shard has all of a push: ask the coordinator what becomes of it.
     pub staged: Option<Staged>,
-    /// Commits that are whole here and that checkpoints need: write them.
-    pub snapshots: Vec<Snapshot>,
+    /// Commits that are whole here and that checkpoints or copies need: write them, or hand them over.
+    pub formed: Vec<Formed>,
     /// What commits used of the data, where this shard keeps accounts: write that down.
     pub used: Vec<Used>,
     /// Whether a block's contribution was new.

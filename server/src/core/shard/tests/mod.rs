@@ -4,7 +4,7 @@ use convoy_proto::{
     blocks::Block,
     config::layers::Layers,
     ids::{Era, Generation, Incarnation, Role},
-    messages::{Phase, SliceHeader, Weights},
+    messages::{Phase, ServerView, SliceHeader, Weights},
     sum::payload_of,
     tree::Node,
     trust,
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::{
     super::{
-        kept::Snapshot,
+        kept::{Formed, Snapshot},
         versions::{Lookup, Version},
     },
     *,
@@ -45,7 +45,8 @@ impl Fixture {
             phase: Phase::Training,
             generation: Generation(1),
             era: Era(0),
-            shards: vec!["a".into(); servers as usize],
+            shards: servers,
+            servers: vec![ServerView { address: "a".into(), ..ServerView::default() }; servers as usize],
             owners: (0..slices).map(|s| WorkerId(s % 2)).collect(),
             initialiser: WorkerId(0),
             incarnations: vec![Incarnation(1), Incarnation(2)],
@@ -53,6 +54,7 @@ impl Fixture {
             reviewed: Step(0),
             restore: None,
             save_at: None,
+            saved: Step(0),
         };
         Fixture { config, manifest: Manifest::new(tensors).unwrap(), view }
     }
@@ -63,7 +65,7 @@ impl Fixture {
 
     fn empty_shards(&self) -> Vec<Shard> {
         (0..self.config.servers)
-            .map(|s| Shard::new(ShardId(s), &self.config, (&self.manifest, HORIZON), self.view.clone()))
+            .map(|s| Shard::new(ServerId(s), &self.config, (&self.manifest, HORIZON), self.view.clone()))
             .collect()
     }
 
@@ -110,6 +112,11 @@ fn step(fixture: &Fixture, shards: &[Shard], step: u64, order: &[u32], empty: Op
     step_with(fixture, shards, (step, order, empty)).0
 }
 
+/// What checkpoints need of what was kept.
+fn saved(formed: Vec<Formed>) -> impl Iterator<Item = Snapshot> {
+    formed.into_iter().filter(|formed| formed.is_saved).map(|formed| Snapshot::clone(&formed.snapshot))
+}
+
 /// As [`step`]; gives what checkpoints need of it, too.
 fn step_with(
     fixture: &Fixture,
@@ -122,14 +129,14 @@ fn step_with(
             let weight = if empty == Some(*slice) { 0.0 } else { 3.0 };
             let (push, outcome) = shard.open(&fixture.header(step, *slice, weight)).unwrap();
             waiting.extend(outcome.accumulated);
-            kept.extend(outcome.snapshots);
+            kept.extend(saved(outcome.formed));
             if weight == 0.0 {
                 continue;
             }
             for block in fixture.map().of_shard(id).filter(|b| b.role.is_trained()) {
                 let outcome = shard.accept(&push, &gradient(&block, *slice, step)).unwrap();
                 waiting.extend(outcome.accumulated);
-                kept.extend(outcome.snapshots);
+                kept.extend(saved(outcome.formed));
             }
         }
     }
@@ -137,7 +144,7 @@ fn step_with(
         let verdict = decide(fixture, shards, std::mem::take(&mut waiting));
         for outcome in shards.iter().map(|shard| shard.decide(verdict.clone())) {
             waiting.extend(outcome.accumulated);
-            kept.extend(outcome.snapshots);
+            kept.extend(saved(outcome.formed));
         }
     }
     (shards.iter().map(|shard| shard.committed(Step(step)).expect("the step is committed")).collect(), kept)
@@ -146,7 +153,7 @@ fn step_with(
 /// What the coordinator makes of every shard's part.
 fn decide(fixture: &Fixture, shards: &[Shard], mut parts: Vec<Accumulated>) -> Verdict {
     assert_eq!(parts.len(), shards.len(), "each shard reports once");
-    parts.sort_by_key(|part| part.shard);
+    parts.sort_by_key(|part| part.server);
     let proposal = parts[0].proposal.clone();
     let (mut gradient, mut direction) = (Vec::new(), BTreeMap::new());
     for part in parts {

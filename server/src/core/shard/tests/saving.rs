@@ -1,7 +1,7 @@
 //! Snapshots: of one commit, whatever goes on meanwhile; and a shard made of one goes on as the first would have.
 
 use super::*;
-use crate::core::kept::{RestoreError, Snapshot};
+use crate::core::kept::{Formed, RestoreError, Snapshot};
 
 const ORDER: [u32; 3] = [2, 0, 1];
 
@@ -57,11 +57,11 @@ fn a_commit_may_be_asked_for_on_the_way() {
     let shards = fixture.shards();
     train(&fixture, &shards, 0..2);
     // What is open is kept at once, what is to come when it is made, each once; what is over is not.
-    let now = shards[0].save_at(Step(2)).unwrap().snapshots;
-    assert_eq!((now.len(), now[0].commit), (1, Step(2)));
-    assert_eq!(shards[0].save_at(Step(2)).unwrap().snapshots, []);
+    let now = shards[0].save_at(Step(2)).unwrap().formed;
+    assert_eq!((now.len(), now[0].snapshot.commit, now[0].is_copied), (1, Step(2), false));
+    assert_eq!(shards[0].save_at(Step(2)).unwrap().formed, []);
     assert_eq!(shards[1].save_at(Step(1)), Err(Step(2)));
-    shards.iter().for_each(|shard| assert_eq!(shard.save_at(Step(4)).unwrap().snapshots, []));
+    shards.iter().for_each(|shard| assert_eq!(shard.save_at(Step(4)).unwrap().formed, []));
     let kept = train(&fixture, &shards, 2..6);
     assert_eq!(kept.iter().map(|snapshot| snapshot.commit).collect::<Vec<_>>(), [Step(4), Step(4)]);
     let again = restored(&fixture, &kept);
@@ -84,8 +84,54 @@ fn a_snapshot_in_the_middle_of_a_step_has_nothing_of_it() {
     }
     assert_eq!(shard.save_at(Step(0)), Err(Step(0)), "a part of it is gone");
     let kept = shard.save_at(Step(1)).unwrap();
-    assert_eq!(kept.snapshots, [], "it is not made yet");
+    assert_eq!(kept.formed, [], "it is not made yet");
     assert!(matches!(shard.version(BlockId(0), Step(1), Weights::Trained), Ok(Lookup::Ready(_))));
+}
+
+/// Another server takes a shard over at commit 3, which a checkpoint needs, too: its bits are the same from there on.
+#[test]
+fn a_copy_goes_on_as_the_first_does() {
+    let fixture = Fixture::new(3, 1, "[checkpoint]\nevery = 3\n[optimizer]\nname = 'adamw'\nema = 0.9");
+    let shards = fixture.shards();
+    train(&fixture, &shards, 0..2);
+    assert_eq!(shards[0].copy_at(Step(2), Generation(1)), Err(Step(2)), "somebody may have pushed to it");
+    assert_eq!(shards[0].copy_at(Step(3), Generation(1)).unwrap().formed, []);
+    let formed = formed(&fixture, &shards, 2);
+    let [one] = &formed[..] else { panic!("it is kept once: {formed:?}") };
+    assert!(one.is_saved && one.is_copied && one.snapshot.commit == Step(3));
+    let copy = fixture.empty_shards();
+    copy[0].restore(Snapshot::clone(&one.snapshot)).unwrap();
+    for shards in [&shards, &copy] {
+        train(&fixture, shards, 3..6);
+    }
+    assert_eq!(parameters(&copy), parameters(&shards));
+}
+
+/// Everything that one step kept.
+fn formed(fixture: &Fixture, shards: &[Shard], step: u64) -> Vec<Formed> {
+    let mut formed = Vec::new();
+    for slice in ORDER {
+        let (push, opened) = shards[0].open(&fixture.header(step, slice, 3.0)).unwrap();
+        formed.extend(opened.formed);
+        for block in fixture.map().of_shard(ShardId(0)).filter(|b| b.role.is_trained()) {
+            formed.extend(shards[0].accept(&push, &gradient(&block, slice, step)).unwrap().formed);
+        }
+    }
+    formed
+}
+
+#[test]
+fn who_does_not_know_of_a_copy_is_told_to_look() {
+    let fixture = Fixture::new(3, 1, "");
+    let shards = fixture.shards();
+    let newer = ClusterView { generation: Generation(4), ..fixture.view.clone() };
+    shards[0].set_view(newer);
+    shards[0].copy_at(Step(1), Generation(4)).unwrap();
+    train(&fixture, &shards, 0..1);
+    let refused = shards[0].open(&fixture.header(1, 0, 3.0));
+    assert_eq!(refused, Err(Refusal::Generation { ours: Generation(4), theirs: Generation(1) }));
+    let knows = PushHeader { generation: Generation(4), ..fixture.header(1, 0, 3.0) };
+    assert!(shards[0].open(&knows).is_ok());
 }
 
 #[test]

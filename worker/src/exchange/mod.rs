@@ -1,9 +1,12 @@
-//! A worker's traffic with all shards: initial parameters, pulls, and a step's push and pull.
+//! A worker's traffic with all servers: initial parameters, pulls, and a step's push and pull.
+//!
+//! Where several servers hold a shard, a push goes to each of them, and blocks come from the one that leads: if one dies,
+//! the others have all that it had.
 //!
 //! Gradients are sent from where they lie: a block's payload is a view into its tensor. What comes back is checked
 //! against the block map and gathered into one vector a tensor.
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use convoy_proto::{
@@ -11,15 +14,20 @@ use convoy_proto::{
     ids::{BlockId, Era, Generation, Member, ShardId, Step},
     manifest::Manifest,
     messages::{
-        ClusterView, DealtSlice, Extent, GradientBlock, ParameterBlock, Pull, PushHeader, Setback, Verdict, Weights,
+        ClusterView, DealtSlice, Extent, GradientBlock, ParameterBlock, Pull, PushHeader, Setback, Since, Verdict,
+        Weights,
     },
     sum,
     transport::{ShardClient, TransportError},
     tree::Node,
 };
 use futures_util::future::try_join_all;
+use tokio::sync::watch;
+
+mod servers;
 
 use crate::{parameters::Tensors, step::Contribution};
+use servers::{SOME_DAY, Servers};
 
 /// Why an exchange failed.
 #[derive(Debug, thiserror::Error)]
@@ -28,9 +36,9 @@ pub enum ExchangeError {
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// A server sent a block that is not its own, or not of its size.
-    #[error("server {shard} sent block {block} with {bytes} bytes, which does not fit the block map")]
+    #[error("the server of shard {shard} sent block {block} with {bytes} bytes, which does not fit the block map")]
     Block {
-        /// The server.
+        /// The shard.
         shard: ShardId,
         /// The block.
         block: BlockId,
@@ -38,9 +46,9 @@ pub enum ExchangeError {
         bytes: usize,
     },
     /// A server did not send all its blocks.
-    #[error("server {shard} sent {got} of its {want} blocks")]
+    #[error("the server of shard {shard} sent {got} of its {want} blocks")]
     Missing {
-        /// The server.
+        /// The shard.
         shard: ShardId,
         /// How many came.
         got: usize,
@@ -53,17 +61,20 @@ pub enum ExchangeError {
         /// Its number.
         sequence: u64,
     },
-    /// Two shards disagree about a step: the one thing that must never happen.
-    #[error("server {shard} decided step {step} differently from server 0")]
+    /// Two servers disagree about a step: the one thing that must never happen.
+    #[error("a server of shard {shard} decided step {step} differently from those before it")]
     Verdict {
-        /// The server.
+        /// The shard.
         shard: ShardId,
         /// The step.
         step: Step,
     },
+    /// All servers that held a shard are gone: a new era is about to begin.
+    #[error("no server has shard {0} any more")]
+    Gone(ShardId),
 }
 
-/// Connections to all shards.
+/// Connections to all servers.
 #[derive(Clone, Debug)]
 pub struct Exchange {
     member: Member,
@@ -71,7 +82,7 @@ pub struct Exchange {
     map: Arc<BlockMap>,
     /// The size of what training changes.
     trained_bytes: u64,
-    shards: Vec<ShardClient>,
+    servers: Servers,
 }
 
 /// What a push is a part of, and its number.
@@ -102,17 +113,22 @@ pub struct Pulled {
     pub bytes: u64,
 }
 
-/// A shard's answer to a push, and the blocks that came before it.
-type Answer = (ShardId, Result<Verdict, Setback>, Vec<ParameterBlock>);
-/// The verdict that all shards gave, and their blocks.
-type Agreed = (Verdict, Vec<(ShardId, Vec<ParameterBlock>)>);
+/// A server's answer to a push, and the blocks that came before it, if they were asked for.
+struct Answer {
+    shard: ShardId,
+    verdict: Result<Verdict, Setback>,
+    blocks: Option<Vec<ParameterBlock>>,
+}
 
-/// What all shards say, which must be one thing; or what keeps the push off, if some shard says so.
+/// The verdict that all servers gave, and the blocks of shards, where they came.
+type Agreed = (Verdict, BTreeMap<ShardId, Vec<ParameterBlock>>);
+
+/// What all servers say, which must be one thing; or what keeps the push off, if one of them says so.
 fn agreed(at: Position, answers: Vec<Answer>) -> Result<Result<Agreed, Setback>, ExchangeError> {
     let mut verdict: Option<Verdict> = None;
-    let mut pulled = Vec::new();
-    for (shard, answer, blocks) in answers {
-        let own = match answer {
+    let mut pulled = BTreeMap::new();
+    for Answer { shard, verdict: own, blocks } in answers {
+        let own = match own {
             Ok(own) => own,
             Err(setback) => return Ok(Err(setback)),
         };
@@ -120,7 +136,7 @@ fn agreed(at: Position, answers: Vec<Answer>) -> Result<Result<Agreed, Setback>,
         if !first.does_the_same_as(&own) {
             return Err(ExchangeError::Verdict { shard, step: at.step });
         }
-        pulled.push((shard, blocks));
+        pulled.extend(blocks.map(|blocks| (shard, blocks)));
     }
     // A cluster has at least one server.
     Ok(verdict.map(|verdict| (verdict, pulled)).ok_or(Setback::Missed(at.step)))
@@ -153,19 +169,22 @@ impl AsRef<[u8]> for View {
 }
 
 impl Exchange {
-    /// Connects to every shard of the view.
-    ///
-    /// # Errors
-    /// A server that cannot be reached.
-    pub async fn connect(member: Member, manifest: &Manifest, view: &ClusterView) -> Result<Exchange, ExchangeError> {
-        let mut shards = Vec::new();
-        for (shard, address) in (0..).map(ShardId).zip(&view.shards) {
-            shards.push(ShardClient::connect(shard, address).await?);
-        }
-        let map = BlockMap::new(manifest, shards.len() as u32);
+    /// Of a member, to the servers that there are, as views change; they may have a server for `patience` after its death.
+    pub fn new(
+        member: Member,
+        manifest: &Manifest,
+        views: watch::Receiver<ClusterView>,
+        patience: Duration,
+    ) -> Exchange {
+        let map = BlockMap::new(manifest, views.borrow().shards);
         let trained = map.blocks().filter(|block| block.role.is_trained());
         let trained_bytes = trained.map(|block| block.bytes() as u64).sum();
-        Ok(Exchange { member, manifest: Arc::new(manifest.clone()), map: Arc::new(map), trained_bytes, shards })
+        let servers = Servers::new(views, patience);
+        Exchange { member, manifest: Arc::new(manifest.clone()), map: Arc::new(map), trained_bytes, servers }
+    }
+
+    fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.map.shards()).map(ShardId)
     }
 
     fn payload(&self, tensors: &Arc<Tensors>, block: &Block) -> Bytes {
@@ -174,19 +193,24 @@ impl Exchange {
         Bytes::from_owner(View { tensors: tensors.clone(), tensor: block.tensor, range })
     }
 
-    /// Sets the parameters of step 0 on every shard of an era.
+    /// Sets the parameters of step 0 on every server of an era.
     ///
     /// # Errors
     /// A server that refuses, or is gone.
     pub async fn initialise(&self, era: Era, tensors: Tensors) -> Result<(), ExchangeError> {
         let tensors = Arc::new(tensors);
-        for (shard, client) in (0..).map(ShardId).zip(&self.shards) {
-            let blocks: Vec<_> = self
-                .map
-                .of_shard(shard)
-                .map(|block| ParameterBlock { block: block.id, payload: self.payload(&tensors, &block) })
-                .collect();
-            client.initialise((self.member, era), blocks.into_iter()).await?;
+        for shard in self.shards() {
+            for server in self.servers.copies(shard, SOME_DAY) {
+                let blocks: Vec<_> = self
+                    .map
+                    .of_shard(shard)
+                    .map(|block| ParameterBlock { block: block.id, payload: self.payload(&tensors, &block) })
+                    .collect();
+                let set = self.servers.call(server, SOME_DAY, async |client: ShardClient| {
+                    client.initialise((self.member, era), blocks.into_iter()).await
+                });
+                set.await?.ok_or(ExchangeError::Gone(shard))?;
+            }
         }
         Ok(())
     }
@@ -205,25 +229,34 @@ impl Exchange {
         step: Step,
         (weights, extent): (Weights, Extent),
     ) -> Result<Tensors, ExchangeError> {
-        let pulls = (0..).map(ShardId).zip(&self.shards).map(|(shard, client)| async move {
-            let (_, blocks) = self.pull_shard(client, (era, Some(step)), weights, extent).await?;
+        let pulls = self.shards().map(|shard| async move {
+            let (_, blocks) = self.pull_shard(shard, (era, Some(step)), (weights, extent)).await?;
             Ok::<_, ExchangeError>((shard, blocks))
         });
-        let pulled = try_join_all(pulls).await?;
+        let pulled = try_join_all(pulls).await?.into_iter().collect();
         self.gather(&pulled, |block| extent == Extent::All || block.role.is_trained())
     }
 
+    /// A shard's parameters, from the server that leads, or from another if it dies.
     async fn pull_shard(
         &self,
-        client: &ShardClient,
+        shard: ShardId,
         (era, step): (Era, Option<Step>),
-        weights: Weights,
-        extent: Extent,
+        (weights, extent): (Weights, Extent),
     ) -> Result<(Step, Vec<ParameterBlock>), ExchangeError> {
         let pull = Pull { member: self.member, era, step, weights, extent };
-        let mut blocks = Vec::new();
-        let step = client.pull(pull, |block| blocks.push(block)).await?;
-        Ok((step, blocks))
+        let commit = step.unwrap_or(SOME_DAY);
+        loop {
+            let leader = self.servers.copies(shard, commit).first().copied().ok_or(ExchangeError::Gone(shard))?;
+            let pulled = self.servers.call(leader, commit, async |client: ShardClient| {
+                let mut blocks = Vec::new();
+                let step = client.pull(pull, |block| blocks.push(block)).await?;
+                Ok((step, blocks))
+            });
+            if let Some(pulled) = pulled.await? {
+                return Ok(pulled);
+            }
+        }
     }
 
     /// The newest parameters, each shard's own; gives the oldest of the steps that start from them.
@@ -231,13 +264,13 @@ impl Exchange {
     /// # Errors
     /// A server that refuses, is gone, or sends what does not fit.
     pub async fn pull_newest(&self, era: Era, extent: Extent) -> Result<Pulled, ExchangeError> {
-        let pulls = (0..).map(ShardId).zip(&self.shards).map(|(shard, client)| async move {
-            let (step, blocks) = self.pull_shard(client, (era, None), Weights::Trained, extent).await?;
+        let pulls = self.shards().map(|shard| async move {
+            let (step, blocks) = self.pull_shard(shard, (era, None), (Weights::Trained, extent)).await?;
             Ok::<_, ExchangeError>((step, (shard, blocks)))
         });
         let pulled = try_join_all(pulls).await?;
         let steps: Vec<Step> = pulled.iter().map(|(step, _)| *step).collect();
-        let blocks: Vec<_> = pulled.into_iter().map(|(_, blocks)| blocks).collect();
+        let blocks = pulled.into_iter().map(|(_, blocks)| blocks).collect();
         let (oldest, newest) = (steps.iter().min().copied(), steps.iter().max().copied());
         let tensors = self.gather(&blocks, |block| extent == Extent::All || block.role.is_trained())?;
         Ok(Pulled {
@@ -248,22 +281,46 @@ impl Exchange {
         })
     }
 
-    /// The newest parameters that all shards have at once: those of the shard that is behind, which may wait for the caller.
+    /// The newest parameters that all servers have at once: those of the one that is behind, which may wait for the caller.
     ///
     /// # Errors
     /// A server that refuses, is gone, or sends what does not fit.
     pub async fn pull_common(&self, era: Era, extent: Extent) -> Result<Pulled, ExchangeError> {
         loop {
+            let behind = self.step_of_followers(era).await?;
             let pulled = self.pull_newest(era, extent).await?;
-            if pulled.step == pulled.newest {
+            let step = behind.map_or(pulled.step, |behind| behind.min(pulled.step));
+            if step == pulled.newest {
                 return Ok(pulled);
             }
-            match self.pull_at(era, pulled.step, (Weights::Trained, extent)).await {
+            match self.pull_at(era, step, (Weights::Trained, extent)).await {
                 // It has been committed everywhere meanwhile, and more: look again.
                 Err(ExchangeError::Transport(TransportError::Refused { .. })) => {}
-                tensors => return Ok(Pulled { newest: pulled.step, tensors: tensors?, ..pulled }),
+                tensors => return Ok(Pulled { step, newest: step, tensors: tensors?, ..pulled }),
             }
         }
+    }
+
+    /// The first step that some server has open which does not lead.
+    async fn step_of_followers(&self, era: Era) -> Result<Option<Step>, ExchangeError> {
+        let followers = self.shards().flat_map(|shard| self.servers.copies(shard, SOME_DAY).into_iter().skip(1));
+        let (weights, extent) = (Weights::Trained, Extent::Nothing);
+        let pull = Pull { member: self.member, era, step: None, weights, extent };
+        let asked = followers.map(|server| async move {
+            let asked = self.servers.call(server, SOME_DAY, async |client: ShardClient| client.pull(pull, drop).await);
+            match asked.await {
+                // Its shard is on its way.
+                Err(ExchangeError::Transport(TransportError::Refused { .. })) => {
+                    let view = self.servers.view();
+                    Ok(view.server(server).and_then(|there| match there.since {
+                        Since::Commit(commit) => Some(commit),
+                        Since::Beginning | Since::Waits => None,
+                    }))
+                }
+                step => step,
+            }
+        });
+        Ok(try_join_all(asked).await?.into_iter().flatten().min())
     }
 
     /// Pushes a contribution to a step and takes the updated parameters, until every shard has committed it; nothing if
@@ -277,10 +334,21 @@ impl Exchange {
         contribution: &Contribution,
     ) -> Result<Result<Exchanged, Setback>, ExchangeError> {
         let (answers, pushed) = self.send(at, contribution).await?;
-        let (verdict, pulled) = match agreed(at, answers)? {
+        let (verdict, mut pulled) = match agreed(at, answers)? {
             Ok(agreed) => agreed,
             Err(setback) => return Ok(Err(setback)),
         };
+        let step = Some(at.step.next());
+        for shard in self.shards().filter(|shard| !pulled.contains_key(shard)).collect::<Vec<_>>() {
+            // Who led is gone.
+            match self.pull_shard(shard, (at.era, step), (Weights::Trained, Extent::Trained)).await {
+                Ok((_, blocks)) => drop(pulled.insert(shard, blocks)),
+                Err(ExchangeError::Transport(TransportError::Refused { .. })) => {
+                    return Ok(Err(Setback::Missed(at.step)));
+                }
+                Err(problem) => return Err(problem),
+            }
+        }
         let tensors = self.gather(&pulled, |block| block.role.is_trained())?;
         Ok(Ok(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes }))
     }
@@ -298,23 +366,37 @@ impl Exchange {
         Ok(agreed(at, answers)?.ok().map(|(verdict, _)| (verdict, pushed)))
     }
 
-    /// Sends a contribution to all shards; gives their answers and the bytes that were pushed.
+    /// Sends a contribution to all servers that take part; gives their answers and the bytes that were pushed.
     async fn send(&self, at: Position, contribution: &Contribution) -> Result<(Vec<Answer>, u64), ExchangeError> {
         let Contribution { headers, nodes, loss_scale, .. } = contribution.clone();
         let nodes = Arc::new(nodes);
         let Position { generation, era, step, sequence, dealt } = at;
         let (member, slices) = (self.member, headers);
         let header = PushHeader { member, generation, era, step, sequence, slices, loss_scale, dealt };
-        let exchanges = (0..).map(ShardId).zip(&self.shards).map(|(shard, client)| {
-            let (header, nodes) = (header.clone(), nodes.clone());
+        // Where slices are dealt out, whoever is to take part takes part in all that are in hand.
+        let commit = if dealt.is_some() { SOME_DAY } else { step };
+        let copies = |shard| self.servers.copies(shard, commit).into_iter().zip(0..).map(move |place| (shard, place));
+        let places: Vec<_> = self.shards().flat_map(copies).collect();
+        let bytes_of = |shard| self.map.of_shard(shard).filter(|b| b.role.is_trained()).map(|b| b.bytes() as u64);
+        let bytes: u64 = places.iter().flat_map(|(shard, _)| bytes_of(*shard)).sum();
+        let exchanges = places.into_iter().map(|(shard, (server, nth))| {
+            let (header, nodes, wants_blocks) = (header.clone(), nodes.clone(), nth == 0);
             async move {
-                let mut blocks = Vec::new();
-                let parts = self.gradient_blocks(shard, nodes);
-                let outcome = client.push_pull(header, parts, |block| blocks.push(block)).await?;
-                Ok::<_, ExchangeError>((shard, outcome, blocks))
+                let answer = self.servers.call(server, commit, async |client: ShardClient| {
+                    let mut blocks = Vec::new();
+                    let parts = self.gradient_blocks(shard, nodes);
+                    let verdict = client.push_pull((header, wants_blocks), parts, |block| blocks.push(block)).await?;
+                    Ok(Answer { shard, verdict, blocks: wants_blocks.then_some(blocks) })
+                });
+                answer.await
             }
         });
-        Ok((try_join_all(exchanges).await?, self.trained_bytes * nodes.len() as u64))
+        let answers: Vec<_> = try_join_all(exchanges).await?.into_iter().flatten().collect();
+        let has_answered = |shard: &ShardId| answers.iter().any(|answer| answer.shard == *shard);
+        if let Some(shard) = self.shards().find(|shard| !has_answered(shard)) {
+            return Err(ExchangeError::Gone(shard));
+        }
+        Ok((answers, bytes * nodes.len() as u64))
     }
 
     /// Every block of a shard for every node, block by block, so that all workers' parts of a block meet early.
@@ -337,7 +419,7 @@ impl Exchange {
     /// Puts blocks into tensors; tensors of which no block is wanted stay empty.
     fn gather(
         &self,
-        pulled: &[(ShardId, Vec<ParameterBlock>)],
+        pulled: &BTreeMap<ShardId, Vec<ParameterBlock>>,
         wanted: impl Fn(&Block) -> bool,
     ) -> Result<Tensors, ExchangeError> {
         let mut tensors: Tensors = vec![Vec::new(); self.manifest.tensors().len()];

@@ -1,0 +1,141 @@
+//! Servers that hold the same shard: one may die, and another takes its place while training goes on.
+//!
+//! Who comes takes part from a commit on that is named in advance, so that every worker pushes to it from then on. Where
+//! servers find out by themselves what is committed, that is one that nobody can have pushed to yet; the shard's other
+//! copy sees to it that whoever does knows of the newcomer. Where slices are dealt out, none is dealt until all in hand are
+//! committed.
+
+use std::collections::BTreeMap;
+
+use convoy_proto::{
+    ids::{Member, ServerId, ShardId, Step},
+    layout::Layout,
+    messages::{Phase, Since, Verdict},
+};
+
+use super::{Cluster, Event};
+
+/// How many commits ahead of the coordinator's news a server takes part, at first, and at most.
+const AHEAD: u64 = 4;
+const FAR_AHEAD: u64 = 1 << 16;
+
+/// When servers that come are to take part.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    /// The commit that is known to be open.
+    open: Step,
+    ahead: u64,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan { open: Step(0), ahead: AHEAD }
+    }
+}
+
+impl Cluster {
+    pub(super) fn layout(&self) -> Layout {
+        Layout::of(&self.config)
+    }
+
+    /// Whether another server has all that this one has.
+    pub fn has_copy(&self, server: ServerId) -> bool {
+        let layout = self.layout();
+        let mut others = layout.copies_of(layout.shard_of(server)).filter(|other| *other != server);
+        let holds = |other: ServerId| self.servers[other.index()].as_ref().is_some_and(|record| record.holds());
+        (Phase::Training..Phase::Ended).contains(&self.phase) && !self.is_broken && others.any(holds)
+    }
+
+    /// A server's process is gone; its place is free. If no other has its shard, the era is over.
+    pub fn lose_server(&mut self, rank: u32) -> Option<Member> {
+        let is_whole = self.has_copy(ServerId(rank));
+        let member = self.servers.get_mut(rank as usize)?.take().map(|server| server.member);
+        self.changes += 1;
+        if !is_whole {
+            self.is_broken = true;
+            return member;
+        }
+        // Who was to take the shard from it takes it from another.
+        let shard = self.layout().shard_of(ServerId(rank));
+        for server in self.layout().copies_of(shard) {
+            let record = self.servers[server.index()].as_mut().filter(|record| !record.holds());
+            record.into_iter().for_each(|record| record.since = Since::Waits);
+        }
+        self.tell_engine();
+        self.engine.settle();
+        self.plan_copies();
+        member
+    }
+
+    /// Nobody takes a server's place any more.
+    pub fn abandon_server(&mut self, rank: u32) {
+        self.abandoned.insert(rank);
+    }
+
+    /// Whether all servers are there that are counted on.
+    pub(super) fn has_servers(&self) -> bool {
+        let is_there = |rank: u32| self.servers[rank as usize].is_some();
+        let mut ranks = 0..self.layout().servers();
+        let mut shards = (0..self.layout().shards()).map(ShardId);
+        ranks.all(|rank| is_there(rank) || self.abandoned.contains(&rank))
+            && shards.all(|shard| self.layout().copies_of(shard).any(|server| is_there(server.0)))
+    }
+
+    /// Has the engine count on the servers that there are.
+    pub(super) fn tell_engine(&mut self) {
+        let servers = self.servers.iter().flatten().map(|server| (ServerId(server.member.rank), server.since));
+        let servers: BTreeMap<_, _> = servers.collect();
+        self.engine.count_on(servers);
+    }
+
+    /// The verdict that a decision comes to without a server that is gone.
+    pub fn settle_decision(&mut self) -> Option<Verdict> {
+        self.engine.settle_decision()
+    }
+
+    /// Tells servers that wait from when on they take part.
+    pub(super) fn plan_copies(&mut self) {
+        let is_any = self.servers.iter().flatten().any(|server| server.since == Since::Waits);
+        let is_dealt = self.config.mode.is_dealt();
+        let commits = Step(self.engine.clock().commits());
+        let open = self.engine.open().max(self.copying.open);
+        let from = if is_dealt { self.engine.open() } else { Step(open.0.saturating_add(self.copying.ahead)) };
+        let may_begin = is_any && self.phase == Phase::Training && !self.is_broken && from < commits;
+        let is_ready = !is_dealt || self.engine.is_idle();
+        self.engine.hold(may_begin && !is_ready);
+        if !may_begin || !is_ready {
+            return;
+        }
+        let waiting = self.servers.iter_mut().flatten().filter(|server| server.since == Since::Waits);
+        waiting.for_each(|server| server.since = Since::Commit(from));
+        self.changes += 1;
+        self.tell_engine();
+    }
+
+    /// A server holds its shard, as another copy does.
+    pub(super) fn copied(&mut self, member: Member) -> Vec<Event> {
+        let Some(record) = self.servers[member.rank as usize].as_mut() else { return Vec::new() };
+        let Since::Commit(since) = record.since else { return Vec::new() };
+        record.is_filled = true;
+        self.copying = Plan { ahead: AHEAD, ..self.copying };
+        vec![Event::Copied(member, since)]
+    }
+
+    /// A server could not take its shard from another copy: it tries again.
+    pub(super) fn not_copied(&mut self, member: Member, problem: String) -> Vec<Event> {
+        let record = self.servers[member.rank as usize].as_mut().filter(|record| !record.holds());
+        record.into_iter().for_each(|record| record.since = Since::Waits);
+        self.plan_copies();
+        vec![Event::NotCopied(member, problem)]
+    }
+
+    /// A server was told to take part from a commit on that came too soon: it is told another.
+    pub(super) fn copied_too_late(&mut self, server: ServerId, commit: Step, open: Step) {
+        let record = self.servers.get_mut(server.index()).and_then(Option::as_mut);
+        let record = record.filter(|record| !record.holds() && record.since == Since::Commit(commit));
+        let Some(record) = record else { return };
+        record.since = Since::Waits;
+        self.copying = Plan { open: self.copying.open.max(open), ahead: (self.copying.ahead * 2).min(FAR_AHEAD) };
+        self.plan_copies();
+    }
+}
