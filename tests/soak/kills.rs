@@ -41,6 +41,8 @@ struct Tally {
     seconds: BTreeMap<String, Vec<f64>>,
     lost_updates_exact: u64,
     lost_updates_others: u64,
+    takeovers: u64,
+    rollbacks: u64,
 }
 
 impl Tally {
@@ -57,6 +59,7 @@ impl Tally {
         });
         json!({
             "runs": self.runs, "kills": self.kills, "total": self.total(), "recovery": recovery.collect::<Value>(),
+            "takeovers": self.takeovers, "rollbacks": self.rollbacks,
             "lost_updates": { "exact": self.lost_updates_exact, "others": self.lost_updates_others },
             "lost_or_repeated_samples": 0, "different_bits": 0,
         })
@@ -64,7 +67,7 @@ impl Tally {
 }
 
 /// Runs to the end, whatever is killed; launchers at moments of a seed.
-fn run(bench: &Bench, name: &str, how: &str, seed: u64, tally: &mut Tally) {
+fn run(bench: &Bench, name: &str, (how, has_copies): (&str, bool), seed: u64, tally: &mut Tally) {
     let mut random = stream(seed, Purpose::Order, 0, 0);
     let start = Instant::now();
     let mut child = bench.command(&format!("{how} --name {name}")).spawn().unwrap();
@@ -96,7 +99,9 @@ fn run(bench: &Bench, name: &str, how: &str, seed: u64, tally: &mut Tally) {
     bench.succeed(&format!("verify {name}"));
     for event in bench.metrics(name) {
         if event["event"] == "recovered" {
-            let seconds = tally.seconds.entry(event["of"].as_str().unwrap().into()).or_default();
+            let role = event["of"].as_str().unwrap();
+            let what = if has_copies && role == "server" { "server with a copy" } else { role };
+            let seconds = tally.seconds.entry(what.into()).or_default();
             seconds.push(event["seconds"].as_f64().unwrap());
         }
         if event["event"] == "chaos" && event["done"] == true {
@@ -121,12 +126,16 @@ fn kills() {
         let m = seed as usize % MODES.len();
         let mut random = stream(seed, Purpose::Order, 1, 0);
         let (workers, servers) = (1 + below(&mut random, 4), 1 + below(&mut random, 3));
+        let replicas = seed / MODES.len() as u64 % 2;
         let chaos = format!("--chaos kill-worker,kill-server --mtbf 800ms --chaos-seed {seed}");
-        let how = format!("{RUN} {} --workers {workers} --servers {servers} {chaos}", MODES[m]);
+        let processes = format!("--workers {workers} --servers {servers} --replicas {replicas}");
+        let how = format!("{RUN} {} {processes} {chaos}", MODES[m]);
         let name = format!("s{seed}");
-        eprintln!("seed {seed}: {} on {workers} workers, {servers} servers; {} kills so far", MODES[m], tally.total());
-        run(&bench, &name, &how, seed, &mut tally);
+        eprintln!("seed {seed}: {} {processes}; {} kills so far", MODES[m], tally.total());
+        run(&bench, &name, (&how, replicas > 0), seed, &mut tally);
         let summary = bench.summary(&name);
+        tally.takeovers += summary["takeovers"].as_u64().unwrap();
+        tally.rollbacks += summary["rollbacks"].as_u64().unwrap();
         assert_eq!((summary["steps"].as_u64(), summary["eval"]["step"].as_u64()), (Some(400), Some(400)), "{name}");
         let lost = summary["lost_updates"].as_u64().unwrap();
         if calm[m]["exact"] == true {

@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(decisions.add(gradient(0, 1.0, &[(0, 36.0), (1, 64.0)])), Ok(None));
         assert_eq!(decisions.settle(), None);
         decisions.count_on(BTreeMap::from([(ServerId(0), Since::Beginning), (ServerId(1), Since::Commit(Step(4)))]));
-        assert_eq!(decisions.settle().and_then(|verdict| verdict.gradient_norm), Some(10.0));
+        assert_eq!(decisions.settle().and_then(|verdict| verdict.gradient_norm), Some(5.0), "of a weight of two");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod inputs;
 mod learning;
 mod modes;
 mod outputs;
+mod replicas;
 mod strikes;
 
 use convoy_tests::Bench;

@@ -4,18 +4,23 @@ use std::collections::BTreeSet;
 
 use convoy_launcher::coordinator::core::Origin;
 use convoy_proto::{
-    ids::{Era, Role, Step},
-    messages::{Phase, Report, Saved, ShardReport},
+    ids::{Era, Role, ServerId, Step},
+    messages::{Phase, Report, Saved, ShardReport, Since},
 };
-use convoy_server::core::{kept::Snapshot, shard::Shard};
+use convoy_server::core::kept::Snapshot;
 
-use crate::{SLICES, STEPS, model::Message, model::weight, workers::Hand, world::World};
+use crate::{
+    SLICES, STEPS,
+    model::{At, Message, weight},
+    workers::Hand,
+    world::World,
+};
 
 impl World {
     /// A snapshot is on disk, or will never be.
-    pub fn save(&mut self, shard: usize, era: Era, snapshot: Snapshot) {
+    pub fn save(&mut self, (server, era): At, snapshot: Snapshot) {
         let commit = snapshot.commit;
-        let open = self.shards[shard].open_step();
+        let (open, shard) = (self.cores[&server.rank].open_step(), self.cores[&server.rank].id());
         let report = if self.draw(6) == 0 {
             ShardReport::NotSaved { commit, open, problem: Some("the disk is full".into()) }
         } else {
@@ -23,7 +28,6 @@ impl World {
             self.disk.insert((commit, era, shard), snapshot);
             ShardReport::Saved(Saved { commit, part: None, loss_scale, clean, seconds: 0.0 })
         };
-        let server = self.servers[&(shard as u32)];
         let events = self.cluster.report_shard(server, era, report).unwrap();
         self.note(events);
     }
@@ -38,14 +42,27 @@ impl World {
         }
     }
 
-    /// A server dies, and another takes its place.
+    /// A server dies: another has its shard, or the run goes back to a checkpoint.
     pub fn crash(&mut self) {
-        let rank = self.draw(2) as u32;
+        let ranks: Vec<u32> = self.servers.keys().copied().collect();
+        let rank = ranks[self.draw(ranks.len() as u64) as usize];
+        let has_copy = self.cluster.has_copy(ServerId(rank));
         self.crashes += 1;
+        self.servers.remove(&rank);
+        self.cores.remove(&rank);
         self.cluster.lose_server(rank).unwrap();
-        self.begin_era();
-        self.join(Role::Server, rank);
-        assert_eq!(self.cluster.phase(), Phase::Initialising);
+        assert_eq!(self.cluster.is_broken(), !has_copy);
+        if has_copy {
+            self.takeovers += 1;
+            self.take_over_reserve();
+        } else {
+            self.begin_era();
+        }
+    }
+
+    /// Servers' places that nobody has.
+    pub fn free_places(&self) -> Vec<u32> {
+        (0..self.layout().servers()).filter(|rank| !self.servers.contains_key(rank)).collect()
     }
 
     /// Back to the newest checkpoint, under a new era.
@@ -63,18 +80,27 @@ impl World {
         self.told.retain(|told| *told <= step);
         self.scores.retain(|(scored, _)| *scored < step);
         self.hands.values_mut().for_each(|hand| *hand = Hand::at(commits));
-        self.mail.extend((0..2).map(|shard| Message::Restore(shard, era)));
+        self.free_places().into_iter().for_each(|rank| self.join(Role::Server, rank));
+        assert_eq!(self.cluster.phase(), Phase::Initialising);
+        self.mail.extend(self.servers.keys().map(|rank| Message::Restore(*rank, era)));
     }
 
     /// A server takes up an era, from the checkpoint that it begins with.
-    pub fn restore(&mut self, shard: usize, era: Era) {
-        if era != self.cluster.era() || self.shards[shard].era() == era {
+    pub fn restore(&mut self, rank: u32, era: Era) {
+        let is_there = self.cores.get(&rank).is_some_and(|core| core.era() == era);
+        if era != self.cluster.era() || is_there || !self.servers.contains_key(&rank) {
             return;
         }
         let view = self.cluster.view();
+        if view.servers[rank as usize].since != Since::Beginning {
+            // It came later, and takes its shard from another.
+            return;
+        }
         let Some(place) = view.restore else {
-            self.shards[shard] = self.first_shard(shard);
-            if self.shards.iter().all(|shard| shard.era() == era) {
+            let core = self.first_shard(rank);
+            self.cores.insert(rank, core);
+            let has_core = |rank: &u32| self.cores.get(rank).is_some_and(|core| core.era() == era);
+            if self.servers.keys().all(has_core) {
                 let initialiser = self.members[&view.initialiser.0];
                 let events = self.cluster.report(initialiser, era, Report::Initialised).unwrap();
                 self.note(events);
@@ -82,11 +108,10 @@ impl World {
             return;
         };
         let commits = self.begins.last().unwrap().1;
-        let snapshot = self.disk[&(commits, Era(place.parse().unwrap()), shard)].clone();
-        let core: Shard = self.new_shard(shard);
-        core.restore(snapshot).unwrap();
-        self.shards[shard] = core;
-        let events = self.cluster.report_shard(self.servers[&(shard as u32)], era, ShardReport::Restored).unwrap();
+        let core = self.new_shard(rank);
+        core.restore(self.disk[&(commits, Era(place.parse().unwrap()), core.id())].clone()).unwrap();
+        self.cores.insert(rank, core);
+        let events = self.cluster.report_shard(self.servers[&rank], era, ShardReport::Restored).unwrap();
         self.note(events);
     }
 

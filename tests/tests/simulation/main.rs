@@ -5,14 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why")]
 
+mod copies;
 mod crashes;
 mod model;
 mod replay;
 mod workers;
 mod world;
 
-use std::collections::BTreeSet;
+use std::{cell::Cell, collections::BTreeSet};
 
+use convoy_proto::ids::Step;
 use replay::replay;
 use world::World;
 
@@ -20,6 +22,8 @@ use world::World;
 const WORKERS: u32 = 3;
 const SLICES: u32 = 4;
 const STEPS: u64 = 6;
+/// The commit after all others: who takes part in it has been told when to begin.
+const SOME_DAY: Step = Step(u64::MAX);
 /// Steps between two evaluations.
 const EVAL_EVERY: u64 = 2;
 
@@ -96,4 +100,28 @@ fn every_slice_that_is_dealt_is_committed_once() {
             assert_eq!((places.len(), distinct.len() as u64), (distinct.len(), STEPS * u64::from(SLICES)));
         });
     }
+}
+
+#[test]
+fn a_shard_that_two_servers_hold_outlives_either() {
+    let modes = ["", "consistency.quorum = 3", "mode = 'async'", "mode = 'ssp'\nconsistency.max_staleness = 1"];
+    for mode in modes {
+        let told = Cell::new((0, 0));
+        simulate(&format!("replicas = 1\n{mode}"), |world| {
+            let (taken, copied) = told.get();
+            told.set((taken + world.takeovers, copied + world.copies));
+        });
+        let (takeovers, copies) = told.get();
+        println!("{mode:?}: {takeovers} servers died whose shard another had, {copies} took theirs from another");
+        assert!(takeovers > 0 && (copies > 0 || seeds().len() == 1));
+    }
+}
+
+#[test]
+fn and_all_its_copies_decide_the_same() {
+    let mode = "replicas = 1\n[optimizer]\nname = 'lamb'\nclip_norm = 0.1";
+    let mut calm = World::new(mode, 7);
+    calm.run(false);
+    let expected = bits(calm.parameters());
+    disturb(mode, |world| assert_eq!(bits(world.parameters()), expected));
 }

@@ -2,7 +2,7 @@
 
 use convoy_proto::{
     config::{Config, layers::Layers},
-    ids::{Era, SliceId},
+    ids::{Era, Member, SliceId},
     messages::{Accumulated, ClusterView, GradientBlock, PushHeader, SliceHeader, Staged, Verdict},
 };
 
@@ -13,20 +13,23 @@ use crate::{EVAL_EVERY, SLICES, STEPS, WORKERS};
 /// Something on its way.
 #[derive(Clone, Debug)]
 pub enum Message {
-    /// A block of a push, or its header alone.
-    Push(usize, PushHeader, Option<GradientBlock>),
-    /// To the coordinator, and back.
-    Decide(Accumulated),
-    Decided((usize, Era), Verdict),
-    Stage(Staged),
-    Chosen((usize, Era), Verdict),
-    Dropped((usize, Era), PushHeader),
+    /// A block of a push, or its header alone, to a server.
+    Push(u32, PushHeader, Option<GradientBlock>),
+    /// From a server to the coordinator, and back.
+    Decide(Member, Accumulated),
+    Decided(At, Verdict),
+    Stage(Member, Staged),
+    Chosen(At, Verdict),
+    Dropped(At, PushHeader),
     /// A snapshot on its way to the disk.
-    Save((usize, Era), Snapshot),
+    Save(At, Snapshot),
     /// A server that takes up an era.
-    Restore(usize, Era),
-    View(usize, ClusterView),
+    Restore(u32, Era),
+    View(u32, ClusterView),
 }
+
+/// A server's process in an era.
+pub type At = (Member, Era);
 
 /// The configuration of a case.
 pub fn config(mode: &str) -> Config {

@@ -7,10 +7,10 @@ use convoy_proto::{
     blocks::BlockMap,
     clock::Clock,
     fates::Fate,
-    ids::{Member, ShardId, SliceId, Step, WorkerId},
+    ids::{Member, Role, ServerId, ShardId, SliceId, Step, WorkerId},
     messages::{
-        DealtSlice, Effort, EvaluationPart, GradientBlock, Phase, PushHeader, Report, StepReport, Verdict, Weights,
-        Work,
+        ClusterView, DealtSlice, Effort, EvaluationPart, GradientBlock, Phase, PushHeader, Report, StepReport, Verdict,
+        Weights, Work,
     },
     sum::{self, payload_of},
     tree::{SliceTree, fold},
@@ -18,7 +18,7 @@ use convoy_proto::{
 use convoy_server::core::{shard::Shard, versions::Lookup};
 
 use crate::{
-    EVAL_EVERY, SLICES, STEPS,
+    EVAL_EVERY, SLICES, SOME_DAY, STEPS,
     model::{Message, gradient, header_of, score_of, weight},
     world::World,
 };
@@ -28,8 +28,10 @@ use crate::{
 pub struct Hand {
     /// The step that its parameters are the input of.
     pub step: Step,
-    /// The headers of what it has pushed and that is not known to be committed.
-    pushed: Option<PushHeader>,
+    /// The cluster as it knows it, which may be out of date.
+    view: Option<ClusterView>,
+    /// The headers of what it has pushed and that is not known to be committed, and to whom.
+    pushed: Option<(PushHeader, Vec<Member>)>,
     /// The evaluation that it took part in last, and its slices of it.
     evaluated: Option<(Step, BTreeSet<SliceId>)>,
     /// Whether it has said that it made its last step.
@@ -39,7 +41,7 @@ pub struct Hand {
 impl Hand {
     /// A worker that takes up with a step.
     pub fn at(step: Step) -> Hand {
-        Hand { step, pushed: None, evaluated: None, finished: false }
+        Hand { step, view: None, pushed: None, evaluated: None, finished: false }
     }
 }
 
@@ -52,15 +54,27 @@ impl World {
         self.cluster.owned_by(WorkerId(rank))
     }
 
-    /// The parts of a push to all shards, in as few sums as there can be: some are lost now and then, and the worker sends
+    /// The cluster as a worker knows it: now and then, it looks.
+    fn look_up(&mut self, rank: u32, is_late: bool) -> ClusterView {
+        let now = self.cluster.view();
+        let known = self.hands[&rank].view.clone().filter(|view| view.era == now.era && view.phase == now.phase);
+        let view = match known {
+            Some(known) if is_late && self.draw(2) == 0 => known,
+            _ => now,
+        };
+        self.hands.get_mut(&rank).unwrap().view = Some(view.clone());
+        view
+    }
+
+    /// The parts of a push to servers, in as few sums as there can be: some are lost now and then, and the worker sends
     /// them again.
-    fn send(&mut self, header: &PushHeader, places: &[(u32, (u64, u32))]) {
+    fn send(&mut self, (header, to): (&PushHeader, &[Member]), places: &[(u32, (u64, u32))]) {
         let (map, tree) = (BlockMap::new(&self.manifest, 2), SliceTree::new(SLICES));
         let places: BTreeMap<SliceId, (u64, u32)> =
             places.iter().map(|(slice, place)| (SliceId(*slice), *place)).collect();
-        for shard in 0..2 {
-            self.mail.push(Message::Push(shard, header.clone(), None));
-            for block in map.of_shard(ShardId(shard as u32)) {
+        for Member { rank, .. } in to.iter().copied() {
+            self.mail.push(Message::Push(rank, header.clone(), None));
+            for block in map.of_shard(self.layout().shard_of(ServerId(rank))) {
                 let mut leaf = |slice| {
                     let place = *places.get(&slice)?;
                     (weight(place) > 0.0).then(|| gradient(place, block.len as usize, block.start))
@@ -73,7 +87,7 @@ impl World {
                     let Some(values) = fold(node, &mut leaf, &mut add) else { continue };
                     let payload = payload_of(&values).to_vec().into();
                     let block = GradientBlock { block: block.id, node, payload };
-                    self.mail.push(Message::Push(shard, header.clone(), Some(block)));
+                    self.mail.push(Message::Push(rank, header.clone(), Some(block)));
                 }
             }
         }
@@ -94,7 +108,7 @@ impl World {
         let missing = &owned - &scored;
         let find =
             |shard: &Shard| shard.all_blocks().map(|b| shard.version(b, step, Weights::Trained).unwrap()).collect();
-        let found: Vec<Vec<Lookup>> = self.shards.iter().map(find).collect();
+        let found: Vec<Vec<Lookup>> = self.leading().map(find).collect();
         let is_gone = found.iter().flatten().any(|found| matches!(found, Lookup::Gone));
         assert!(
             !is_gone || self.cluster.engine().is_scored(step),
@@ -119,8 +133,8 @@ impl World {
             return;
         }
         let hand = self.hands[&rank].clone();
-        if let Some(header) = &hand.pushed {
-            self.look(rank, header.clone());
+        if let Some((header, to)) = &hand.pushed {
+            self.look(rank, header.clone(), to);
         } else if hand.finished {
             // It stays until all are through, and takes over what others leave.
             self.evaluate(member, hand.step);
@@ -135,8 +149,10 @@ impl World {
         match self.cluster.deal(member).unwrap() {
             Deal::Now(Work::Slice { sequence, step: of, slice }) => {
                 self.dealt.insert((member.rank, member.incarnation, sequence), (of, slice.0));
-                let step = self.shards.iter().map(Shard::open_step).min().unwrap();
-                self.push(member, (step, sequence), &[(0, (of, slice.0))]);
+                let step = self.leading().map(Shard::open_step).min().unwrap();
+                // Who deals sees to it that the worker knows who takes part.
+                let view = self.look_up(member.rank, false);
+                self.push(member, (step, sequence), &[(0, (of, slice.0))], &view);
             }
             Deal::Now(Work::Evaluate(step)) => self.evaluate(member, step),
             Deal::Now(Work::Finished(step)) => self.finish(member, step),
@@ -151,8 +167,10 @@ impl World {
         if step.0 == STEPS {
             return self.finish(member, step);
         }
-        let places: Vec<_> = self.owned(member.rank).iter().map(|slice| (slice.0, (step.0, slice.0))).collect();
-        self.push(member, (step, step.0), &places);
+        let view = self.look_up(member.rank, true);
+        let owned = view.owned_by(WorkerId(member.rank));
+        let places: Vec<_> = owned.iter().map(|slice| (slice.0, (step.0, slice.0))).collect();
+        self.push(member, (step, step.0), &places, &view);
     }
 
     fn finish(&mut self, member: Member, step: Step) {
@@ -161,11 +179,23 @@ impl World {
         self.report(member, Report::Finished { step });
     }
 
-    fn push(&mut self, member: Member, (step, sequence): (Step, u64), places: &[(u32, (u64, u32))]) {
+    fn push(
+        &mut self,
+        member: Member,
+        (step, sequence): (Step, u64),
+        places: &[(u32, (u64, u32))],
+        view: &ClusterView,
+    ) {
         if places.is_empty() {
             return;
         }
-        let view = self.cluster.view();
+        let commit = if self.is_dealt() { SOME_DAY } else { step };
+        let copies = (0..self.layout().shards()).flat_map(|shard| view.copies(ShardId(shard), commit));
+        let to = copies.map(|server| {
+            let incarnation = view.servers[server.index()].incarnation;
+            Member { role: Role::Server, rank: server.0, incarnation }
+        });
+        let to: Vec<_> = to.collect();
         let header = PushHeader {
             member,
             generation: view.generation,
@@ -176,13 +206,14 @@ impl World {
             loss_scale: 1.0,
             dealt: self.is_dealt().then(|| DealtSlice { step: places[0].1.0, slice: SliceId(places[0].1.1) }),
         };
-        self.send(&header, places);
-        self.hands.get_mut(&member.rank).unwrap().pushed = Some(header);
+        self.send((&header, &to), places);
+        self.hands.get_mut(&member.rank).unwrap().pushed = Some((header, to));
     }
 
     /// Sees whether a push is through; if not, maybe sends it again, with what the worker owns by now.
-    fn look(&mut self, rank: u32, header: PushHeader) {
-        let is_dealt = self.is_dealt();
+    fn look(&mut self, rank: u32, header: PushHeader, to: &[Member]) {
+        let (is_dealt, view) = (self.is_dealt(), self.cluster.view());
+        let commit = if is_dealt { SOME_DAY } else { header.step };
         let verdict = |shard: &Shard| match is_dealt {
             true => match shard.fate(header.id()) {
                 Fate::Decided(verdict) => Some(verdict),
@@ -190,19 +221,30 @@ impl World {
             },
             false => shard.closed(header.step).flatten(),
         };
-        let verdicts: Vec<Verdict> = self.shards.iter().filter_map(verdict).collect();
-        let opens: Vec<_> = self.shards.iter().map(Shard::open_step).collect();
+        // Whoever is gone is not waited for, nor who was told to take part later.
+        let takes_part = |server: &&Member| {
+            let there = view.server(ServerId(server.rank));
+            there.is_some_and(|there| there.incarnation == server.incarnation && there.since.includes(commit))
+        };
+        let awaited: Vec<u32> = to.iter().filter(takes_part).map(|server| server.rank).collect();
+        let cores = || awaited.iter().filter_map(|rank| self.cores.get(rank));
+        let verdicts: Vec<Verdict> = cores().filter_map(verdict).collect();
+        let opens: Vec<_> = cores().map(Shard::open_step).collect();
+        let layout = self.layout();
+        let has_one = |shard: u32| awaited.iter().any(|rank| layout.shard_of(ServerId(*rank)) == ShardId(shard));
+        let is_whole = (0..layout.shards()).all(has_one);
+        let common = self.common_step();
         let hand = self.hands.get_mut(&rank).unwrap();
-        if verdicts.len() == self.shards.len() {
-            assert_eq!(verdicts[0], verdicts[1], "both shards decided the same");
+        if verdicts.len() == awaited.len() && is_whole {
+            assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]), "all servers decided the same");
             hand.step = if is_dealt { hand.step } else { header.step.next() };
             hand.pushed = None;
             let report = StepReport { verdict: verdicts[0].clone(), effort: Effort::default() };
             self.report(self.members[&rank], Report::Step(report));
-        } else if !is_dealt && opens.iter().all(|open| *open > header.step.next() && *open == opens[0]) {
+        } else if !is_dealt && opens.iter().all(|open| *open > header.step.next() && *open == common) {
             // A quorum went on without it.
-            (hand.step, hand.pushed) = (opens[0], None);
-            let report = Report::Missed { next: opens[0], effort: Effort::default() };
+            (hand.step, hand.pushed) = (common, None);
+            let report = Report::Missed { next: common, effort: Effort::default() };
             self.report(self.members[&rank], report);
         } else if self.draw(4) == 0 {
             self.push_again(rank, header);
@@ -215,13 +257,17 @@ impl World {
         if is_evaluated && !self.is_dealt() {
             self.evaluate(member, header.step);
         }
+        let view = self.look_up(rank, true);
         let places: Vec<_> = match self.is_dealt() {
             true => vec![(0, self.dealt[&(rank, member.incarnation, header.sequence)])],
-            false => self.owned(rank).iter().map(|slice| (slice.0, (header.step.0, slice.0))).collect(),
+            false => {
+                let owned = view.owned_by(WorkerId(rank));
+                owned.iter().map(|slice| (slice.0, (header.step.0, slice.0))).collect()
+            }
         };
         let slices: Vec<_> = places.iter().map(|(slice, place)| header_of(*slice, *place)).collect();
         // Another set of slices is another push.
         let sequence = header.sequence + if slices == header.slices { 0 } else { STEPS };
-        self.push(member, (header.step, sequence), &places);
+        self.push(member, (header.step, sequence), &places, &view);
     }
 }

@@ -1,6 +1,6 @@
 //! The world of a case: cores, messages on their way, and what workers are about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use convoy_launcher::coordinator::{
     core::{Cluster, Event, Origin, SaveEvent},
@@ -14,9 +14,10 @@ use convoy_proto::{
     blocks::BlockMap,
     config::Config,
     fates::Fate,
-    ids::{Era, Incarnation, Member, Role, ServerId, Step},
+    ids::{Era, Incarnation, Member, Role, ServerId, ShardId, Step},
+    layout::Layout,
     manifest::{Manifest, TensorRole},
-    messages::{JoinOffer, JoinPart, ParameterBlock, Phase, Staged, Verdict, Weights, WorkerOffer},
+    messages::{ClusterView, JoinOffer, JoinPart, ParameterBlock, Phase, Since, Staged, Verdict, Weights, WorkerOffer},
     order::{Purpose, below, stream},
     schedule::Horizon,
     sum::payload_of,
@@ -29,8 +30,8 @@ use convoy_server::core::{
 };
 
 use crate::{
-    STEPS, WORKERS,
-    model::{Message, config},
+    SOME_DAY, STEPS, WORKERS,
+    model::{At, Message, config},
     workers::Hand,
 };
 
@@ -39,13 +40,16 @@ pub struct World {
     pub manifest: Manifest,
     pub random: Box<dyn FnMut(u64) -> u64>,
     pub cluster: Cluster,
-    pub shards: Vec<Shard>,
+    /// By rank, what servers hold: nothing yet, where a shard is on its way.
+    pub cores: BTreeMap<u32, Shard>,
     pub members: BTreeMap<u32, Member>,
     pub servers: BTreeMap<u32, Member>,
+    /// The view that servers were told of last.
+    told_view: ClusterView,
     pub hands: BTreeMap<u32, Hand>,
     pub mail: Vec<Message>,
     /// Staged pushes that wait for the coordinator's word.
-    waiting: Vec<Staged>,
+    waiting: Vec<(Member, Staged)>,
     /// Every commit, as the first shard that made it saw it.
     pub log: BTreeMap<Step, Verdict>,
     /// Of each push, which slice of the data it holds.
@@ -59,12 +63,20 @@ pub struct World {
     /// Checkpoints that are whole, and the parts that are on disk.
     pub checkpoints: BTreeMap<Step, Origin>,
     pub written: Vec<SavedSet>,
-    pub disk: BTreeMap<(Step, Era, usize), Snapshot>,
+    pub disk: BTreeMap<(Step, Era, ShardId), Snapshot>,
     /// What commits used, by era, and where eras began.
     pub used: Vec<(Era, Used)>,
     pub begins: Vec<(Era, Step)>,
-    /// How often a server died.
+    /// How often a server died, and how often another had its shard.
     pub crashes: u32,
+    pub takeovers: u32,
+    /// How often a server took its shard from another.
+    pub copies: u32,
+    /// Copies that were asked of servers, and those that are ready to be fetched.
+    pub asked: BTreeSet<(Member, Member, Step)>,
+    pub ready: BTreeMap<(Member, Step), Snapshot>,
+    /// What servers keep that another is to write.
+    pub reserve: BTreeMap<u32, (Era, Snapshot)>,
 }
 
 impl World {
@@ -88,8 +100,9 @@ impl World {
                 let mut rng = stream(seed, Purpose::Order, 99, 0);
                 Box::new(move |bound| below(&mut rng, bound))
             },
+            told_view: cluster.view(),
             cluster,
-            shards: Vec::new(),
+            cores: BTreeMap::new(),
             members: BTreeMap::new(),
             servers: BTreeMap::new(),
             hands: BTreeMap::new(),
@@ -107,15 +120,48 @@ impl World {
             used: Vec::new(),
             begins: vec![(Era(0), Step(0))],
             crashes: 0,
+            takeovers: 0,
+            copies: 0,
+            asked: BTreeSet::new(),
+            ready: BTreeMap::new(),
+            reserve: BTreeMap::new(),
         };
-        (0..2).for_each(|rank| world.join(Role::Server, rank));
+        let servers = world.layout().servers();
+        (0..servers).for_each(|rank| world.join(Role::Server, rank));
         (0..WORKERS).for_each(|rank| world.join(Role::Worker, rank));
         world.cluster.advance(Phase::Training);
-        (0..2).for_each(|shard| {
-            let core = world.first_shard(shard);
-            world.shards.push(core);
-        });
+        world.cores = (0..servers).map(|rank| (rank, world.first_shard(rank))).collect();
         world
+    }
+
+    pub fn layout(&self) -> Layout {
+        Layout::of(&self.config)
+    }
+
+    /// The servers that lead, by shard.
+    pub fn leaders(&self) -> Vec<u32> {
+        let view = self.cluster.view();
+        let shards = (0..self.layout().shards()).map(ShardId);
+        shards.map(|shard| view.copies(shard, SOME_DAY).first().expect("the parameters are whole").0).collect()
+    }
+
+    /// The shards that lead.
+    pub fn leading(&self) -> impl Iterator<Item = &Shard> {
+        self.leaders().into_iter().map(|rank| &self.cores[&rank])
+    }
+
+    /// The newest step that all servers have, or will have, that take part.
+    pub fn common_step(&self) -> Step {
+        let view = self.cluster.view();
+        let steps = (0..self.layout().servers()).map(ServerId).filter_map(|server| {
+            let there = view.server(server)?;
+            match (self.cores.get(&server.0), there.since) {
+                (_, Since::Waits) => None,
+                (None, Since::Commit(commit)) => Some(commit),
+                (core, _) => core.map(Shard::open_step),
+            }
+        });
+        steps.min().expect("somebody takes part")
     }
 
     pub fn draw(&mut self, bound: u64) -> u64 {
@@ -148,14 +194,14 @@ impl World {
         }
     }
 
-    pub fn new_shard(&self, shard: usize) -> Shard {
+    pub fn new_shard(&self, rank: u32) -> Shard {
         let horizon = Horizon { steps: STEPS, steps_per_epoch: STEPS };
-        Shard::new(ServerId(shard as u32), &self.config, (&self.manifest, horizon), self.cluster.view())
+        Shard::new(ServerId(rank), &self.config, (&self.manifest, horizon), self.cluster.view())
     }
 
     /// A shard of an era that begins with the first step.
-    pub fn first_shard(&self, shard: usize) -> Shard {
-        let core = self.new_shard(shard);
+    pub fn first_shard(&self, rank: u32) -> Shard {
+        let core = self.new_shard(rank);
         let initialiser = self.cluster.view().initialiser;
         for block in BlockMap::new(&self.manifest, 2).of_shard(core.id()) {
             let values: Vec<f32> = block.range().map(|i| (i as f32 * 0.37).cos()).collect();
@@ -165,32 +211,58 @@ impl World {
         core
     }
 
-    fn tell_shards(&mut self) {
+    /// Tells servers how the cluster stands, if that has changed.
+    fn tell(&mut self) {
         let view = self.cluster.view();
-        (0..self.shards.len()).for_each(|shard| self.mail.push(Message::View(shard, view.clone())));
+        if view != self.told_view {
+            self.told_view = view.clone();
+            self.mail.extend(self.cores.keys().map(|rank| Message::View(*rank, view.clone())));
+        }
+        if let Some(verdict) = self.cluster.settle_decision() {
+            self.decided(&verdict);
+        }
     }
 
-    fn follow(&mut self, (shard, era): (usize, Era), outcome: Outcome) {
-        let saves = outcome.formed.into_iter().filter(|formed| formed.is_saved);
-        let saves = saves.map(|formed| Message::Save((shard, era), Snapshot::clone(&formed.snapshot)));
-        self.mail.extend(saves);
-        self.used.extend(outcome.used.into_iter().map(|used| (era, used)));
-        self.mail.extend(outcome.accumulated.map(Message::Decide));
-        self.mail.extend(outcome.staged.map(Message::Stage));
+    fn decided(&mut self, verdict: &Verdict) {
+        let era = self.cluster.era();
+        self.mail.extend(self.servers.values().map(|server| Message::Decided((*server, era), verdict.clone())));
+    }
+
+    pub fn follow(&mut self, (server, era): At, outcome: Outcome) {
+        for formed in outcome.formed {
+            self.formed((server, era), formed);
+        }
+        for used in outcome.used {
+            let known = self.used.iter().find(|(of, other)| (*of, other.commit) == (era, used.commit));
+            assert!(known.is_none_or(|(_, other)| *other == used), "copies say the same of {used:?}");
+            if known.is_none() {
+                self.used.push((era, used));
+            }
+        }
+        self.mail.extend(outcome.accumulated.map(|part| Message::Decide(server, part)));
+        self.mail.extend(outcome.staged.map(|staged| Message::Stage(server, staged)));
+    }
+
+    /// Whether a process is there and holds a shard of an era.
+    pub fn is_current(&self, (server, era): At) -> bool {
+        let is_there = self.servers.get(&server.rank) == Some(&server);
+        is_there && self.cores.get(&server.rank).is_some_and(|core| core.era() == era)
     }
 
     fn deliver(&mut self, message: Message) {
         match message {
-            Message::Push(shard, header, block) => {
-                let core = &self.shards[shard];
+            Message::Push(rank, header, block) => {
+                // What nobody takes is sent again.
+                let Some(core) = self.cores.get(&rank) else { return };
+                let at = (self.servers[&rank], core.era());
                 let outcomes = core.open(&header).and_then(|(push, opened)| {
                     let accepted = block.map(|block| core.accept(&push, &block)).transpose()?;
                     Ok((opened, accepted.unwrap_or_default()))
                 });
                 match outcomes {
                     Ok((opened, accepted)) => {
-                        self.follow((shard, header.era), opened);
-                        self.follow((shard, header.era), accepted);
+                        self.follow(at, opened);
+                        self.follow(at, accepted);
                     }
                     Err(
                         Refusal::Era { .. }
@@ -203,62 +275,54 @@ impl World {
                     Err(refusal) => panic!("{refusal}: {header:?}"),
                 }
             }
-            Message::Decide(part) => {
-                let (server, era) = (self.server(part.server), part.era);
-                match self.cluster.decide(server, part) {
-                    Ok(Some(verdict)) => {
-                        (0..2).for_each(|shard| self.mail.push(Message::Decided((shard, era), verdict.clone())));
-                    }
-                    Ok(None) | Err(NotHeard::Era { .. } | NotHeard::Stranger(_)) => {}
-                    Err(problem) => panic!("{problem}"),
-                }
-            }
-            Message::Stage(staged) => match self.cluster.stage(self.server(staged.server), staged.clone()) {
-                Ok(_) => self.waiting.push(staged),
+            Message::Decide(server, part) => match self.cluster.decide(server, part) {
+                Ok(Some(verdict)) => self.decided(&verdict),
+                Ok(None) | Err(NotHeard::Era { .. } | NotHeard::Stranger(_)) => {}
+                Err(problem) => panic!("{problem}"),
+            },
+            Message::Stage(server, staged) => match self.cluster.stage(server, staged.clone()) {
+                Ok(_) => self.waiting.push((server, staged)),
                 Err(NotHeard::Era { .. } | NotHeard::Stranger(_)) => {}
                 Err(problem) => panic!("{problem}"),
             },
-            // What belongs to an era that is over reaches a shard that nobody asks any more.
-            Message::Decided((shard, era), _)
-            | Message::Chosen((shard, era), _)
-            | Message::Dropped((shard, era), _)
-            | Message::Save((shard, era), _)
-                if self.shards[shard].era() != era => {}
+            // What belongs to an era that is over, or a process that is gone, reaches nobody.
+            Message::Decided(at, _) | Message::Chosen(at, _) | Message::Dropped(at, _) | Message::Save(at, _)
+                if !self.is_current(at) => {}
             Message::Decided(at, verdict) => {
-                let outcome = self.shards[at.0].decide(verdict);
+                let outcome = self.cores[&at.0.rank].decide(verdict);
                 self.follow(at, outcome);
             }
             Message::Chosen(at, verdict) => {
-                let outcome = self.shards[at.0].choose(verdict);
+                let outcome = self.cores[&at.0.rank].choose(verdict);
                 self.follow(at, outcome);
             }
             Message::Dropped(at, header) => {
-                let outcome = self.shards[at.0].drop_push(header.id());
+                let outcome = self.cores[&at.0.rank].drop_push(header.id());
                 self.follow(at, outcome);
             }
-            Message::Save((shard, era), snapshot) => self.save(shard, era, snapshot),
-            Message::Restore(shard, era) => self.restore(shard, era),
-            Message::View(shard, view) => {
+            Message::Save(at, snapshot) => self.save(at, snapshot),
+            Message::Restore(rank, era) => self.restore(rank, era),
+            Message::View(rank, view) => {
                 // Views come in order: an older one says nothing.
                 let newest = self.cluster.view();
-                self.shards[shard].set_view(if view.generation < newest.generation { newest } else { view });
+                let view = if view.generation < newest.generation { newest } else { view };
+                if let Some(core) = self.cores.get(&rank) {
+                    core.set_view(view.clone());
+                    self.heed(rank, &view);
+                }
             }
         }
     }
 
-    fn server(&self, server: ServerId) -> Member {
-        self.servers[&server.0]
-    }
-
     /// One event: a message arrives, or a worker acts, or dies and comes back.
     fn tick(&mut self, faults: bool) {
-        for staged in std::mem::take(&mut self.waiting) {
-            let at = (staged.server.0 as usize, staged.era);
-            if staged.era != self.cluster.era() {
+        for (server, staged) in std::mem::take(&mut self.waiting) {
+            let at = (server, staged.era);
+            if !self.is_current(at) {
                 continue;
             }
             match self.cluster.engine().fate(&staged.header) {
-                Fate::Open => self.waiting.push(staged),
+                Fate::Open => self.waiting.push((server, staged)),
                 Fate::Decided(verdict) => {
                     let known = self.log.entry(verdict.step).or_insert_with(|| verdict.clone());
                     assert_eq!(*known, verdict, "a step has one verdict");
@@ -281,8 +345,12 @@ impl World {
                 self.mail.push(message.clone());
             }
             self.deliver(message);
-        } else if faults && kind == 97 && self.crashes < 3 && !self.ended && self.draw(8) == 0 {
+        } else if faults && kind == 97 && self.crashes < 4 && !self.ended && self.draw(8) == 0 {
             self.crash();
+        } else if faults && kind == 96 {
+            self.come_back();
+        } else if kind == 95 {
+            self.fill();
         } else if faults && kind >= 98 {
             self.die_or_return();
         } else {
@@ -290,6 +358,7 @@ impl World {
             self.act(rank);
         }
         self.complete();
+        self.tell();
         self.check();
     }
 
@@ -310,14 +379,10 @@ impl World {
         } else {
             self.join(Role::Worker, rank);
             let begun = self.begins.last().unwrap().1;
-            let step = match self.cluster.phase() >= Phase::Training {
-                true => self.shards.iter().map(Shard::open_step).min().unwrap(),
-                false => begun,
-            };
+            let step = if self.cluster.phase() >= Phase::Training { self.common_step() } else { begun };
             self.hands.insert(rank, Hand::at(step));
             self.returned = true;
         }
-        self.tell_shards();
     }
 
     /// Takes note of what the coordinator tells.
@@ -340,11 +405,14 @@ impl World {
         if self.cluster.phase() < Phase::Training {
             return;
         }
-        let opens: Vec<_> = self.shards.iter().map(|shard| shard.open_step().0).collect();
+        let opens: Vec<_> = self.cores.values().map(|core| core.open_step().0).collect();
+        let (least, most) = (opens.iter().min().copied().unwrap_or(0), opens.iter().max().copied().unwrap_or(0));
         if !self.config.mode.is_chosen() {
-            assert!(opens[0].abs_diff(opens[1]) <= 1, "shards are {opens:?}");
+            assert!(most - least <= 1, "servers are at {opens:?}");
+            let told = self.cluster.engine().commits().0;
+            assert!(told <= least, "{told} commits were made, and every server has them: {opens:?}");
         }
-        for shard in &self.shards {
+        for shard in self.cores.values() {
             let last = shard.open_step().0.checked_sub(1).and_then(|step| shard.committed(Step(step)));
             if let Some(verdict) = last {
                 let known = self.log.entry(verdict.step).or_insert_with(|| verdict.clone());
@@ -359,16 +427,18 @@ impl World {
     }
 
     pub fn parameters(&self) -> Vec<f32> {
-        let mut values = Vec::new();
-        for shard in &self.shards {
-            for block in shard.all_blocks() {
-                match shard.version(block, shard.open_step(), Weights::Trained).unwrap() {
-                    Lookup::Ready(version) => values.extend(version.iter().copied()),
-                    other => panic!("{other:?}"),
-                }
-            }
+        let newest = |shard: &Shard| -> Vec<f32> {
+            let version = |block| match shard.version(block, shard.open_step(), Weights::Trained).unwrap() {
+                Lookup::Ready(version) => version,
+                other => panic!("{other:?}"),
+            };
+            shard.all_blocks().flat_map(|block| version(block).to_vec()).collect()
+        };
+        for core in self.cores.values() {
+            let leader = self.leading().find(|leader| leader.id() == core.id()).unwrap();
+            assert_eq!(newest(core), newest(leader), "copies of shard {} are the same", core.id());
         }
-        values
+        self.leading().flat_map(newest).collect()
     }
 
     pub fn run(&mut self, faults: bool) {
@@ -379,7 +449,7 @@ impl World {
             }
             self.tick(faults);
         }
-        let opens: Vec<_> = self.shards.iter().map(Shard::open_step).collect();
-        panic!("it does not end: {} {opens:?} {:?}", self.cluster.awaited(), self.hands);
+        let opens: Vec<_> = self.cores.iter().map(|(rank, core)| (rank, core.open_step())).collect();
+        panic!("it does not end: {} {opens:?} {:?} {:?}", self.cluster.awaited(), self.hands, self.cluster.view());
     }
 }
