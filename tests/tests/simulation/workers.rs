@@ -50,16 +50,12 @@ impl World {
         self.config.mode.is_dealt()
     }
 
-    fn owned(&self, rank: u32) -> BTreeSet<SliceId> {
-        self.cluster.owned_by(WorkerId(rank))
-    }
-
     /// The cluster as a worker knows it: now and then, it looks.
     fn look_up(&mut self, rank: u32, is_late: bool) -> ClusterView {
         let now = self.cluster.view();
         let known = self.hands[&rank].view.clone().filter(|view| view.era == now.era && view.phase == now.phase);
         let view = match known {
-            Some(known) if is_late && self.draw(2) == 0 => known,
+            Some(known) if is_late && self.draw(4) > 0 => known,
             _ => now,
         };
         self.hands.get_mut(&rank).unwrap().view = Some(view.clone());
@@ -99,8 +95,8 @@ impl World {
     }
 
     /// Scores what is this worker's of a step's evaluation and not scored yet, with parameters that must be there.
-    fn evaluate(&mut self, member: Member, step: Step) {
-        let owned = self.owned(member.rank);
+    fn evaluate(&mut self, member: Member, step: Step, view: &ClusterView) {
+        let owned = view.owned_by(WorkerId(member.rank));
         let scored = match self.hands[&member.rank].evaluated.clone() {
             Some((at, scored)) if at == step => scored,
             _ => BTreeSet::new(),
@@ -137,7 +133,8 @@ impl World {
             self.look(rank, header.clone(), to);
         } else if hand.finished {
             // It stays until all are through, and takes over what others leave.
-            self.evaluate(member, hand.step);
+            let view = self.look_up(rank, true);
+            self.evaluate(member, hand.step, &view);
         } else if self.is_dealt() {
             self.ask(member);
         } else {
@@ -154,20 +151,23 @@ impl World {
                 let view = self.look_up(member.rank, false);
                 self.push(member, (step, sequence), &[(0, (of, slice.0))], &view);
             }
-            Deal::Now(Work::Evaluate(step)) => self.evaluate(member, step),
+            Deal::Now(Work::Evaluate(step)) => {
+                let view = self.look_up(member.rank, true);
+                self.evaluate(member, step, &view);
+            }
             Deal::Now(Work::Finished(step)) => self.finish(member, step),
             Deal::Wait(_) => {}
         }
     }
 
     fn make_step(&mut self, member: Member, step: Step) {
+        let view = self.look_up(member.rank, true);
         if Clock::new(&self.config, STEPS).is_due(step, EVAL_EVERY) || step.0 == STEPS {
-            self.evaluate(member, step);
+            self.evaluate(member, step, &view);
         }
         if step.0 == STEPS {
             return self.finish(member, step);
         }
-        let view = self.look_up(member.rank, true);
         let owned = view.owned_by(WorkerId(member.rank));
         let places: Vec<_> = owned.iter().map(|slice| (slice.0, (step.0, slice.0))).collect();
         self.push(member, (step, step.0), &places, &view);
@@ -254,10 +254,10 @@ impl World {
     fn push_again(&mut self, rank: u32, header: PushHeader) {
         let member = header.member;
         let is_evaluated = self.hands[&rank].evaluated.as_ref().is_some_and(|(at, _)| *at == header.step);
-        if is_evaluated && !self.is_dealt() {
-            self.evaluate(member, header.step);
-        }
         let view = self.look_up(rank, true);
+        if is_evaluated && !self.is_dealt() {
+            self.evaluate(member, header.step, &view);
+        }
         let places: Vec<_> = match self.is_dealt() {
             true => vec![(0, self.dealt[&(rank, member.incarnation, header.sequence)])],
             false => {
