@@ -103,6 +103,8 @@ impl Host {
         let layout = view.layout();
         let others = layout.copies_of(layout.shard_of(me)).filter(|server| *server != me);
         let mut copies = self.copies();
+        // What was kept for somebody who is gone.
+        copies.ready.retain(|commit, _| view.servers.iter().any(|there| there.since == Since::Commit(*commit)));
         let asks = |server: ServerId| {
             let there = view.server(server)?;
             let Since::Commit(commit) = there.since else { return None };

@@ -188,10 +188,6 @@ impl RawConfig {
             return Err(value_error("precision", "\"f16\"", problem));
         }
         let eval_every = self.eval_every.unwrap_or(100);
-        let patience = self.patience.unwrap_or(0);
-        if patience > 0 && eval_every == 0 {
-            return Err(value_error("patience", patience, "needs evaluations on the way; set `eval_every` above 0"));
-        }
         Ok(Config {
             name: run_name(self.name.unwrap_or_default())?,
             run_dir: self.run_dir.unwrap_or_else(|| "runs".into()),
@@ -212,7 +208,7 @@ impl RawConfig {
             seed: self.seed.unwrap_or(0),
             eval_every,
             eval_samples: count("eval_samples", self.eval_samples.unwrap_or(10_000), 0, u32::MAX)?,
-            patience,
+            patience: patience(self.patience.unwrap_or(0), eval_every)?,
             keep_best: self.keep_best.unwrap_or(false),
             precision,
             loss_scale,
@@ -227,6 +223,14 @@ impl RawConfig {
             model: self.model.resolve()?,
             timeouts: self.timeouts.resolve()?,
         })
+    }
+}
+
+/// Evaluations in a row without a lower loss that end the run.
+fn patience(number: u64, eval_every: u64) -> Result<u64, ConfigError> {
+    match (number, eval_every) {
+        (1.., 0) => Err(value_error("patience", number, "needs evaluations on the way; set `eval_every` above 0")),
+        _ => Ok(number),
     }
 }
 

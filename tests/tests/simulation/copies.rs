@@ -1,17 +1,69 @@
 //! Servers that hold the same shard: who leads, who comes, and what one takes from another.
 
 use convoy_proto::{
-    ids::{Role, ServerId},
-    messages::{ClusterView, Phase, ShardReport, Since},
+    ids::{Role, ServerId, ShardId, Step},
+    messages::{ClusterView, Phase, ShardReport, Since, Weights},
 };
-use convoy_server::core::kept::{Formed, Snapshot};
+use convoy_server::core::{
+    kept::{Formed, Snapshot},
+    shard::Shard,
+    versions::Lookup,
+};
 
 use crate::{
+    SOME_DAY,
     model::{At, Message},
     world::World,
 };
 
 impl World {
+    /// The servers that lead, by shard.
+    pub fn leaders(&self) -> Vec<u32> {
+        let view = self.cluster.view();
+        let shards = (0..self.layout().shards()).map(ShardId);
+        shards.map(|shard| view.copies(shard, SOME_DAY).first().expect("the parameters are whole").0).collect()
+    }
+
+    /// The shards that lead.
+    pub fn leading(&self) -> impl Iterator<Item = &Shard> {
+        self.leaders().into_iter().map(|rank| &self.cores[&rank])
+    }
+
+    /// The newest step that all servers have, or will have, that take part.
+    pub fn common_step(&self) -> Step {
+        let view = self.cluster.view();
+        let steps = (0..self.layout().servers()).map(ServerId).filter_map(|server| {
+            let there = view.server(server)?;
+            match (self.cores.get(&server.0), there.since) {
+                (_, Since::Waits) => None,
+                (None, Since::Commit(commit)) => Some(commit),
+                (core, _) => core.map(Shard::open_step),
+            }
+        });
+        steps.min().expect("somebody takes part")
+    }
+
+    pub fn parameters(&self) -> Vec<f32> {
+        let newest = |shard: &Shard| -> Vec<f32> {
+            let version = |block| match shard.version(block, shard.open_step(), Weights::Trained).unwrap() {
+                Lookup::Ready(version) => version,
+                other => panic!("{other:?}"),
+            };
+            shard.all_blocks().flat_map(|block| version(block).to_vec()).collect()
+        };
+        for core in self.cores.values() {
+            let leader = self.leading().find(|leader| leader.id() == core.id()).unwrap();
+            assert_eq!(newest(core), newest(leader), "copies of shard {} are the same", core.id());
+        }
+        self.leading().flat_map(newest).collect()
+    }
+
+    /// Whether a process is there and holds a shard of an era.
+    pub fn is_current(&self, (server, era): At) -> bool {
+        let is_there = self.servers.get(&server.rank) == Some(&server);
+        is_there && self.cores.get(&server.rank).is_some_and(|core| core.era() == era)
+    }
+
     /// A commit was kept: for a checkpoint, which the server that leads writes, or for another server.
     pub fn formed(&mut self, (server, era): At, formed: Formed) {
         let snapshot = Snapshot::clone(&formed.snapshot);

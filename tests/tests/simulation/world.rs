@@ -17,7 +17,7 @@ use convoy_proto::{
     ids::{Era, Incarnation, Member, Role, ServerId, ShardId, Step},
     layout::Layout,
     manifest::{Manifest, TensorRole},
-    messages::{ClusterView, JoinOffer, JoinPart, ParameterBlock, Phase, Since, Staged, Verdict, Weights, WorkerOffer},
+    messages::{ClusterView, JoinOffer, JoinPart, ParameterBlock, Phase, Staged, Verdict, WorkerOffer},
     order::{Purpose, below, stream},
     schedule::Horizon,
     sum::payload_of,
@@ -26,11 +26,10 @@ use convoy_server::core::{
     kept::{Snapshot, Used},
     refusal::Refusal,
     shard::{Outcome, Shard},
-    versions::Lookup,
 };
 
 use crate::{
-    SOME_DAY, STEPS, WORKERS,
+    STEPS, WORKERS,
     model::{At, Message, config},
     workers::Hand,
 };
@@ -138,32 +137,6 @@ impl World {
         Layout::of(&self.config)
     }
 
-    /// The servers that lead, by shard.
-    pub fn leaders(&self) -> Vec<u32> {
-        let view = self.cluster.view();
-        let shards = (0..self.layout().shards()).map(ShardId);
-        shards.map(|shard| view.copies(shard, SOME_DAY).first().expect("the parameters are whole").0).collect()
-    }
-
-    /// The shards that lead.
-    pub fn leading(&self) -> impl Iterator<Item = &Shard> {
-        self.leaders().into_iter().map(|rank| &self.cores[&rank])
-    }
-
-    /// The newest step that all servers have, or will have, that take part.
-    pub fn common_step(&self) -> Step {
-        let view = self.cluster.view();
-        let steps = (0..self.layout().servers()).map(ServerId).filter_map(|server| {
-            let there = view.server(server)?;
-            match (self.cores.get(&server.0), there.since) {
-                (_, Since::Waits) => None,
-                (None, Since::Commit(commit)) => Some(commit),
-                (core, _) => core.map(Shard::open_step),
-            }
-        });
-        steps.min().expect("somebody takes part")
-    }
-
     pub fn draw(&mut self, bound: u64) -> u64 {
         (self.random)(bound)
     }
@@ -241,12 +214,6 @@ impl World {
         }
         self.mail.extend(outcome.accumulated.map(|part| Message::Decide(server, part)));
         self.mail.extend(outcome.staged.map(|staged| Message::Stage(server, staged)));
-    }
-
-    /// Whether a process is there and holds a shard of an era.
-    pub fn is_current(&self, (server, era): At) -> bool {
-        let is_there = self.servers.get(&server.rank) == Some(&server);
-        is_there && self.cores.get(&server.rank).is_some_and(|core| core.era() == era)
     }
 
     fn deliver(&mut self, message: Message) {
@@ -424,21 +391,6 @@ impl World {
     /// Steps that the coordinator counts.
     pub fn steps(&self) -> u64 {
         self.cluster.steps()
-    }
-
-    pub fn parameters(&self) -> Vec<f32> {
-        let newest = |shard: &Shard| -> Vec<f32> {
-            let version = |block| match shard.version(block, shard.open_step(), Weights::Trained).unwrap() {
-                Lookup::Ready(version) => version,
-                other => panic!("{other:?}"),
-            };
-            shard.all_blocks().flat_map(|block| version(block).to_vec()).collect()
-        };
-        for core in self.cores.values() {
-            let leader = self.leading().find(|leader| leader.id() == core.id()).unwrap();
-            assert_eq!(newest(core), newest(leader), "copies of shard {} are the same", core.id());
-        }
-        self.leading().flat_map(newest).collect()
     }
 
     pub fn run(&mut self, faults: bool) {

@@ -13,10 +13,7 @@ use convoy_proto::{
     blocks::{Block, BlockMap},
     ids::{BlockId, Era, Generation, Member, ShardId, Step},
     manifest::Manifest,
-    messages::{
-        ClusterView, DealtSlice, Extent, GradientBlock, ParameterBlock, Pull, PushHeader, Setback, Since, Verdict,
-        Weights,
-    },
+    messages::{ClusterView, DealtSlice, Extent, GradientBlock, ParameterBlock, PushHeader, Setback, Verdict, Weights},
     sum,
     transport::{ShardClient, TransportError},
     tree::Node,
@@ -24,6 +21,7 @@ use convoy_proto::{
 use futures_util::future::try_join_all;
 use tokio::sync::watch;
 
+mod pull;
 mod servers;
 
 use crate::{parameters::Tensors, step::Contribution};
@@ -213,114 +211,6 @@ impl Exchange {
             }
         }
         Ok(())
-    }
-
-    /// All parameters that `step` starts from, or their moving average.
-    ///
-    /// # Errors
-    /// A server that refuses, is gone, or sends what does not fit.
-    pub async fn pull(&self, era: Era, step: Step, weights: Weights) -> Result<Tensors, ExchangeError> {
-        self.pull_at(era, step, (weights, Extent::All)).await
-    }
-
-    async fn pull_at(
-        &self,
-        era: Era,
-        step: Step,
-        (weights, extent): (Weights, Extent),
-    ) -> Result<Tensors, ExchangeError> {
-        let pulls = self.shards().map(|shard| async move {
-            let (_, blocks) = self.pull_shard(shard, (era, Some(step)), (weights, extent)).await?;
-            Ok::<_, ExchangeError>((shard, blocks))
-        });
-        let pulled = try_join_all(pulls).await?.into_iter().collect();
-        self.gather(&pulled, |block| extent == Extent::All || block.role.is_trained())
-    }
-
-    /// A shard's parameters, from the server that leads, or from another if it dies.
-    async fn pull_shard(
-        &self,
-        shard: ShardId,
-        (era, step): (Era, Option<Step>),
-        (weights, extent): (Weights, Extent),
-    ) -> Result<(Step, Vec<ParameterBlock>), ExchangeError> {
-        let pull = Pull { member: self.member, era, step, weights, extent };
-        let commit = step.unwrap_or(SOME_DAY);
-        loop {
-            let leader = self.servers.copies(shard, commit).first().copied().ok_or(ExchangeError::Gone(shard))?;
-            let pulled = self.servers.call(leader, commit, async |client: ShardClient| {
-                let mut blocks = Vec::new();
-                let step = client.pull(pull, |block| blocks.push(block)).await?;
-                Ok((step, blocks))
-            });
-            if let Some(pulled) = pulled.await? {
-                return Ok(pulled);
-            }
-        }
-    }
-
-    /// The newest parameters, each shard's own; gives the oldest of the steps that start from them.
-    ///
-    /// # Errors
-    /// A server that refuses, is gone, or sends what does not fit.
-    pub async fn pull_newest(&self, era: Era, extent: Extent) -> Result<Pulled, ExchangeError> {
-        let pulls = self.shards().map(|shard| async move {
-            let (step, blocks) = self.pull_shard(shard, (era, None), (Weights::Trained, extent)).await?;
-            Ok::<_, ExchangeError>((step, (shard, blocks)))
-        });
-        let pulled = try_join_all(pulls).await?;
-        let steps: Vec<Step> = pulled.iter().map(|(step, _)| *step).collect();
-        let blocks = pulled.into_iter().map(|(_, blocks)| blocks).collect();
-        let (oldest, newest) = (steps.iter().min().copied(), steps.iter().max().copied());
-        let tensors = self.gather(&blocks, |block| extent == Extent::All || block.role.is_trained())?;
-        Ok(Pulled {
-            step: oldest.unwrap_or(Step(0)),
-            newest: newest.unwrap_or(Step(0)),
-            tensors,
-            bytes: self.trained_bytes,
-        })
-    }
-
-    /// The newest parameters that all servers have at once: those of the one that is behind, which may wait for the caller.
-    ///
-    /// # Errors
-    /// A server that refuses, is gone, or sends what does not fit.
-    pub async fn pull_common(&self, era: Era, extent: Extent) -> Result<Pulled, ExchangeError> {
-        loop {
-            let behind = self.step_of_followers(era).await?;
-            let pulled = self.pull_newest(era, extent).await?;
-            let step = behind.map_or(pulled.step, |behind| behind.min(pulled.step));
-            if step == pulled.newest {
-                return Ok(pulled);
-            }
-            match self.pull_at(era, step, (Weights::Trained, extent)).await {
-                // It has been committed everywhere meanwhile, and more: look again.
-                Err(ExchangeError::Transport(TransportError::Refused { .. })) => {}
-                tensors => return Ok(Pulled { step, newest: step, tensors: tensors?, ..pulled }),
-            }
-        }
-    }
-
-    /// The first step that some server has open which does not lead.
-    async fn step_of_followers(&self, era: Era) -> Result<Option<Step>, ExchangeError> {
-        let followers = self.shards().flat_map(|shard| self.servers.copies(shard, SOME_DAY).into_iter().skip(1));
-        let (weights, extent) = (Weights::Trained, Extent::Nothing);
-        let pull = Pull { member: self.member, era, step: None, weights, extent };
-        let asked = followers.map(|server| async move {
-            let asked = self.servers.call(server, SOME_DAY, async |client: ShardClient| client.pull(pull, drop).await);
-            match asked.await {
-                // Its shard is on its way.
-                Err(ExchangeError::Transport(TransportError::Refused { .. })) => {
-                    let view = self.servers.view();
-                    Ok(view.server(server).and_then(|there| match there.since {
-                        Since::Commit(commit) => Some(commit),
-                        Since::Beginning | Since::Waits => None,
-                    }))
-                }
-                step => step,
-            }
-        });
-        Ok(try_join_all(asked).await?.into_iter().flatten().min())
     }
 
     /// Pushes a contribution to a step and takes the updated parameters, until every shard has committed it; nothing if

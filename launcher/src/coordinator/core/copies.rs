@@ -139,3 +139,105 @@ impl Cluster {
         self.plan_copies();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use convoy_proto::{
+        config::{Config, layers::Layers},
+        ids::{Era, Role, ShardId},
+        messages::{JoinOffer, Report, ShardReport},
+    };
+
+    use super::{
+        super::tests::{offer, reference, step},
+        *,
+    };
+
+    fn config(mode: &str) -> Config {
+        let text = format!("workers = 2\nslices = 3\nname = 'r'\nreplicas = 1\n{mode}");
+        Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap()
+    }
+
+    fn join(cluster: &mut Cluster, mode: &str, role: Role, rank: u32) -> Member {
+        let offer = JoinOffer { config_fingerprint: config(mode).fingerprint(), ..offer(role, rank) };
+        let incarnation = cluster.join(offer, 0).unwrap().0.incarnation;
+        Member { role, rank, incarnation }
+    }
+
+    /// A run of one shard that two servers hold, and two workers.
+    fn training(mode: &str) -> (Cluster, [Member; 2], [Member; 2]) {
+        let mut cluster = Cluster::new(config(mode), reference());
+        let servers = [0, 1].map(|rank| join(&mut cluster, mode, Role::Server, rank));
+        let workers = [0, 1].map(|rank| join(&mut cluster, mode, Role::Worker, rank));
+        cluster.report(workers[0], Era(0), Report::Initialised).unwrap();
+        assert_eq!(cluster.phase(), Phase::Training);
+        (cluster, servers, workers)
+    }
+
+    fn since(cluster: &Cluster, rank: usize) -> Since {
+        cluster.view().servers[rank].since
+    }
+
+    #[test]
+    fn who_comes_is_told_a_commit_ahead_and_a_later_one_if_that_is_too_soon() {
+        let (mut cluster, [_, second], [worker, _]) = training("");
+        cluster.report(worker, Era(0), step(0)).unwrap();
+        let before = cluster.view();
+        assert!(cluster.lose_server(0).is_some() && !cluster.is_broken());
+        let after = cluster.view();
+        assert!(after.generation > before.generation && after.era == before.era);
+        assert_eq!(after.copies(ShardId(0), Step(1)), [ServerId(1)]);
+        assert!(!cluster.has_copy(ServerId(1)), "it is the last one");
+        let again = join(&mut cluster, "", Role::Server, 0);
+        assert_eq!(since(&cluster, 0), Since::Commit(Step(5)));
+        let late = ShardReport::NotCopied { server: ServerId(0), commit: Step(5), open: Step(1) };
+        cluster.report_shard(second, Era(0), late.clone()).unwrap();
+        assert_eq!(since(&cluster, 0), Since::Commit(Step(9)), "further ahead");
+        cluster.report_shard(second, Era(0), late).unwrap();
+        assert_eq!(since(&cluster, 0), Since::Commit(Step(9)), "once");
+        assert!(!cluster.has_copy(ServerId(1)), "it is on its way");
+        let events = cluster.report_shard(again, Era(0), ShardReport::Restored).unwrap();
+        assert_eq!(events, [Event::Copied(again, Step(9))]);
+        assert!(cluster.has_copy(ServerId(1)));
+        cluster.lose_server(1);
+        assert!(!cluster.is_broken());
+        cluster.lose_server(0);
+        assert!(cluster.is_broken(), "nobody has the shard any more");
+        cluster.end_era();
+        cluster.roll_back(super::super::Origin::default());
+        join(&mut cluster, "", Role::Server, 1);
+        assert_eq!((cluster.phase(), since(&cluster, 1)), (Phase::Gathering, Since::Beginning));
+        cluster.abandon_server(0);
+        cluster.gather();
+        assert_eq!(cluster.phase(), Phase::Initialising, "one that nobody starts again is not waited for");
+    }
+
+    #[test]
+    fn where_slices_are_dealt_out_who_comes_takes_part_when_none_is_in_hand() {
+        use super::super::super::dealer::Deal;
+        use convoy_proto::messages::Work;
+        let mode = "mode = 'async'";
+        let (mut cluster, _, [first, second]) = training(mode);
+        assert!(matches!(cluster.deal(first), Ok(Deal::Now(Work::Slice { .. }))));
+        cluster.lose_server(1);
+        join(&mut cluster, mode, Role::Server, 1);
+        assert_eq!(since(&cluster, 1), Since::Waits);
+        assert!(matches!(cluster.deal(second), Ok(Deal::Wait(_))), "nothing is dealt");
+        let before = cluster.view().generation;
+        cluster.lose(first, false).unwrap();
+        assert_eq!(since(&cluster, 1), Since::Commit(Step(0)), "who had it in hand is gone");
+        assert!(cluster.view().generation > before);
+        assert!(matches!(cluster.deal(second), Ok(Deal::Now(Work::Slice { .. }))));
+    }
+
+    #[test]
+    fn too_near_the_end_nobody_takes_part_any_more() {
+        let (mut cluster, _, workers) = training("");
+        for number in 0..8 {
+            workers.iter().for_each(|worker| drop(cluster.report(*worker, Era(0), step(number)).unwrap()));
+        }
+        cluster.lose_server(0);
+        join(&mut cluster, "", Role::Server, 0);
+        assert_eq!(since(&cluster, 0), Since::Waits);
+    }
+}

@@ -9,14 +9,10 @@ use convoy_proto::{
     config::Config,
     ids::{Era, Generation, Incarnation, Member, Role, Step, WorkerId},
     layout::Layout,
-    messages::{
-        Accumulated, Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, ServerView, Since, Staged, Verdict,
-        Weights,
-    },
+    messages::{Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, ServerView, Since, Verdict, Weights},
 };
 
 use super::{
-    dealer::Deal,
     engine::Engine,
     evaluation::Score,
     handshake::{Reference, compare},
@@ -25,6 +21,7 @@ use super::{
     stragglers::Straggler,
 };
 
+mod committing;
 mod copies;
 mod endings;
 mod eras;
@@ -333,42 +330,6 @@ impl Cluster {
                 Ok(self.finished())
             }
         }
-    }
-
-    /// Adds a server's part of a decision; gives the verdict once all are there.
-    ///
-    /// # Errors
-    /// A caller that is not a current member, or a part that does not belong.
-    pub fn decide(&mut self, member: Member, part: Accumulated) -> Result<Option<Verdict>, Refusal> {
-        self.server(member)?;
-        self.check_era(part.era)?;
-        Ok(self.engine.decide(part)?)
-    }
-
-    /// Takes note that a server has staged a push, and commits what may be committed.
-    ///
-    /// # Errors
-    /// A caller that is not a current member, or a push that does not belong.
-    pub fn stage(&mut self, member: Member, staged: Staged) -> Result<Vec<Verdict>, Refusal> {
-        self.server(member)?;
-        self.check_era(staged.era)?;
-        let verdicts = self.engine.stage(staged)?;
-        self.plan_copies();
-        Ok(verdicts)
-    }
-
-    /// What a worker is to do.
-    ///
-    /// # Errors
-    /// A caller that is not a current member, or a run in which nothing is dealt out.
-    pub fn deal(&mut self, member: Member) -> Result<Deal, Refusal> {
-        self.worker(member)?;
-        if !self.config.mode.is_dealt() {
-            return Err(Refusal::OutOfPlace { member, what: "that it has nothing to do" });
-        }
-        let worker = WorkerId(member.rank);
-        let owned = self.owned_by(worker);
-        Ok(self.engine.deal(worker, &owned))
     }
 
     /// Moves on to a later phase; nothing happens if the cluster is there or further.

@@ -12,17 +12,17 @@ use convoy_proto::{
 
 use super::{super::evaluation::Kind, *};
 
-fn config() -> Config {
+pub(super) fn config() -> Config {
     Layers::new().toml("test", "workers = 2\nslices = 3\nname = 'r'").unwrap().raw().unwrap().resolve(1).unwrap()
 }
 
-fn reference() -> Reference {
+pub(super) fn reference() -> Reference {
     let manifest = Manifest::new([("w".into(), vec![2], TensorRole::Trainable)]).unwrap();
     let horizon = Horizon { steps: 10, steps_per_epoch: 5 };
     Reference { manifest, data_fingerprint: vec![1, 2], horizon, kind: Kind::Classes }
 }
 
-fn offer(role: Role, rank: u32) -> JoinOffer {
+pub(super) fn offer(role: Role, rank: u32) -> JoinOffer {
     let part = match role {
         Role::Server => JoinPart::Server { address: "10.0.0.1:7".into() },
         _ => JoinPart::Worker(Box::new(WorkerOffer {
@@ -56,7 +56,7 @@ fn full() -> (Cluster, [Member; 2], Member) {
     (cluster, [first, second], server)
 }
 
-fn step(number: u64) -> Report {
+pub(super) fn step(number: u64) -> Report {
     let terms = Terms { learning_rate: 0.1, loss_scale: 1.0 };
     let header = |slice| SliceHeader { slice: SliceId(slice), weight: 1.0, loss_sum: 1.0, finite: true };
     let verdict = Verdict::from_headers(Step(number), SliceTree::new(3), &[header(0), header(1), header(2)], terms);

@@ -20,7 +20,7 @@ use convoy_proto::{
     layout::Layout,
     loss_scale::LossScale,
     manifest::{Manifest, TensorRole},
-    messages::{Accumulated, Action, ClusterView, GradientBlock, Norms, ParameterBlock, PushHeader, Terms, Verdict},
+    messages::{Action, ClusterView, GradientBlock, ParameterBlock, PushHeader, Terms, Verdict},
     optimizer::Optimizer,
     schedule::{CommitRate, Horizon},
     tree::SliceTree,
@@ -28,6 +28,7 @@ use convoy_proto::{
 use rayon::prelude::*;
 
 mod chosen;
+mod deciding;
 mod push;
 mod reading;
 mod saving;
@@ -39,7 +40,7 @@ use super::{
     cell::{Cell, Progress},
     fences::{check_length, fence, known, outdated, own},
     kept::Used,
-    open::{OpenStep, Question, Sizes},
+    open::{OpenStep, Sizes},
     refusal::Refusal,
     staging::Staging,
 };
@@ -284,20 +285,6 @@ impl Shard {
         Ok(self.hand_over(outcome))
     }
 
-    /// Carries out the coordinator's verdict on the open step; one on an older step changes nothing.
-    pub fn decide(&self, verdict: Verdict) -> Outcome {
-        let step = verdict.step;
-        let absent = {
-            let mut state = lock(&self.state);
-            if step != state.open.ledger.step() {
-                return Outcome::default();
-            }
-            state.open.ledger.close(verdict);
-            state.open.ledger.absent().clone()
-        };
-        self.sweep(step, &absent).and(self.take_up_chosen())
-    }
-
     fn cell(&self, block: BlockId) -> Result<&Mutex<Cell>, Refusal> {
         let at = block.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
         at.and_then(|at| self.cells.get(at)).ok_or(Refusal::UnknownBlock { block, shard: self.id })
@@ -366,29 +353,6 @@ impl Shard {
         }
         state.last = Some(verdict);
         true
-    }
-
-    /// The shard's part in a decision that is not its own to give, once, when it has all that the decision needs.
-    fn report(&self) -> Option<Accumulated> {
-        let question = {
-            let mut state = lock(&self.state);
-            let terms = self.terms(&state);
-            state.open.question(self.sizes, &self.optimizer, terms)?
-        };
-        let (proposal, norms) = match question {
-            Question::Clip(proposal) => (proposal, Norms::Gradient(self.measure(|c| c.sum_of_squares(self.tree)))),
-            Question::Trust(verdict) => (verdict, Norms::Direction(self.measure(Cell::squares))),
-        };
-        Some(Accumulated { server: self.server, era: self.era, proposal, norms })
-    }
-
-    /// Measures every trainable cell, in order.
-    fn measure<T: Send>(&self, measure: impl Fn(&Cell) -> T + Sync) -> Vec<(BlockId, T)> {
-        let measure = |cell: &Mutex<Cell>| {
-            let cell = lock(cell);
-            (cell.block().role == TensorRole::Trainable).then(|| (cell.block().id, measure(&cell)))
-        };
-        self.cells.par_iter().filter_map(measure).collect()
     }
 }
 

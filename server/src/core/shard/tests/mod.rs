@@ -4,7 +4,7 @@ use convoy_proto::{
     blocks::Block,
     config::layers::Layers,
     ids::{Era, Generation, Incarnation, Role},
-    messages::{Phase, ServerView, SliceHeader, Weights},
+    messages::{Accumulated, Norms, Phase, ServerView, SliceHeader, Weights},
     sum::payload_of,
     tree::Node,
     trust,
