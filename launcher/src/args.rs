@@ -43,12 +43,16 @@ pub struct TrainArgs {
     /// Steps between checkpoints, or time such as 30s or 10m; 0 writes one only when told to stop [default: 60s]
     #[arg(long, value_name = "N|TIME", help_heading = "Checkpoints")]
     pub checkpoint_every: Option<String>,
+    /// Where to keep checkpoints, under the run's name: a directory, or s3://BUCKET/PREFIX, gs://… or az://… with
+    /// credentials from the environment [default: the run's directory]
+    #[arg(long, value_name = "DIR|URL", help_heading = "Checkpoints")]
+    pub checkpoint_to: Option<String>,
     /// Checkpoints to keep, the newest [default: 2]
     #[arg(long, value_name = "N", help_heading = "Checkpoints")]
     pub keep_last: Option<String>,
-    /// Go on with the run of this --name if there is one (auto), or begin with a checkpoint or the newest of a run
-    /// [default: never]
-    #[arg(long, value_name = "auto|PATH|never", help_heading = "Checkpoints")]
+    /// Go on with the run of this --name if there is one (auto), or begin with a checkpoint, or the newest of a run, by its
+    /// path or URL [default: never]
+    #[arg(long, value_name = "auto|PATH|URL|never", help_heading = "Checkpoints")]
     pub resume: Option<String>,
     /// When gradients are aggregated.
     #[command(flatten)]
@@ -290,6 +294,7 @@ impl From<&TrainArgs> for Pairs {
             ("chaos.mtbf", &args.mtbf),
             ("chaos.seed", &args.chaos_seed),
             ("checkpoint.every", &args.checkpoint_every),
+            ("checkpoint.to", &args.checkpoint_to),
             ("checkpoint.keep_last", &args.keep_last),
             ("backend", &args.backend),
             ("precision", &args.precision),

@@ -1,22 +1,21 @@
 //! The checkpoints of a run: which there are, which is the newest that is whole, and which are not needed any more.
 
-use std::{
-    collections::BTreeSet,
-    ffi::OsString,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use convoy_proto::{hex, manifest::Manifest};
-use convoy_server::checkpoint::{self, CheckpointManifest, part};
+use convoy_proto::{config::Config, hex, manifest::Manifest};
+use convoy_server::checkpoint::{self, CheckpointError, CheckpointManifest, MANIFEST, Place, place};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
     coordinator::{dealer::Cursor, records::Totals},
+    outcome::Failure,
     summary::Notes,
     train::review::Review,
 };
+
+/// What a manifest is called that counts for nothing any more.
+const ABANDONED: &str = "abandoned.json";
 
 /// Where a run stood when a checkpoint was made, beside its parameters.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -36,278 +35,410 @@ pub struct Cut {
 /// A checkpoint that is whole.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// Its directory.
-    pub path: PathBuf,
+    /// Its name.
+    pub name: String,
     /// Its manifest.
     pub manifest: CheckpointManifest,
     /// Where the run stood.
     pub cut: Cut,
 }
 
+/// Checkpoints that servers must not be sent to again, by name.
+pub type Bad = BTreeSet<String>;
+
 /// What identifies a model's tensors.
 pub fn model_hash(manifest: &Manifest) -> String {
     hex(&Sha256::digest(serde_json::to_vec(manifest).unwrap_or_default()))
 }
 
-/// The directories that may be checkpoints of a run, in no order.
-fn directories(run: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(checkpoint::root(run)).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
-}
-
-/// The same with their manifests, by their commits: those without one first.
-fn opened(run: &Path) -> Vec<(Option<CheckpointManifest>, PathBuf)> {
-    let opened = directories(run).into_iter().map(|path| (checkpoint::open(&path).ok(), path));
-    let mut opened: Vec<_> = opened.collect();
-    opened.sort_by_key(|(manifest, path)| (manifest.as_ref().map(|manifest| manifest.commits), path.clone()));
-    opened
-}
-
-/// The newest whole checkpoint of a run but for those of the names in `bad`, every byte of it checked; and why newer ones
-/// were passed over.
-pub fn newest(run: &Path, model: &str, bad: &BTreeSet<OsString>) -> (Option<Found>, Vec<String>) {
-    let (mut passed_over, mut manifests) = (Vec::new(), Vec::new());
-    let is_bad = |path: &PathBuf| path.file_name().is_some_and(|name| bad.contains(name));
-    for path in directories(run).into_iter().filter(|path| !is_bad(path)) {
-        match checkpoint::open(&path) {
-            Ok(manifest) => manifests.push((path, manifest)),
-            // Without a manifest, it never was one.
-            Err(_) if !path.join(checkpoint::MANIFEST).exists() => {}
-            Err(problem) => passed_over.push(problem.to_string()),
-        }
-    }
-    manifests.sort_by_key(|(_, manifest)| (manifest.commits, manifest.era));
-    for (path, manifest) in manifests.into_iter().rev() {
-        match whole(&path, manifest, model) {
-            Ok(found) => return (Some(found), passed_over),
-            Err(problem) => passed_over.push(problem),
-        }
-    }
-    (None, passed_over)
-}
-
-/// The same, to go on from: what is newer belongs to no timeline any more, and is set aside.
-pub fn take(run: &Path, model: &str, bad: &BTreeSet<OsString>) -> (Option<Found>, Vec<String>) {
-    let (found, passed_over) = newest(run, model, bad);
-    let from = found.as_ref().map(|found| found.path.as_path());
-    let is_later = |path: &PathBuf| from.is_none_or(|from| place(path) > place(from));
-    directories(run).iter().filter(|path| is_later(path)).for_each(|path| set_aside(path));
-    (found, passed_over)
-}
-
-/// Makes a checkpoint none, for good: its files stay until the run ends or their step is saved again.
-fn set_aside(path: &Path) {
-    let manifest = path.join(checkpoint::MANIFEST);
-    if let Err(problem) = fs::rename(&manifest, path.join("abandoned.json"))
-        && manifest.exists()
-    {
-        tracing::warn!("cannot set the checkpoint {} aside: {problem}", path.display());
-    }
-}
-
-/// Where in the run a directory's checkpoint is, by its name: steps, and commits beyond them.
-fn place(path: &Path) -> Option<(u64, u64)> {
-    let name = path.file_name()?.to_str()?.strip_prefix("step-")?;
+/// Where in the run a checkpoint is, by its name: steps, and commits beyond them.
+fn position(name: &str) -> Option<(u64, u64)> {
+    let name = name.strip_prefix("step-")?;
     let (step, more) = name.split_once('-').unwrap_or((name, "0"));
     Some((step.parse().ok()?, more.parse().ok()?))
 }
 
-/// Takes a checkpoint of another run over into this one.
-///
-/// # Errors
-/// The disk's, in words.
-pub fn adopt(found: Found, run: &Path, name: &str) -> Result<Found, String> {
-    let path = checkpoint::root(run).join(found.path.file_name().unwrap_or("step".as_ref()));
-    let cannot =
-        |problem: std::io::Error| format!("cannot copy {} to {}: {problem}", found.path.display(), path.display());
-    fs::create_dir_all(&path).map_err(cannot)?;
-    let mut files = found.manifest.files.clone();
-    for file in &mut files {
-        let from = found.path.join(&file.file);
-        // A name that no server writes to, for it may be one file in both runs.
-        file.file = format!("adopted-{}", file.file);
-        let to = path.join(&file.file);
-        fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).map_err(cannot)?;
-        fs::File::open(&to).and_then(|file| file.sync_all()).map_err(cannot)?;
-    }
-    let progress = serde_json::to_value(&found.cut).map_err(|problem| cannot(problem.into()))?;
-    let manifest = CheckpointManifest { run: name.into(), era: 0, files, progress, ..found.manifest.clone() };
-    checkpoint::complete(&path, &manifest).map_err(|problem| problem.to_string())?;
-    Ok(Found { path, manifest, cut: found.cut })
-}
-
-/// Checks every byte of a checkpoint.
-///
-/// # Errors
-/// What is wrong with it, in words.
-pub fn whole(path: &Path, manifest: CheckpointManifest, model: &str) -> Result<Found, String> {
-    if manifest.model != model {
-        return Err(format!("{} is of another model", path.display()));
-    }
-    for file in &manifest.files {
-        part::check(path, file).map_err(|problem| problem.to_string())?;
-    }
-    let cut = Cut::deserialize(&manifest.progress);
-    let cut = cut.map_err(|problem| format!("{} does not say where the run stood: {problem}", path.display()))?;
-    Ok(Found { path: path.into(), manifest, cut })
-}
-
-/// Removes what is older than the newest checkpoints of a run, so many, but for one of the step `best`.
-pub fn retain(run: &Path, keep_last: u32, best: Option<u64>) {
-    // What has no manifest comes first.
-    let mut others = opened(run);
-    let whole = others.split_off(others.partition_point(|(manifest, _)| manifest.is_none()));
-    let oldest = whole.len().saturating_sub(keep_last as usize);
-    let old = whole[..oldest].iter().filter(|(manifest, _)| manifest.as_ref().map(|m| m.step) != best);
-    old.for_each(|(_, path)| remove(path));
-    // What was begun before the newest will never be complete; what is later may be on its way.
-    let newest = whole.last().and_then(|(_, path)| place(path));
-    others.iter().filter(|(_, path)| newest > place(path)).for_each(|(_, path)| remove(path));
-}
-
-/// Removes what there is of a checkpoint that will not be complete, so that a full disk is less full.
-pub fn discard(path: &Path) {
-    if !path.join(checkpoint::MANIFEST).exists() && path.exists() {
-        remove(path);
+impl From<CheckpointError> for Failure {
+    fn from(problem: CheckpointError) -> Failure {
+        let text = problem.to_string();
+        match problem {
+            CheckpointError::Place { .. } => Failure::Usage(text),
+            _ => Failure::Environment(text),
+        }
     }
 }
 
-/// Removes what was begun and will never be complete, once nobody writes any more.
-pub fn tidy(run: &Path) {
-    directories(run).iter().for_each(|path| discard(path));
-}
+/// The checkpoints at a place.
+#[derive(Clone, Debug)]
+pub struct Checkpoints(Arc<dyn Place>);
 
-/// Removes the oldest checkpoint of a run but for the newest, or what was begun; false if there is nothing to remove.
-pub fn make_room(run: &Path) -> bool {
-    let mut all = opened(run);
-    // The newest stays.
-    let _ = all.pop_if(|(manifest, _)| manifest.is_some());
-    all.first().is_some_and(|(_, path)| {
-        remove(path);
-        !path.exists()
-    })
-}
-
-/// Removes a checkpoint, its manifest first, so that nothing half is ever taken for whole.
-fn remove(path: &Path) {
-    let _ = fs::remove_file(path.join(checkpoint::MANIFEST));
-    if let Err(problem) = fs::remove_dir_all(path) {
-        tracing::warn!("cannot remove the checkpoint {}: {problem}", path.display());
+impl Checkpoints {
+    /// Those at a place.
+    pub fn at(place: Arc<dyn Place>) -> Checkpoints {
+        Checkpoints(place)
     }
-}
 
-/// Removes files of an earlier try at a checkpoint, which is complete now.
-pub fn remove_strangers(path: &Path, manifest: &CheckpointManifest) {
-    let is_its = |name: &str| name == checkpoint::MANIFEST || manifest.files.iter().any(|file| file.file == name);
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    let strangers = entries.filter(|entry| !entry.file_name().to_str().is_some_and(is_its));
-    strangers.for_each(|entry| drop(fs::remove_file(entry.path())));
+    /// Those of a run, wherever it keeps them.
+    ///
+    /// # Errors
+    /// It is configured to keep them where it cannot.
+    pub fn of_run(config: &Config, run: &Path) -> Result<Checkpoints, CheckpointError> {
+        place::of_run(config, run).map(Checkpoints)
+    }
+
+    /// Where they are.
+    pub fn place(&self) -> &dyn Place {
+        &*self.0
+    }
+
+    /// What a person finds a checkpoint by.
+    pub fn of(&self, name: &str) -> String {
+        self.0.of(name)
+    }
+
+    /// The names of what may be checkpoints of a run; whatever else is there is none of its business.
+    fn names(&self) -> Result<Vec<String>, CheckpointError> {
+        Ok(self.0.names()?.into_iter().filter(|name| position(name).is_some()).collect())
+    }
+
+    /// All with their manifests, by their commits: those without one first.
+    fn opened(&self) -> Result<Vec<(Option<CheckpointManifest>, String)>, CheckpointError> {
+        let mut opened = Vec::new();
+        for name in self.names()? {
+            match checkpoint::open(&*self.0, &name) {
+                Ok(manifest) => opened.push((Some(manifest), name)),
+                // It may be any, so nothing is known of its age.
+                Err(problem) if problem.is_unreachable() => return Err(problem),
+                Err(_) => opened.push((None, name)),
+            }
+        }
+        opened.sort_by_key(|(manifest, name)| (manifest.as_ref().map(|manifest| manifest.commits), name.clone()));
+        Ok(opened)
+    }
+
+    fn has_manifest(&self, name: &str) -> Result<bool, CheckpointError> {
+        Ok(self.0.files(name)?.iter().any(|(file, _)| file == MANIFEST))
+    }
+
+    /// Whether there is none, nor anything that could be taken for one.
+    ///
+    /// # Errors
+    /// The place cannot be read.
+    pub fn are_none(&self) -> Result<bool, CheckpointError> {
+        for name in self.names()? {
+            if self.has_manifest(&name)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The newest whole one but for those in `bad`, every file of it checked; and why newer ones were passed over.
+    ///
+    /// # Errors
+    /// The place does not answer: then nothing is known of what it holds.
+    pub fn newest(&self, model: &str, bad: &Bad) -> Result<(Option<Found>, Vec<String>), CheckpointError> {
+        let (mut passed_over, mut manifests) = (Vec::new(), Vec::new());
+        for name in self.names()?.into_iter().filter(|name| !bad.contains(name)) {
+            match checkpoint::open(&*self.0, &name) {
+                Ok(manifest) => manifests.push((name, manifest)),
+                Err(problem) if problem.is_unreachable() => return Err(problem),
+                // Without a manifest, it never was one.
+                Err(_) if !self.has_manifest(&name)? => {}
+                Err(problem) => passed_over.push(problem.to_string()),
+            }
+        }
+        manifests.sort_by_key(|(_, manifest)| (manifest.commits, manifest.era));
+        for (name, manifest) in manifests.into_iter().rev() {
+            match self.whole(&name, manifest, model)? {
+                Ok(found) => return Ok((Some(found), passed_over)),
+                Err(problem) => passed_over.push(problem),
+            }
+        }
+        Ok((None, passed_over))
+    }
+
+    /// The same, to go on from: what is newer belongs to no timeline any more, and is set aside.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::newest`].
+    pub fn take(&self, model: &str, bad: &Bad) -> Result<(Option<Found>, Vec<String>), CheckpointError> {
+        let (found, passed_over) = self.newest(model, bad)?;
+        let from = found.as_ref().map(|found| found.name.as_str());
+        let is_later = |name: &String| from.is_none_or(|from| position(name) > position(from));
+        self.names()?.iter().filter(|name| is_later(name)).try_for_each(|name| self.set_aside(name))?;
+        Ok((found, passed_over))
+    }
+
+    /// Makes a checkpoint none, for good: its files stay until the run ends or their step is saved again.
+    fn set_aside(&self, name: &str) -> Result<(), CheckpointError> {
+        self.0.rename(name, MANIFEST, ABANDONED)
+    }
+
+    /// Takes a checkpoint of another run over into this one, whose name is given.
+    ///
+    /// # Errors
+    /// Either place's.
+    pub fn adopt(&self, found: Found, from: &Checkpoints, run: &str) -> Result<Found, CheckpointError> {
+        // A person may have given it another name.
+        let name = match position(&found.name) {
+            Some(_) => found.name.clone(),
+            None => format!("step-{}", found.manifest.step),
+        };
+        let mut files = found.manifest.files.clone();
+        for file in &mut files {
+            let theirs = file.file.clone();
+            // A name that no server writes to, for it may be one file in both runs.
+            file.file = format!("adopted-{theirs}");
+            from.0.fetch(&found.name, &theirs, &self.0.staged(&name, &file.file)?)?;
+            self.0.keep(&name, &file.file)?;
+        }
+        let progress = serde_json::to_value(&found.cut).unwrap_or_default();
+        let manifest = CheckpointManifest { run: run.into(), era: 0, files, progress, ..found.manifest };
+        checkpoint::complete(&*self.0, &name, &manifest)?;
+        Ok(Found { name, manifest, cut: found.cut })
+    }
+
+    /// One by its name, with every file checked; or, in words, what is wrong with it.
+    ///
+    /// # Errors
+    /// The place does not answer.
+    pub fn named(&self, name: &str, model: &str) -> Result<Result<Found, String>, CheckpointError> {
+        match checkpoint::open(&*self.0, name) {
+            Ok(manifest) => self.whole(name, manifest, model),
+            Err(problem) if problem.is_unreachable() => Err(problem),
+            Err(problem) => Ok(Err(problem.to_string())),
+        }
+    }
+
+    fn whole(
+        &self,
+        name: &str,
+        manifest: CheckpointManifest,
+        model: &str,
+    ) -> Result<Result<Found, String>, CheckpointError> {
+        if manifest.model != model {
+            return Ok(Err(format!("{} is of another model", self.of(name))));
+        }
+        for file in &manifest.files {
+            match self.0.check(name, file) {
+                Ok(()) => {}
+                Err(problem) if problem.is_unreachable() => return Err(problem),
+                Err(problem) => return Ok(Err(problem.to_string())),
+            }
+        }
+        let cut = Cut::deserialize(&manifest.progress);
+        let cut = cut.map_err(|problem| format!("{} does not say where the run stood: {problem}", self.of(name)));
+        Ok(cut.map(|cut| Found { name: name.into(), manifest, cut }))
+    }
+
+    /// Removes what is older than the newest, so many, but for one of the step `best`.
+    ///
+    /// # Errors
+    /// The place's; then more is left than is needed.
+    pub fn retain(&self, keep_last: u32, best: Option<u64>) -> Result<(), CheckpointError> {
+        // What has no manifest comes first.
+        let mut others = self.opened()?;
+        let whole = others.split_off(others.partition_point(|(manifest, _)| manifest.is_none()));
+        let oldest = whole.len().saturating_sub(keep_last as usize);
+        let old = whole[..oldest].iter().filter(|(manifest, _)| manifest.as_ref().map(|m| m.step) != best);
+        old.map(|(_, name)| name).try_for_each(|name| self.remove(name))?;
+        // What was begun before the newest will never be complete; what is later may be on its way.
+        let newest = whole.last().and_then(|(_, name)| position(name));
+        let begun = others.iter().filter(|(_, name)| newest > position(name));
+        begun.map(|(_, name)| name).try_for_each(|name| self.remove(name))
+    }
+
+    /// Removes what there is of a checkpoint that will not be complete, so that a full disk is less full.
+    ///
+    /// # Errors
+    /// The place's.
+    pub fn discard(&self, name: &str) -> Result<(), CheckpointError> {
+        if self.has_manifest(name)? { Ok(()) } else { self.0.remove_all(name) }
+    }
+
+    /// Removes what was begun and will never be complete, once nobody writes any more.
+    ///
+    /// # Errors
+    /// The place's.
+    pub fn tidy(&self) -> Result<(), CheckpointError> {
+        self.0.clear();
+        self.names()?.iter().try_for_each(|name| self.discard(name))
+    }
+
+    /// Removes the oldest but for the newest, or what was begun; false if there is nothing to remove.
+    pub fn make_room(&self) -> bool {
+        let mut all = self.opened().unwrap_or_default();
+        // The newest stays.
+        let _ = all.pop_if(|(manifest, _)| manifest.is_some());
+        all.first().is_some_and(|(_, name)| self.remove(name).is_ok())
+    }
+
+    /// Removes a checkpoint, its manifest first, so that nothing half is ever taken for whole.
+    fn remove(&self, name: &str) -> Result<(), CheckpointError> {
+        self.0.remove(name, &[MANIFEST.into()])?;
+        self.0.remove_all(name)
+    }
+
+    /// Removes files of an earlier try at a checkpoint, which is complete now.
+    ///
+    /// # Errors
+    /// The place's.
+    pub fn remove_strangers(&self, name: &str, manifest: &CheckpointManifest) -> Result<(), CheckpointError> {
+        let is_its = |name: &str| name == MANIFEST || manifest.files.iter().any(|file| file.file == name);
+        let strangers = self.0.files(name)?.into_iter().map(|(file, _)| file).filter(|file| !is_its(file));
+        self.0.remove(name, &strangers.collect::<Vec<_>>())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use convoy_server::checkpoint::manifest::{BlockFile, FORMAT};
+    use std::{fs, path::PathBuf};
+
+    use convoy_server::checkpoint::{
+        Bucket, Directory,
+        manifest::{BlockFile, FORMAT},
+    };
 
     use super::*;
 
-    fn write(run: &Path, commits: u64) -> PathBuf {
-        let path = checkpoint::root(run).join(format!("step-{commits}"));
-        fs::create_dir_all(&path).unwrap();
-        fs::write(path.join("blocks"), b"abc").unwrap();
-        let sha256 = hex(&Sha256::digest(b"abc"));
-        let file = BlockFile { file: "blocks".into(), first_block: 0, blocks: 1, bytes: 3, sha256 };
-        let manifest = CheckpointManifest {
-            format: FORMAT,
-            run: "r".into(),
-            model: "m".into(),
-            step: commits,
-            commits,
-            era: 0,
-            loss_scale: 1.0,
-            clean_steps: 0,
-            files: vec![file],
-            progress: serde_json::to_value(Cut::default()).unwrap(),
-        };
-        checkpoint::complete(&path, &manifest).unwrap();
-        path
+    /// A place in a directory, so that a test can look at it; once as one and once as a bucket's stand-in in memory.
+    struct Run {
+        dir: tempfile::TempDir,
+        checkpoints: Checkpoints,
     }
 
-    fn steps(run: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            directories(run).iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_string()).collect();
-        names.sort();
-        names
+    fn runs() -> [Run; 2] {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let directory: Arc<dyn Place> = Arc::new(Directory::new(dir.path().join("checkpoints")));
+        let bucket: Arc<dyn Place> = Arc::new(Bucket::in_memory(other.path()));
+        [Run { dir, checkpoints: Checkpoints(directory) }, Run { dir: other, checkpoints: Checkpoints(bucket) }]
+    }
+
+    impl Run {
+        fn put(&self, name: &str, file: &str, text: &str) {
+            fs::write(self.place().staged(name, file).unwrap(), text).unwrap();
+            self.place().keep(name, file).unwrap();
+        }
+
+        fn place(&self) -> &dyn Place {
+            self.checkpoints.place()
+        }
+
+        fn write(&self, commits: u64) -> String {
+            let name = format!("step-{commits}");
+            self.put(&name, "blocks", "abc");
+            let sha256 = hex(&Sha256::digest(b"abc"));
+            let file = BlockFile { file: "blocks".into(), first_block: 0, blocks: 1, bytes: 3, sha256 };
+            let manifest = CheckpointManifest {
+                format: FORMAT,
+                run: "r".into(),
+                model: "m".into(),
+                step: commits,
+                commits,
+                era: 0,
+                loss_scale: 1.0,
+                clean_steps: 0,
+                files: vec![file],
+                progress: serde_json::to_value(Cut::default()).unwrap(),
+            };
+            checkpoint::complete(self.place(), &name, &manifest).unwrap();
+            name
+        }
+
+        fn find(&self, model: &str, bad: &[&String]) -> (Option<u64>, usize) {
+            let bad = bad.iter().map(|name| (*name).clone()).collect();
+            let (found, passed_over) = self.checkpoints.newest(model, &bad).unwrap();
+            (found.map(|found| found.manifest.commits), passed_over.len())
+        }
+
+        fn steps(&self) -> Vec<String> {
+            let mut names = self.place().names().unwrap();
+            names.sort();
+            names
+        }
     }
 
     #[test]
     fn the_newest_whole_one_is_found() {
-        let run = tempfile::tempdir().unwrap();
-        let find = |model: &str, bad: &[&PathBuf]| {
-            let bad = bad.iter().filter_map(|path| path.file_name().map(Into::into)).collect();
-            let (found, passed_over) = newest(run.path(), model, &bad);
-            (found.map(|found| found.manifest.commits), passed_over.len())
-        };
-        assert_eq!(find("m", &[]), (None, 0));
-        let paths: Vec<_> = [2, 10, 9].map(|commits| write(run.path(), commits)).to_vec();
-        assert_eq!(find("m", &[]), (Some(10), 0));
-        assert_eq!(find("m", &[&paths[1]]), (Some(9), 0));
-        assert_eq!(find("other", &[]), (None, 3));
-        fs::write(paths[1].join("blocks"), b"abd").unwrap();
-        assert_eq!(find("m", &[]), (Some(9), 1), "a changed file");
-        fs::write(paths[2].join(checkpoint::MANIFEST), b"{").unwrap();
-        assert_eq!(find("m", &[]), (Some(2), 2), "a torn manifest");
-        fs::remove_file(paths[0].join("blocks")).unwrap();
-        assert_eq!(find("m", &[]), (None, 3), "a lost file");
+        for run in runs() {
+            assert_eq!(run.find("m", &[]), (None, 0));
+            assert!(run.checkpoints.are_none().unwrap());
+            let names = [2, 10, 9].map(|commits| run.write(commits));
+            assert!(!run.checkpoints.are_none().unwrap());
+            assert_eq!(run.find("m", &[]), (Some(10), 0));
+            assert_eq!(run.find("m", &[&names[1]]), (Some(9), 0));
+            assert_eq!(run.find("other", &[]), (None, 3));
+            run.put(&names[1], "blocks", "abcd");
+            assert_eq!(run.find("m", &[]), (Some(9), 1), "a changed file");
+            run.place().seal(&names[2], MANIFEST, "{").unwrap();
+            assert_eq!(run.find("m", &[]), (Some(2), 2), "a torn manifest");
+            run.place().remove(&names[0], &["blocks".into()]).unwrap();
+            assert_eq!(run.find("m", &[]), (None, 3), "a lost file");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_on_a_disk_is_found() {
+        let [run, _] = runs();
+        let name = run.write(3);
+        fs::write(PathBuf::from(run.checkpoints.of(&name)).join("blocks"), "abd").unwrap();
+        assert_eq!(run.find("m", &[]), (None, 1));
     }
 
     #[test]
     fn what_is_newer_than_where_a_run_goes_on_is_none_any_more() {
-        let run = tempfile::tempdir().unwrap();
-        let paths = [2, 10, 9].map(|commits| write(run.path(), commits));
-        fs::write(paths[1].join("blocks"), b"abd").unwrap();
-        let take = || take(run.path(), "m", &BTreeSet::new()).0.map(|found| found.manifest.commits);
-        assert_eq!(take(), Some(9));
-        fs::write(paths[1].join("blocks"), b"abc").unwrap();
-        assert_eq!(take(), Some(9), "also if it can be read again");
-        retain(run.path(), 1, None);
-        assert_eq!(steps(run.path()), ["step-10", "step-9"], "and it takes nobody's place");
-        tidy(run.path());
-        assert_eq!(steps(run.path()), ["step-9"]);
+        for run in runs() {
+            let names = [2, 10, 9].map(|commits| run.write(commits));
+            run.put(&names[1], "blocks", "abcd");
+            let take = || run.checkpoints.take("m", &Bad::new()).unwrap().0.map(|found| found.manifest.commits);
+            assert_eq!(take(), Some(9));
+            run.put(&names[1], "blocks", "abc");
+            assert_eq!(take(), Some(9), "also if it can be read again");
+            run.checkpoints.retain(1, None).unwrap();
+            assert_eq!(run.steps(), ["step-10", "step-9"], "and it takes nobody's place");
+            run.checkpoints.tidy().unwrap();
+            assert_eq!(run.steps(), ["step-9"]);
+        }
     }
 
     #[test]
-    fn one_is_taken_over_from_another_run() {
-        let (there, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        write(there.path(), 7);
-        let found = newest(there.path(), "m", &BTreeSet::new()).0.unwrap();
-        adopt(found, here.path(), "mine").unwrap();
-        fs::remove_dir_all(checkpoint::root(there.path())).unwrap();
-        let found = newest(here.path(), "m", &BTreeSet::new()).0.unwrap();
-        assert_eq!((found.manifest.commits, found.manifest.run.as_str()), (7, "mine"));
+    fn one_is_taken_over_from_another_run_wherever_it_is() {
+        for from in 0..2 {
+            for to in 0..2 {
+                let (there, here) = (runs(), runs());
+                let (there, here) = (&there[from], &here[to]);
+                there.write(7);
+                let found = there.checkpoints.newest("m", &Bad::new()).unwrap().0.unwrap();
+                here.checkpoints.adopt(found, &there.checkpoints, "mine").unwrap();
+                there.place().remove_all("step-7").unwrap();
+                let found = here.checkpoints.newest("m", &Bad::new()).unwrap().0.unwrap();
+                assert_eq!((found.manifest.commits, found.manifest.run.as_str()), (7, "mine"));
+                assert_eq!(here.place().read("step-7", "adopted-blocks").unwrap(), b"abc");
+            }
+        }
     }
 
     #[test]
     fn old_ones_go_but_for_the_best() {
-        let run = tempfile::tempdir().unwrap();
-        let begun = checkpoint::root(run.path()).join("step-1");
-        fs::create_dir_all(&begun).unwrap();
-        for commits in [2, 4, 6, 8] {
-            write(run.path(), commits);
+        for run in runs() {
+            run.put("step-1", "blocks", "begun");
+            for commits in [2, 4, 6, 8] {
+                run.write(commits);
+            }
+            run.put("step-8", "blocks-of-an-older-era", "x");
+            run.put("step-10", "blocks", "on its way");
+            run.checkpoints.retain(2, Some(4)).unwrap();
+            assert_eq!(run.steps(), ["step-10", "step-4", "step-6", "step-8"], "a server is ahead of another");
+            run.place().remove_all("step-10").unwrap();
+            run.checkpoints.remove_strangers("step-8", &checkpoint::open(run.place(), "step-8").unwrap()).unwrap();
+            assert_eq!(run.place().files("step-8").unwrap().len(), 2);
+            assert!(run.checkpoints.make_room() && run.checkpoints.make_room(), "the oldest goes, then the next");
+            assert_eq!(run.steps(), ["step-8"]);
+            assert!(!run.checkpoints.make_room(), "the newest stays");
+            run.checkpoints.retain(1, None).unwrap();
+            assert_eq!(run.steps(), ["step-8"]);
+            assert!(run.dir.path().exists());
         }
-        fs::write(checkpoint::root(run.path()).join("step-8/blocks-of-an-older-era"), b"x").unwrap();
-        let on_its_way = checkpoint::root(run.path()).join("step-10");
-        fs::create_dir_all(&on_its_way).unwrap();
-        retain(run.path(), 2, Some(4));
-        assert!(on_its_way.is_dir(), "a server is ahead of another");
-        fs::remove_dir(on_its_way).unwrap();
-        let newest = checkpoint::root(run.path()).join("step-8");
-        remove_strangers(&newest, &checkpoint::open(&newest).unwrap());
-        assert_eq!(steps(run.path()), ["step-4", "step-6", "step-8"]);
-        assert_eq!(fs::read_dir(checkpoint::root(run.path()).join("step-8")).unwrap().count(), 2);
-        assert!(make_room(run.path()) && make_room(run.path()), "the oldest goes, then the next");
-        assert_eq!(steps(run.path()), ["step-8"]);
-        assert!(!make_room(run.path()), "the newest stays");
-        retain(run.path(), 1, None);
-        assert_eq!(steps(run.path()), ["step-8"]);
     }
 }

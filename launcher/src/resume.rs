@@ -1,10 +1,6 @@
 //! `launcher resume` and `--resume`: going on from the newest whole checkpoint.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use convoy_proto::{
     config::{RawConfig, layers::Layers, raw::CountOrAuto},
@@ -12,12 +8,12 @@ use convoy_proto::{
     manifest::Manifest,
     process,
 };
-use convoy_server::checkpoint;
+use convoy_server::checkpoint::{MANIFEST, place};
 use convoy_worker::task::TaskEntry;
 
 use crate::{
     args::{Pairs, Places, ResumeArgs, TrainArgs, Which},
-    checkpoints::{self, Cut, Found},
+    checkpoints::{self, Bad, Checkpoints, Cut},
     cli::say,
     coordinator::core::Origin,
     difference, finished, model_file,
@@ -38,6 +34,8 @@ pub struct Resumed {
     pub origin: Origin,
     /// What was known there.
     pub cut: Cut,
+    /// How large the checkpoint is.
+    pub bytes: u64,
     /// Lines for people.
     pub lines: Vec<String>,
 }
@@ -103,11 +101,21 @@ fn go_on(path: &Path, flags: Pairs, tasks: &[TaskEntry]) -> Result<(), Failure> 
     // Where it is now, which may not be where it was.
     let whole = fs::canonicalize(path).unwrap_or_else(|_| path.into());
     let text = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
-    (raw.name, raw.run_dir) = (text(whole.file_name()), text(whole.parent().map(Path::as_os_str)));
+    let name = text(whole.file_name());
+    if let (Some(to), Some(before), Some(now)) = (&raw.checkpoint.to, &raw.name, &name)
+        && before != now
+    {
+        return Err(Failure::Usage(format!(
+            "{} keeps its checkpoints at {to} under its first name, {before}: give its directory that name again",
+            whole.display()
+        )));
+    }
+    (raw.name, raw.run_dir) = (name, text(whole.parent().map(Path::as_os_str)));
     let prepared = train::prepare::prepare(raw, tasks)?;
     finished::check_data(path, &*prepared.data)?;
+    let checkpoints = Checkpoints::of_run(&prepared.config, &whole)?;
     let run_dir = RunDir::reopen(&whole, &prepared.config.to_toml())?;
-    let resumed = take_up(run_dir, &prepared.manifest);
+    let resumed = take_up(run_dir, &checkpoints, &prepared.manifest)?;
     train::run(prepared, Some(resumed))
 }
 
@@ -118,20 +126,21 @@ fn fit_workers(raw: &mut RawConfig, before: Option<CountOrAuto>) {
 }
 
 /// A run's newest whole checkpoint, or its beginning.
-fn take_up(run_dir: RunDir, model: &Manifest) -> Resumed {
-    let (found, passed_over) = checkpoints::take(run_dir.path(), &checkpoints::model_hash(model), &BTreeSet::new());
+fn take_up(run_dir: RunDir, checkpoints: &Checkpoints, model: &Manifest) -> Result<Resumed, Failure> {
+    let (found, passed_over) = checkpoints.take(&checkpoints::model_hash(model), &Bad::new())?;
     let mut lines: Vec<_> = passed_over.iter().map(|why| format!("passed over a checkpoint: {why}")).collect();
     lines.push(match &found {
-        Some(found) => format!("goes on from step {}, {}", found.manifest.step, found.path.display()),
+        Some(found) => format!("goes on from step {}, {}", found.manifest.step, checkpoints.of(&found.name)),
         None => "there is no checkpoint: begins anew".into(),
     });
     let written = found.as_ref().map_or(0, |found| found.manifest.era);
     let era = Era(run_dir.last_era().max(written) + 1);
     let origin = found.as_ref().map_or_else(Origin::default, Origin::from);
+    let bytes = found.as_ref().map_or(0, |found| found.manifest.bytes());
     let mut cut = found.map(|found| found.cut).unwrap_or_default();
     cut.notes.resumes += 1;
     forget_other_best(run_dir.path(), &mut cut);
-    Resumed { run_dir, era, origin, cut, lines }
+    Ok(Resumed { run_dir, era, origin, cut, bytes, lines })
 }
 
 /// The best parameters that a run kept may be newer than where it goes on: then it finds its best anew.
@@ -149,26 +158,48 @@ fn forget_other_best(run: &Path, cut: &mut Cut) {
 /// There is none, or it is of another model.
 pub fn from_checkpoint(place: &str, prepared: &mut Prepared) -> Result<Resumed, Failure> {
     let model = checkpoints::model_hash(&prepared.manifest);
-    let path = PathBuf::from(place);
-    let found: Result<Found, String> = if path.join(checkpoint::MANIFEST).is_file() && !checkpoint::root(&path).is_dir()
-    {
-        checkpoint::open(&path)
-            .map_err(|problem| problem.to_string())
-            .and_then(|manifest| checkpoints::whole(&path, manifest, &model))
-    } else {
-        let (found, passed_over) = checkpoints::newest(&path, &model, &BTreeSet::new());
-        found.ok_or_else(|| match passed_over.first() {
-            Some(why) => why.clone(),
-            None => format!("{} has no checkpoint", path.display()),
-        })
+    let (theirs, name) = source(place)?;
+    let found = match &name {
+        Some(name) => theirs.named(name, &model)?,
+        None => {
+            let (found, passed_over) = theirs.newest(&model, &Bad::new())?;
+            let none = || format!("there is no checkpoint at {}", theirs.place().root());
+            found.ok_or_else(|| passed_over.first().cloned().unwrap_or_else(none))
+        }
     };
     let mut found = found.map_err(|problem| Failure::Usage(format!("--resume {place}: {problem}")))?;
     let run_dir = prepared.create_run_dir()?;
-    let lines = vec![format!("begins with step {} of {}", found.manifest.step, found.path.display())];
+    let lines = vec![format!("begins with step {}, {}", found.manifest.step, theirs.of(&found.name))];
     // What was best there, and for how long, says nothing of this run, which has no such file.
     found.cut.review = Review::new(prepared.config.patience);
     found.cut.notes.best = None;
     // Its own from now on, so that it can go back to it whatever becomes of the other.
-    let found = checkpoints::adopt(found, run_dir.path(), &prepared.config.name).map_err(Failure::Environment)?;
-    Ok(Resumed { run_dir, era: Era(0), origin: Origin::from(&found), cut: found.cut, lines })
+    let ours = Checkpoints::of_run(&prepared.config, run_dir.path())?;
+    let found = ours.adopt(found, &theirs, &prepared.config.name)?;
+    let (origin, bytes) = (Origin::from(&found), found.manifest.bytes());
+    Ok(Resumed { run_dir, era: Era(0), origin, cut: found.cut, bytes, lines })
+}
+
+/// What `--resume` names: a checkpoint, or a place that has some: by URL, or by path, a run's directory included.
+fn source(text: &str) -> Result<(Checkpoints, Option<String>), Failure> {
+    let at = |text: &str| place::at(text, &std::env::temp_dir()).map(|root| Checkpoints::at(root.itself()));
+    let is_checkpoint = |name: &str| name.starts_with("step-");
+    if text.contains("://") {
+        return Ok(match text.trim_end_matches('/').rsplit_once('/') {
+            Some((root, name)) if is_checkpoint(name) => (at(root)?, Some(name.into())),
+            _ => (at(text)?, None),
+        });
+    }
+    let path = Path::new(text);
+    if let (true, Some(root), Some(name)) = (path.join(MANIFEST).is_file(), path.parent(), path.file_name())
+        && !path.join("config.toml").is_file()
+    {
+        return Ok((at(&root.display().to_string())?, Some(name.to_string_lossy().into_owned())));
+    }
+    // A run knows where it keeps them; what is left of one keeps them where runs usually do.
+    if let Ok(config) = process::load_config(path) {
+        return Ok((Checkpoints::of_run(&config, path)?, None));
+    }
+    let usual = path.join("checkpoints");
+    Ok((at(&if usual.is_dir() { usual } else { path.into() }.display().to_string())?, None))
 }

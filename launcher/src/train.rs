@@ -3,8 +3,7 @@
 //! [`train`] prepares (configuration, data, devices, directory), [`Session`] runs the cluster and sees it to its end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    ffi::OsString,
+    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -22,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::{Places, TrainArgs, Which},
+    checkpoints::{Bad, Checkpoints},
     children::{ChildSpec, Children},
     cli::say,
     coordinator::{
@@ -41,6 +41,7 @@ mod chaos;
 mod ending;
 mod eras;
 mod events;
+mod keeper;
 mod listen;
 mod losses;
 pub mod prepare;
@@ -51,6 +52,7 @@ mod scale;
 mod signals;
 
 use chaos::Turmoil;
+use keeper::Keeper;
 use prepare::{Prepared, prepare};
 use restarts::{Place, Restarts};
 use review::Review;
@@ -63,6 +65,8 @@ const GATHER_EXITS: Duration = Duration::from_millis(300);
 const TICK: Duration = Duration::from_millis(250);
 /// How long servers and workers may take to end by themselves.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// How quickly servers take a checkpoint at least: 20 MB/s.
+const RESTORED_BYTES_A_MS: u64 = 20_000;
 /// Events on their way from the coordinator to the display and the files.
 const EVENTS_AHEAD: usize = 1024;
 
@@ -124,13 +128,17 @@ struct Session {
     /// The step that the run ends with, once all workers have made it.
     ended: Option<Step>,
     saving: Saving,
+    checkpoints: Checkpoints,
+    keeper: Keeper,
     turmoil: Turmoil,
     /// Whose fault training has not got over yet, and since when.
     struck: Option<(Role, Instant)>,
+    /// How large the checkpoint is that servers take.
+    restored_bytes: u64,
     /// How many workers a person asked for.
     scale_to: Option<u32>,
     /// Names of checkpoints that servers could not take.
-    bad_checkpoints: BTreeSet<OsString>,
+    bad_checkpoints: Bad,
     review: Review,
     /// Which score comes last in an evaluation.
     reviewed: Weights,
@@ -141,13 +149,14 @@ impl Session {
         let signals = Signals::new()?;
         let listener = listen::bind(prepared.config.listen).await?;
         let cluster = |prepared: &Prepared| Cluster::new(prepared.config.clone(), prepared.reference());
+        let restored_bytes = resumed.as_ref().map_or(0, |resumed| resumed.bytes);
         let (run_dir, cluster, notes, review, lines, newest) = match resumed {
             None => {
                 let run_dir = prepared.create_run_dir()?;
                 let cluster = cluster(&prepared);
                 (run_dir, cluster, Notes::default(), Review::new(prepared.config.patience), Vec::new(), None)
             }
-            Some(Resumed { run_dir, era, origin, cut, lines }) => {
+            Some(Resumed { run_dir, era, origin, cut, lines, .. }) => {
                 let newest = origin.restore.as_ref().map(|_| origin.commits);
                 let cluster = cluster(&prepared).resumed((era, origin), cut.workers);
                 (run_dir, cluster, cut.notes, cut.review, lines, newest)
@@ -159,6 +168,9 @@ impl Session {
         let service = CoordinatorService::new(cluster, config, sender);
         let stop = CancellationToken::new();
         let (address, serving) = listen::serve(listener, service.clone(), stop.clone())?;
+        let checkpoints = Checkpoints::of_run(config, run_dir.path())?;
+        let keeper = Keeper::new(checkpoints.clone())
+            .map_err(|problem| Failure::Environment(format!("cannot start a thread: {problem}")))?;
         let turmoil = Turmoil::new(config.chaos.clone(), run_dir.fired());
         let mut session = Session {
             children: Children::default(),
@@ -178,10 +190,13 @@ impl Session {
             stop_by: Instant::now(),
             ended: None,
             saving: Saving::new(commits, newest),
+            checkpoints,
+            keeper,
             turmoil,
             struck: None,
+            restored_bytes,
             scale_to: None,
-            bad_checkpoints: BTreeSet::new(),
+            bad_checkpoints: Bad::new(),
             review,
             reviewed: if config.optimizer.ema.is_some() { Weights::Averaged } else { Weights::Trained },
             prepared,
@@ -199,7 +214,10 @@ impl Session {
         self.write_json("manifest.json", &self.prepared.manifest)?;
         self.write_json("data.json", &self.prepared.report)?;
         self.progress.say(&self.prepared.headline());
-        lines.iter().for_each(|line| self.progress.say(line));
+        for line in lines {
+            self.progress.say(&line);
+            self.metric(json!({ "event": "resume", "what": line }));
+        }
         for line in &self.prepared.devices.passed_over {
             self.progress.say(&format!("passed over {line}"));
         }
@@ -269,6 +287,7 @@ impl Session {
                 biased;
                 request = signals.next() => self.request(request)?,
                 Some(event) = self.events.recv() => self.heed(event, signals).await?,
+                done = self.keeper.next() => self.kept(done),
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
                 () = until(self.restarts.next()) => self.restart()?,
                 () = until(self.turmoil.next()) => self.chaos_due(),
@@ -336,10 +355,13 @@ impl Session {
         }
         let timeouts = &self.prepared.config.timeouts;
         let (what, limit_ms) = match cluster.phase() {
-            Phase::Gathering | Phase::Initialising => ("start", timeouts.start_ms),
-            _ => ("next step", timeouts.step_ms),
+            // A large checkpoint, from far away, takes its time.
+            Phase::Gathering | Phase::Initialising => {
+                ("start", u64::from(timeouts.start_ms) + self.restored_bytes / RESTORED_BYTES_A_MS)
+            }
+            _ => ("next step", timeouts.step_ms.into()),
         };
-        if self.last_change.elapsed() > Duration::from_millis(limit_ms.into()) {
+        if self.last_change.elapsed() > Duration::from_millis(limit_ms) {
             let problem = format!("no {what} within {limit_ms} ms; waiting for {}", cluster.awaited());
             return Err(Failure::Failed(problem));
         }

@@ -75,8 +75,8 @@ pub struct Admission {
     pub lease_ms: u32,
 }
 
-/// What a slice contributes to a step, without its gradient.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What a slice contributes to a step, without its gradient. Equal if all bits are: also where the loss is no number.
+#[derive(Clone, Copy, Debug)]
 pub struct SliceHeader {
     /// Which slice.
     pub slice: SliceId,
@@ -86,6 +86,14 @@ pub struct SliceHeader {
     pub loss_sum: f64,
     /// Whether the loss and every gradient are finite.
     pub finite: bool,
+}
+
+impl PartialEq for SliceHeader {
+    fn eq(&self, other: &SliceHeader) -> bool {
+        let bits =
+            |header: &SliceHeader| (header.slice, header.weight.to_bits(), header.loss_sum.to_bits(), header.finite);
+        bits(self) == bits(other)
+    }
 }
 
 /// Names a push, for ever.

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use convoy_proto::{
-    ids::{Incarnation, ServerId, Step},
+    ids::{Incarnation, Member, ServerId, Step},
     limits,
     messages::{BlockState, ClusterView, CopyPart, ShardReport, Since},
     sum,
@@ -135,14 +135,20 @@ impl Host {
         }
     }
 
-    /// Streams a commit to the server that asks for it, once it is made.
+    /// Streams a commit to the server that asks for it, once it is made, if it is the one that is to have it.
     pub(crate) async fn hand_over<M: From<CopyPart>>(
         &self,
-        commit: Step,
+        (taker, commit): (Member, Step),
         outbound: &mpsc::Sender<Result<M, Status>>,
     ) -> Result<(), Status> {
-        let snapshot = self.wait(|| Ok(self.copies().ready.remove(&commit))).await?;
-        info!("hands over commit {commit}");
+        let snapshot = self.wait(|| Ok(self.copies().ready.get(&commit).cloned())).await?;
+        let view = self.around.membership.view();
+        let its = view.server(ServerId(taker.rank)).map(|there| (there.incarnation, there.since));
+        if its != Some((taker.incarnation, Since::Commit(commit))) {
+            return Err(Status::aborted(format!("{taker} is not the one that takes part from commit {commit} on")));
+        }
+        self.copies().ready.remove(&commit);
+        info!("hands over commit {commit} to {taker}");
         let gone = |_| Status::cancelled("the reader is gone");
         let (mut blocks, mut bytes) = (Vec::new(), 0);
         for kept in &snapshot.blocks {

@@ -1,11 +1,11 @@
 //! A server that comes while training goes on takes its shard from another copy, as of a commit that the coordinator names.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use convoy_proto::{
     ids::{Era, Incarnation, ServerId, Step},
     loss_scale::LossScale,
-    messages::{BlockState, ClusterView, ShardReport, Since},
+    messages::{BlockState, ClusterView, Since},
     sum,
     transport::{Membership, ShardClient, TransportError},
 };
@@ -36,9 +36,11 @@ fn order(view: &ClusterView, server: ServerId) -> Option<Order> {
     Some(Order { commit, from, address: source.address.clone(), incarnation: source.incarnation })
 }
 
-/// Takes the shard of an era from another copy. Does not end before that has succeeded: if it fails, the coordinator
-/// names another commit, or ends the era.
-pub async fn fill(membership: Membership, era: Era) -> Snapshot {
+/// Takes the shard of an era from another copy, of the commit that the coordinator names last.
+///
+/// # Errors
+/// The copy does not hand it over, although it should: it has not died, or nobody has heard of that for `patience`.
+pub async fn fill(membership: Membership, era: Era, patience: Duration) -> Result<Snapshot, TransportError> {
     let me = ServerId(membership.member.rank);
     let mut views = membership.views();
     loop {
@@ -47,19 +49,19 @@ pub async fn fill(membership: Membership, era: Era) -> Snapshot {
             // The coordinator is gone, which `lost` tells, too.
             return std::future::pending().await;
         };
-        let changed = views.wait_for(|view| order(view, me).as_ref() != Some(&order_now));
+        let is_other = |view: &ClusterView| order(view, me).as_ref() != Some(&order_now);
+        let changed = views.wait_for(is_other);
         let problem = tokio::select! {
             copied = take(&membership, era, &order_now) => match copied {
-                Ok(snapshot) => return snapshot,
+                Ok(snapshot) => return Ok(snapshot),
                 Err(problem) => problem,
             },
             _ = changed => continue,
         };
         warn!("cannot take commit {} from server {}: {problem}", order_now.commit, order_now.from);
-        let report = ShardReport::NotRestored(problem.to_string());
-        // If nobody hears of it, there is nobody to tell.
-        let _ = membership.coordinator.report_shard(membership.member, era, report).await;
-        let _ = views.wait_for(|view| order(view, me).as_ref() != Some(&order_now)).await;
+        if tokio::time::timeout(patience, views.wait_for(is_other)).await.is_err() {
+            return Err(problem);
+        }
     }
 }
 

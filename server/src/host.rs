@@ -25,7 +25,7 @@ use tracing::{debug, error, warn};
 
 use crate::{
     accounts::Accounts,
-    checkpoint::{self, part},
+    checkpoint::{self, Place, part},
     copies::Copies,
     core::{
         kept::Snapshot,
@@ -48,8 +48,10 @@ const NEWS: Duration = Duration::from_secs(2);
 pub struct Around {
     /// Its place in the cluster.
     pub membership: Membership,
-    /// Directory of the run, for checkpoints.
+    /// Directory of the run, for the ledger.
     pub run: PathBuf,
+    /// Where its checkpoints are kept.
+    pub checkpoints: Arc<dyn Place>,
     /// How long the coordinator may take to decide.
     pub decide_within: Duration,
     /// How long a new era may take to be heard of.
@@ -258,10 +260,10 @@ impl Host {
     pub(crate) fn save(self: &Arc<Self>, shard: &Arc<Shard>, snapshot: Arc<Snapshot>) {
         let (host, era, began) = (self.clone(), shard.era(), Instant::now());
         let (commit, open, server) = (snapshot.commit, shard.open_step(), self.server());
-        let directory = checkpoint::directory(&self.around.run, shard.clock(), commit);
+        let (place, name) = (self.around.checkpoints.clone(), checkpoint::name_of(shard.clock(), commit));
         self.unsaved.fetch_add(1, SeqCst);
         self.around.tasks.spawn_blocking(move || {
-            let written = part::write(&directory, (era, server), &snapshot);
+            let written = part::write((&*place, &name), (era, server), &snapshot);
             let report = match written {
                 Ok(part) => ShardReport::Saved(Saved {
                     commit,

@@ -1,13 +1,6 @@
 //! The life of a server process: listen, join, build the shard when the manifest is known, serve until the end.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    pin::Pin,
-    process::ExitCode,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, pin::Pin, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
 use convoy_proto::{
@@ -28,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info};
 
 use crate::{
-    checkpoint::{self, part},
+    checkpoint::{self, CheckpointError, Place, part, place},
     core::{kept::Snapshot, shard::Shard},
     fill::{self, fill},
     host::{Around, Host},
@@ -67,6 +60,9 @@ pub enum ServeError {
     /// The run's files.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// Where checkpoints are kept.
+    #[error(transparent)]
+    Checkpoints(#[from] CheckpointError),
     /// The rank is none of the run's.
     #[error("--rank {rank}: the run has {servers} servers, counted from 0")]
     Rank {
@@ -89,6 +85,9 @@ pub enum ServeError {
     /// The coordinator has not been heard of for a lease.
     #[error("the coordinator is lost")]
     Lost,
+    /// What another copy handed over is not the shard.
+    #[error("the other copy of the shard cannot be taken over: {0}")]
+    Copy(String),
     /// A step could not be decided.
     #[error("{0}")]
     Decision(String),
@@ -100,7 +99,7 @@ pub enum ServeError {
 impl ServeError {
     fn exit_code(&self) -> u8 {
         match self {
-            ServeError::Start(_) | ServeError::Rank { .. } => 2,
+            ServeError::Start(_) | ServeError::Checkpoints(_) | ServeError::Rank { .. } => 2,
             ServeError::Listen { .. } => 3,
             _ => 1,
         }
@@ -159,6 +158,7 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
     let host = Arc::new(Host::new(Around {
         membership: membership.clone(),
         run: args.run.clone(),
+        checkpoints: place::of_run(&config, &args.run)?,
         decide_within: Duration::from_millis(config.timeouts.step_ms.into()),
         lease: Duration::from_millis(config.timeouts.lease_ms.into()),
         tasks: tasks.clone(),
@@ -203,6 +203,7 @@ async fn attend(host: &Arc<Host>, config: &Config, serving: impl AsyncFn()) -> R
     let mut views = membership.views();
     let mut era = None;
     let mut filling: Option<Filling> = None;
+    let patience = host.around.lease;
     loop {
         let view = views.borrow_and_update().clone();
         if view.phase == Phase::Ended {
@@ -210,8 +211,8 @@ async fn attend(host: &Arc<Host>, config: &Config, serving: impl AsyncFn()) -> R
         }
         if view.phase >= Phase::Initialising && era != Some(view.era) {
             era = Some(view.era);
-            filling =
-                fill::is_late(&view, host.server()).then(|| Box::pin(fill(membership.clone(), view.era)) as Filling);
+            filling = fill::is_late(&view, host.server())
+                .then(|| Box::pin(fill(membership.clone(), view.era, patience)) as Filling);
             if filling.is_none() {
                 begin(host, config, (&manifest, horizon), view).await;
             }
@@ -224,8 +225,8 @@ async fn attend(host: &Arc<Host>, config: &Config, serving: impl AsyncFn()) -> R
             changed = views.changed() => changed.map_err(|_| ServeError::Lost)?,
             snapshot = filled(&mut filling) => {
                 filling = None;
-                if let Some(era) = era.filter(|era| !take_copy(host, config, (&manifest, horizon), (*era, snapshot))) {
-                    filling = Some(Box::pin(fill(membership.clone(), era)));
+                if let Some(era) = era {
+                    take_copy(host, config, (&manifest, horizon), (era, snapshot?))?;
                 }
             }
         }
@@ -233,43 +234,34 @@ async fn attend(host: &Arc<Host>, config: &Config, serving: impl AsyncFn()) -> R
 }
 
 /// A shard on its way from another copy.
-type Filling = Pin<Box<dyn Future<Output = Snapshot> + Send>>;
+type Filling = Pin<Box<dyn Future<Output = Result<Snapshot, TransportError>> + Send>>;
 
 /// Waits for a shard that is on its way; for ever, if none is.
-async fn filled(filling: &mut Option<Filling>) -> Snapshot {
+async fn filled(filling: &mut Option<Filling>) -> Result<Snapshot, TransportError> {
     match filling {
         Some(filling) => filling.await,
         None => std::future::pending().await,
     }
 }
 
-/// Serves a shard of an era that was taken from another copy; false if it does not fit.
+/// Serves a shard that was taken from another copy, if its era goes on.
 fn take_copy(
     host: &Arc<Host>,
     config: &Config,
     (manifest, horizon): (&Manifest, Horizon),
     (era, snapshot): (Era, Snapshot),
-) -> bool {
+) -> Result<(), ServeError> {
     let view = host.around.membership.view();
     if view.era != era {
         // Another shard is due.
-        return true;
+        return Ok(());
     }
     let shard = Arc::new(Shard::new(host.server(), config, (manifest, horizon), view));
-    let restored = shard.restore(snapshot);
-    let is_restored = restored.is_ok();
-    host.report(
-        era,
-        match restored {
-            Ok(()) => {
-                info!("shard {} goes on with commit {}, from another copy", shard.id(), shard.open_step());
-                host.serve(shard);
-                ShardReport::Restored
-            }
-            Err(problem) => ShardReport::NotRestored(problem.to_string()),
-        },
-    );
-    is_restored
+    shard.restore(snapshot).map_err(|problem| ServeError::Copy(problem.to_string()))?;
+    info!("shard {} goes on with commit {}, from another copy", shard.id(), shard.open_step());
+    host.serve(shard);
+    host.report(era, ShardReport::Restored);
+    Ok(())
 }
 
 /// Serves an era's shard: from a checkpoint, or empty until a worker sets the parameters.
@@ -278,9 +270,10 @@ async fn begin(host: &Arc<Host>, config: &Config, (manifest, horizon): (&Manifes
     let shard = Arc::new(Shard::new(host.server(), config, (manifest, horizon), view));
     let id = shard.id();
     info!("shard {id} holds {} blocks, era {era}", shard.blocks());
-    let Some(place) = restore else { return host.serve(shard) };
+    let Some(name) = restore else { return host.serve(shard) };
     let (map, restoring) = (BlockMap::new(manifest, config.servers), shard.clone());
-    let restored = tokio::task::spawn_blocking(move || take_up(&restoring, &PathBuf::from(place), map.of_shard(id)));
+    let place = host.around.checkpoints.clone();
+    let restored = tokio::task::spawn_blocking(move || take_up(&restoring, (&*place, &name), map.of_shard(id)));
     let report = match restored.await.unwrap_or_else(|problem| Err(problem.to_string())) {
         Ok(()) => {
             info!("shard {id} goes on with commit {}", shard.open_step());
@@ -296,8 +289,8 @@ async fn begin(host: &Arc<Host>, config: &Config, (manifest, horizon): (&Manifes
 }
 
 /// Takes a shard from a checkpoint.
-fn take_up(shard: &Shard, directory: &Path, blocks: Blocks<'_>) -> Result<(), String> {
-    let read = checkpoint::open(directory).and_then(|manifest| part::read(directory, &manifest, blocks));
+fn take_up(shard: &Shard, (place, name): (&dyn Place, &str), blocks: Blocks<'_>) -> Result<(), String> {
+    let read = checkpoint::open(place, name).and_then(|manifest| part::read((place, name), &manifest, blocks));
     let snapshot = read.map_err(|problem| problem.to_string())?;
-    shard.restore(snapshot).map_err(|problem| format!("{}: {problem}", directory.display()))
+    shard.restore(snapshot).map_err(|problem| format!("{}: {problem}", place.of(name)))
 }

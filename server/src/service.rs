@@ -66,8 +66,6 @@ impl Host {
     /// Opens a push, or says what keeps it off. A view that the shard has not heard of is on its way.
     async fn open(&self, shard: &Shard, header: &PushHeader) -> Result<Result<(Push, Outcome), Setback>, Status> {
         let open = || match shard.open(header) {
-            // Memory is bounded: no step begins while two checkpoints wait for the disk.
-            _ if self.is_behind() => Ok(None),
             Ok(opened) => Ok(Some(Ok(opened))),
             Err(Refusal::Generation { ours, theirs }) if theirs > ours => Ok(None),
             // Another copy, which the parameters were pulled from, is ahead of this one.
@@ -77,7 +75,8 @@ impl Host {
             Err(Refusal::LossScale { ours, .. }) => Ok(Some(Err(Setback::Rescale(ours)))),
             Err(refusal) => Err(refusal.into()),
         };
-        self.wait(open).await
+        // Memory is bounded: no step begins while two checkpoints wait for the disk.
+        self.wait(|| if self.is_behind() { Ok(None) } else { open() }).await
     }
 
     /// Adds every block of a push; returns how many were new.
@@ -335,7 +334,7 @@ impl ParametersService for ParameterServer {
         let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
         let host = self.host.clone();
         self.host.around.tasks.spawn(async move {
-            let send = host.hand_over(Step(commit), &outbound);
+            let send = host.hand_over((member, Step(commit)), &outbound);
             tokio::select! {
                 () = outbound.closed() => debug!("{member} left before it had a copy"),
                 sent = send => if let Err(status) = sent {

@@ -82,13 +82,18 @@ fn cores_are_pure() {
     let cores = [
         "server/src/core/",
         "launcher/src/coordinator/commits.rs",
-        "launcher/src/coordinator/core.rs",
+        "launcher/src/coordinator/core/",
         "launcher/src/coordinator/dealer.rs",
         "launcher/src/coordinator/decision.rs",
         "launcher/src/coordinator/engine.rs",
         "launcher/src/coordinator/evaluation.rs",
         "launcher/src/coordinator/history.rs",
+        "launcher/src/coordinator/handshake.rs",
+        "launcher/src/coordinator/saves.rs",
+        "launcher/src/coordinator/deadlines.rs",
         "launcher/src/coordinator/stragglers.rs",
+        "launcher/src/train/restarts.rs",
+        "launcher/src/train/review.rs",
         "launcher/src/plan.rs",
         "worker/src/local.rs",
         "worker/src/step.rs",
@@ -109,6 +114,9 @@ fn cores_are_pure() {
         "println!",
         "std::thread::sleep",
     ];
+    for core in cores {
+        assert!(root().join(core).exists(), "{core} is not there any more");
+    }
     for (name, text) in sources() {
         if !cores.iter().any(|core| name.starts_with(core)) && !pure_proto(&name) {
             continue;

@@ -118,7 +118,8 @@ impl Saves {
         self.standings.retain(|other, _| *other > commit);
         self.over.retain(|other| *other > commit);
         self.over.insert(commit);
-        self.forget(commit);
+        // Nor will what was asked for before it.
+        self.wanted = self.wanted.filter(|wanted| *wanted > commit);
         self.saved = self.saved.max(commit);
         let (first, seconds) = (parts.values().next()?.clone(), parts.values().map(|part| part.seconds));
         let seconds = seconds.fold(0.0, f64::max);
@@ -133,10 +134,6 @@ impl Saves {
         self.parts.remove(&commit);
         self.standings.remove(&commit);
         self.over.insert(commit);
-        self.forget(commit);
-    }
-
-    fn forget(&mut self, commit: Step) {
         self.wanted = self.wanted.filter(|wanted| *wanted != commit);
     }
 }
@@ -171,6 +168,9 @@ mod tests {
         assert_eq!(saves.add(ShardId(0), saved(10, 0)), None, "an older one is of no use");
         let set = [(0, 9), (1, 0)].map(|(shard, first)| saves.add(ShardId(shard), saved(30, first)));
         assert_eq!(set[1].as_ref().map(|set| set.parts.len()), Some(1), "a shard without blocks has no file");
+        assert!(saves.want(Step(37)));
+        let _ = [0, 1].map(|shard| saves.add(ShardId(shard), saved(40, u64::from(shard))));
+        assert_eq!(saves.wanted(), None, "what a later one has overtaken is not waited for");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::Path,
     time::{Duration, Instant},
 };
@@ -14,7 +13,7 @@ use convoy_proto::{
     ids::{Role, ShardId, Step},
     process::host_name,
 };
-use convoy_server::checkpoint::{self, part};
+use convoy_server::checkpoint::{self, CheckpointError, part};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -171,9 +170,9 @@ impl Session {
         let mut blocks = map.of_shard(shard);
         let first = blocks.next().ok_or("no server has a block")?.id;
         let last = blocks.last().map_or(first, |block| block.id);
-        let directory = checkpoint::directory(self.run_dir.path(), clock, next);
-        let file = directory.join(part::file_name(first, last, (era, writer)));
-        fs::create_dir_all(&directory).and_then(|()| full(&file)).map_err(|problem| problem.to_string())?;
+        let file = part::file_name(first, last, (era, writer));
+        let staged = self.checkpoints.place().staged(&checkpoint::name_of(clock, next), &file);
+        full(&staged.map_err(|problem| problem.to_string())?).map_err(|problem| problem.to_string())?;
         Ok(format!("the checkpoint of step {}", clock.steps_after(next)))
     }
 
@@ -181,13 +180,14 @@ impl Session {
     fn tear_checkpoint(&mut self) -> Result<String, String> {
         let newest = self.saving.newest.ok_or("there is no checkpoint")?;
         let clock = self.service.cluster().engine().clock();
-        let path = checkpoint::directory(self.run_dir.path(), clock, newest).join(checkpoint::MANIFEST);
-        let tear = || {
-            let file = fs::File::options().write(true).open(&path)?;
-            file.set_len(file.metadata()?.len() / 2)
+        let name = checkpoint::name_of(clock, newest);
+        let (checkpoints, torn) = (self.checkpoints.clone(), name.clone());
+        let tear = move || -> Result<(), CheckpointError> {
+            let manifest = checkpoint::open(checkpoints.place(), &torn)?.to_text();
+            checkpoints.place().seal(&torn, checkpoint::MANIFEST, &manifest[..manifest.len() / 2])
         };
-        tear().map_err(|problem| format!("{}: {problem}", path.display()))?;
-        Ok(path.display().to_string())
+        tokio::task::block_in_place(tear).map_err(|problem| problem.to_string())?;
+        Ok(self.checkpoints.of(&name))
     }
 }
 

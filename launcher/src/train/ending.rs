@@ -1,6 +1,9 @@
 //! How a run ends: whose fault it was, the final parameters, the last summary.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use convoy_proto::{
     ids::{Role, Step},
@@ -10,10 +13,9 @@ use convoy_proto::{
 use convoy_worker::{exchange::Exchange, parameters::Tensors};
 use serde_json::json;
 
-use super::{GOODBYE, Session, TICK, losses::workers, signals::Signals};
+use super::{GOODBYE, Session, TICK, losses::workers, signals::Signals, until};
 use crate::{
     args::Which,
-    checkpoints,
     children::ChildExit,
     cli::say,
     coordinator::service::launcher,
@@ -59,8 +61,9 @@ impl Session {
         let Some(tensors) = self.pull(&manifest, (step, weights), signals).await? else { return Ok(None) };
         let path = self.run_dir.path().join(which.file());
         while let Err(problem) = model_file::write(&path, &manifest, &tensors) {
-            // A result is worth more than an old checkpoint.
-            if !checkpoints::make_room(self.run_dir.path()) {
+            // A result is worth more than an old checkpoint, if that is on the same disk.
+            let is_here = self.prepared.config.checkpoint.to.is_none();
+            if !is_here || !self.checkpoints.make_room() {
                 return Err(Failure::Environment(problem));
             }
             self.progress.say(&format!("an old checkpoint makes room: {problem}"));
@@ -79,7 +82,7 @@ impl Session {
         let timeouts = self.prepared.config.timeouts;
         let limit = Duration::from_millis(timeouts.start_ms.into());
         let lease = Duration::from_millis(timeouts.lease_ms.into());
-        let (mut failure, mut has_failed) = (String::new(), false);
+        let (mut failure, mut give_up) = (String::new(), None);
         let exchange = Exchange::new(launcher(), manifest, views, lease);
         let pull = exchange.pull(view.era, step, weights);
         let pull = tokio::time::timeout(limit, pull);
@@ -88,13 +91,13 @@ impl Session {
         loop {
             tokio::select! {
                 biased;
-                pulled = &mut pull, if !has_failed => match pulled {
+                pulled = &mut pull, if give_up.is_none() => match pulled {
                     Ok(Ok(tensors)) => return Ok(Some(tensors)),
                     // A server may have died, which is known in a moment.
-                    Ok(Err(problem)) => (failure, has_failed) = (problem.to_string(), true),
+                    Ok(Err(problem)) => (failure, give_up) = (problem.to_string(), Some(Instant::now() + lease)),
                     Err(_) => return Err(Failure::Failed("the servers did not send the parameters in time".into())),
                 },
-                () = tokio::time::sleep(lease), if has_failed => {
+                () = until(give_up) => {
                     return Err(Failure::Failed(format!("cannot read the parameters: {failure}")));
                 }
                 // The first asks for an end with the parameters saved, and that is what this is.
@@ -116,7 +119,10 @@ impl Session {
             let _ = tokio::time::timeout(GOODBYE, self.children.kill()).await;
         }
         self.progress.end();
-        checkpoints::tidy(self.run_dir.path());
+        self.settle_saves();
+        if let Err(problem) = tokio::task::block_in_place(|| self.checkpoints.tidy()) {
+            tracing::warn!("what was begun of checkpoints stays: {problem}");
+        }
         // Nobody is there to be asked any more.
         let _ = std::fs::remove_file(self.run_dir.path().join(scale::FILE));
         let result = match (result, self.stopping) {

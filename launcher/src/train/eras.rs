@@ -25,8 +25,7 @@ impl From<&Found> for Origin {
     fn from(found: &Found) -> Self {
         let Cut { cursor, dropped_slices, .. } = found.cut.clone();
         Origin {
-            // Wherever a server is started.
-            restore: Some(std::path::absolute(&found.path).unwrap_or(found.path.clone()).display().to_string()),
+            restore: Some(found.name.clone()),
             commits: convoy_proto::ids::Step(found.manifest.commits),
             standing: Standing { cursor, left_out: dropped_slices },
         }
@@ -37,11 +36,14 @@ impl Session {
     /// Whether the run can go on without a server: another has its shard, or one takes its place after a while.
     /// Before training has begun, only if it was killed: what it dies of by itself, another would die of, too.
     pub(super) fn may_replace_server(&self, rank: u32, is_killed: bool) -> bool {
-        let (has_begun, has_copy) = {
+        let (has_begun, has_copy, layout) = {
             let cluster = self.service.cluster();
-            (cluster.has_begun(), cluster.has_copy(ServerId(rank)))
+            (cluster.has_begun(), cluster.has_copy(ServerId(rank)), cluster.layout())
         };
-        has_copy || (has_begun || is_killed) && self.stopping.is_none() && self.restarts.may((Role::Server, rank))
+        // One server that holds the shard is enough.
+        let mut copies = layout.copies_of(layout.shard_of(ServerId(rank)));
+        let may_any = copies.any(|server| self.restarts.may((Role::Server, server.0)));
+        has_copy || (has_begun || is_killed) && self.stopping.is_none() && may_any
     }
 
     /// Goes on without a server: at once if another has its shard, and else from the newest checkpoint, when another is in
@@ -50,7 +52,8 @@ impl Session {
         let since = Instant::now();
         self.fault(what);
         self.starting.remove(&(Role::Server, rank));
-        let next = self.plan_restart((Role::Server, rank));
+        let is_needed = !self.service.cluster().has_copy(ServerId(rank));
+        let next = self.plan_restart((Role::Server, rank), is_needed);
         let (lost, is_broken) = {
             let mut cluster = self.service.cluster();
             let lost = cluster.lose_server(rank);
@@ -82,7 +85,7 @@ impl Session {
         self.fault(&format!("{member}: {problem}"));
         self.progress.say(&format!("{member}: {problem}"));
         let restore = self.service.cluster().view().restore;
-        self.bad_checkpoints.extend(restore.iter().filter_map(|place| Path::new(place).file_name().map(Into::into)));
+        self.bad_checkpoints.extend(restore);
         self.begin_era()
     }
 
@@ -102,11 +105,16 @@ impl Session {
             }
         }
         let model = checkpoints::model_hash(&self.prepared.manifest);
-        let run = self.run_dir.path();
-        let (found, passed_over) =
-            tokio::task::block_in_place(|| checkpoints::take(run, &model, &self.bad_checkpoints));
-        passed_over.iter().for_each(|why| self.progress.say(&format!("passed over a checkpoint: {why}")));
+        // None is completed any more once it is decided where the run goes on.
+        self.settle_saves();
+        let taken = tokio::task::block_in_place(|| self.checkpoints.take(&model, &self.bad_checkpoints));
+        let (found, passed_over) = taken?;
+        for why in passed_over {
+            self.metric(json!({ "event": "passed_over", "problem": why }));
+            self.progress.say(&format!("passed over a checkpoint: {why}"));
+        }
         let origin = found.as_ref().map_or_else(Origin::default, Origin::from);
+        self.restored_bytes = found.as_ref().map_or(0, |found| found.manifest.bytes());
         let (commits, newest) = (origin.commits, origin.restore.is_some().then_some(origin.commits));
         let begun = self.service.roll_back(origin);
         self.take_up(found.map(|found| found.cut));

@@ -75,10 +75,6 @@ impl Session {
                     .say(&format!("{member} has its shard from another copy, and takes part from step {step} on"));
                 self.metric(json!({ "event": "copied", "member": member.to_string(), "step": step }));
             }
-            Event::NotCopied(member, problem) => {
-                self.progress.say(&format!("{member} tries again to take its shard: {problem}"));
-                self.metric(json!({ "event": "not_copied", "member": member.to_string(), "problem": problem }));
-            }
         }
         Ok(())
     }

@@ -104,8 +104,8 @@ impl Session {
     async fn restart_failed(&mut self, exit: &ChildExit, signals: &mut Signals) -> Result<(), Failure> {
         let (what, place) = (exit.describe(), (exit.role, exit.rank));
         self.starting.remove(&place);
-        let next = if exit.is_misled() { None } else { self.plan_restart(place) };
         let is_needed = exit.role == Role::Server && !self.service.cluster().has_copy(ServerId(exit.rank));
+        let next = if exit.is_misled() { None } else { self.plan_restart(place, is_needed) };
         if next.is_none() && (is_needed || !self.service.cluster().has_begun()) {
             return Err(self.diagnose(vec![exit.clone()]));
         }
@@ -122,8 +122,21 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn plan_restart(&mut self, place: Place) -> Option<Plan> {
-        if self.is_stopping() { None } else { self.restarts.plan(place, Instant::now()) }
+    /// Decides whether another process takes a place, and when: not while the run stops, unless it is needed for that.
+    pub(super) fn plan_restart(&mut self, place: Place, is_needed: bool) -> Option<Plan> {
+        let may_be = is_needed || !self.is_stopping();
+        let plan = if may_be { self.restarts.plan(place, Instant::now()) } else { None };
+        let (delay, number) = plan.map(|plan| (plan.delay.as_secs_f64(), plan.number)).unzip();
+        let why = match plan {
+            Some(_) => None,
+            None if !may_be => Some("the run stops"),
+            None => Some("it was started again as often as --max-restarts allows"),
+        };
+        let member = format!("{} {}", place.0, place.1);
+        self.metric(json!({
+            "event": "restart_decided", "member": member, "delay_seconds": delay, "number": number, "not_because": why,
+        }));
+        plan
     }
 
     fn may_restart(&self, rank: u32) -> bool {
@@ -210,7 +223,7 @@ impl Session {
     async fn lose(&mut self, member: Member, (what, log): (&str, &Path), signals: &mut Signals) -> Result<(), Failure> {
         let since = Instant::now();
         self.fault(what);
-        let next = self.plan_restart((Role::Worker, member.rank));
+        let next = self.plan_restart((Role::Worker, member.rank), false);
         let (lost, before, era) = {
             let mut cluster = self.service.cluster();
             (cluster.lose(member, next.is_some()), self.events.len(), cluster.era())

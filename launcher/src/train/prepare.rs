@@ -18,6 +18,7 @@ use convoy_worker::{
 };
 
 use crate::{
+    checkpoints::Checkpoints,
     children::ChildSpec,
     coordinator::handshake::Reference,
     eval,
@@ -70,6 +71,8 @@ pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Fail
     // Written out, so that the run can be looked at from anywhere.
     config.data = data::absolute(&config.data);
     config.input.tokenizer = config.input.tokenizer.map(|path| data::absolute_path(&path));
+    config.checkpoint.to =
+        config.checkpoint.to.map(|to| if to.contains("://") { to } else { data::absolute_path(&to) });
     let is_named = !config.name.is_empty();
     if !is_named {
         config.name = free_name(&config);
@@ -103,6 +106,7 @@ fn free_name(config: &Config) -> String {
 impl Prepared {
     /// The run's directory. A name that was not given is changed if another launcher took it in this second.
     pub fn create_run_dir(&mut self) -> Result<RunDir, Failure> {
+        self.check_checkpoints()?;
         let config = &mut self.config;
         loop {
             match RunDir::create(&config.run_dir, &config.name, &config.to_toml()) {
@@ -110,6 +114,20 @@ impl Prepared {
                 made => return made,
             }
         }
+    }
+
+    /// Sees to it that a new run can keep its checkpoints where it is to, and that none of another are there.
+    fn check_checkpoints(&self) -> Result<(), Failure> {
+        let Some(to) = &self.config.checkpoint.to else { return Ok(()) };
+        let checkpoints = Checkpoints::of_run(&self.config, &std::env::temp_dir())?;
+        if checkpoints.are_none()? {
+            return Ok(());
+        }
+        let name = &self.config.name;
+        Err(Failure::Usage(format!(
+            "`{to}` has checkpoints of a run {name} already; choose another --name, or begin with them: --resume {}",
+            checkpoints.place().root()
+        )))
     }
 
     /// What members are compared with.
@@ -177,8 +195,11 @@ impl Prepared {
             Mode::Sync(_) => ("each step".into(), "each worker"),
             Mode::Async(_) | Mode::Ssp(..) => ("for each slice".into(), "the worker that it is dealt to"),
         };
-        text += &format!("# {often}, {who} pushes and pulls {megabytes:.1} MB\n\n{}", self.config.to_toml());
-        text
+        let traffic = match self.config.replicas {
+            0 => format!("pushes and pulls {megabytes:.1} MB"),
+            more => format!("pushes {:.1} MB and pulls {megabytes:.1} MB", megabytes * f64::from(more + 1)),
+        };
+        text + &format!("# {often}, {who} {traffic}\n\n{}", self.config.to_toml())
     }
 
     /// The processes of the cluster.

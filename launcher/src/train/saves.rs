@@ -9,7 +9,11 @@ use convoy_proto::{config::Every, ids::Step, messages::Phase};
 use convoy_server::checkpoint::{self, CheckpointManifest, manifest::FORMAT};
 use serde_json::json;
 
-use super::{Session, TICK, signals::Signals};
+use super::{
+    Session, TICK,
+    keeper::{Completion, Done, Job},
+    signals::Signals,
+};
 use crate::{
     checkpoints::{self, Cut},
     coordinator::{core::SaveEvent, saves::SavedSet},
@@ -129,7 +133,8 @@ impl Session {
     fn save_failed(&mut self, commit: Step, problem: &str) {
         let clock = self.service.cluster().engine().clock();
         let step = clock.steps_after(commit);
-        checkpoints::discard(&checkpoint::directory(self.run_dir.path(), clock, commit));
+        // If too much waits already, what is left of it goes at the end.
+        let _ = self.keeper.ask(Job::Discard(checkpoint::name_of(clock, commit)));
         self.progress.say(&format!("no checkpoint of step {step}, training goes on: {problem}"));
         self.metric(json!({ "event": "checkpoint_failed", "step": step, "problem": problem }));
         self.notes.failed_checkpoints += 1;
@@ -155,17 +160,16 @@ impl Session {
             let cluster = self.service.cluster();
             (cluster.engine().clock(), cluster.era())
         };
-        let step = clock.steps_after(commit);
         let Some(standing) = standing else {
             return self.save_failed(commit, "it was asked for too late to know what it holds");
         };
         let cut = Cut { cursor: standing.cursor, dropped_slices: standing.left_out, ..cut };
-        let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
+        let config = &self.prepared.config;
         let manifest = CheckpointManifest {
             format: FORMAT,
-            run: self.prepared.config.name.clone(),
+            run: config.name.clone(),
             model: checkpoints::model_hash(&self.prepared.manifest),
-            step,
+            step: clock.steps_after(commit),
             commits: commit.0,
             era: era.0,
             loss_scale,
@@ -173,27 +177,34 @@ impl Session {
             files: parts.into_iter().map(Into::into).collect(),
             progress: json!(cut),
         };
-        let run = self.run_dir.path().to_path_buf();
-        let directory = checkpoint::directory(&run, clock, commit);
-        let best = if self.prepared.config.keep_best { self.review.best().map(|best| best.step) } else { None };
-        let keep_last = self.prepared.config.checkpoint.keep_last;
-        let written = tokio::task::block_in_place(|| {
-            let written = checkpoint::complete(&directory, &manifest);
-            if written.is_ok() {
-                checkpoints::remove_strangers(&directory, &manifest);
-                checkpoints::retain(&run, keep_last, best);
-            }
-            written
-        });
-        match written {
-            Ok(()) => {
-                self.bad_checkpoints.remove(directory.file_name().unwrap_or_default());
-                self.saving.newest = self.saving.newest.max(Some(commit));
-                self.notes.checkpoints += 1;
-                self.metric(json!({ "event": "checkpoint", "step": step, "seconds": seconds, "bytes": bytes }));
-            }
-            Err(problem) => self.save_failed(commit, &problem.to_string()),
+        let best = if config.keep_best { self.review.best().map(|best| best.step) } else { None };
+        let keep = (config.checkpoint.keep_last, best);
+        let name = checkpoint::name_of(clock, commit);
+        let completion = Completion { commit, name, manifest, keep, seconds };
+        if !self.keeper.ask(Job::Complete(Box::new(completion))) {
+            self.save_failed(commit, "earlier ones are still on their way");
         }
+    }
+
+    /// Takes note of what has come of a checkpoint at its place.
+    pub(super) fn kept(&mut self, done: Done) {
+        let Done::Completed(completion, written) = done else { return };
+        let Completion { commit, name, manifest, seconds, .. } = *completion;
+        if let Err(problem) = written {
+            return self.save_failed(commit, &problem);
+        }
+        self.bad_checkpoints.remove(&name);
+        self.saving.newest = self.saving.newest.max(Some(commit));
+        self.notes.checkpoints += 1;
+        self.metric(
+            json!({ "event": "checkpoint", "step": manifest.step, "seconds": seconds, "bytes": manifest.bytes() }),
+        );
+    }
+
+    /// Waits for what checkpoints on their way still ask of their place.
+    pub(super) fn settle_saves(&mut self) {
+        let done = tokio::task::block_in_place(|| self.keeper.drain());
+        done.into_iter().for_each(|done| self.kept(done));
     }
 
     /// Sees to a checkpoint of the end, and waits for it, but not for ever; false if a new era begins instead.
@@ -216,6 +227,7 @@ impl Session {
                 biased;
                 request = signals.next() => self.request(request)?,
                 Some(event) = self.events.recv() => self.follow(event)?,
+                done = self.keeper.next() => self.kept(done),
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
                 _ = tick.tick() => self.check_leases(signals).await?,
             }

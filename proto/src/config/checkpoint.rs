@@ -1,4 +1,4 @@
-//! How often a run writes checkpoints, and how many it keeps.
+//! How often a run writes checkpoints, where to, and how many it keeps.
 
 use std::{fmt, str::FromStr};
 
@@ -68,10 +68,13 @@ impl FromStr for Every {
 }
 
 /// The checkpoints of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoints {
     /// When one is due.
     pub every: Every,
+    /// The directory or the URL of an object store below which they are kept, under the run's name; none keeps them in the
+    /// run's directory.
+    pub to: Option<String>,
     /// How many of the newest are kept.
     pub keep_last: u32,
 }
@@ -82,6 +85,7 @@ pub struct Checkpoints {
 #[allow(missing_docs, reason = "see RawConfig")]
 pub struct RawCheckpoints {
     pub every: Option<String>,
+    pub to: Option<String>,
     pub keep_last: Option<u64>,
 }
 
@@ -90,13 +94,19 @@ impl RawCheckpoints {
         let text = self.every.as_deref().unwrap_or("60s");
         let every = text.parse().map_err(|problem: String| value_error("checkpoint.every", text, problem))?;
         let keep_last = count("checkpoint.keep_last", self.keep_last.unwrap_or(2), 1, 1_000_000)?;
-        Ok(Checkpoints { every, keep_last })
+        let to = self.to.clone().filter(|to| !to.is_empty());
+        Ok(Checkpoints { every, to, keep_last })
     }
 }
 
 impl From<Checkpoints> for RawCheckpoints {
     fn from(checkpoints: Checkpoints) -> Self {
-        RawCheckpoints { every: Some(checkpoints.every.to_string()), keep_last: Some(checkpoints.keep_last.into()) }
+        let Checkpoints { every, to, keep_last } = checkpoints;
+        RawCheckpoints {
+            every: Some(every.to_string()),
+            to: Some(to.unwrap_or_default()),
+            keep_last: Some(keep_last.into()),
+        }
     }
 }
 

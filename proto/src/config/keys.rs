@@ -119,6 +119,11 @@ pub const KEYS: &[Key] = &[
         Kind::StepsOrTime,
         "steps between checkpoints, or time such as 30s or 10m; 0 writes them only when the run is told to stop",
     ),
+    key(
+        "checkpoint.to",
+        Kind::Text,
+        "directory, or URL of an object store (s3://, gs://, az://), below which checkpoints are kept under the run's name",
+    ),
     key("checkpoint.keep_last", Kind::Count, "checkpoints that are kept, the newest"),
     key("chaos.faults", Kind::Text, "testing aid: faults on purpose, KIND[:RANK]@STEP, commas between them"),
     key("chaos.mtbf", Kind::Text, "testing aid: mean time between faults that come at random, such as 5s"),

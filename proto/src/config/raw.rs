@@ -364,7 +364,7 @@ impl From<&Config> for RawConfig {
             slow_worker: config.slow_worker.map(|slow| slow.to_string()),
             listen: Some(config.listen.to_string()),
             chaos: (&config.chaos).into(),
-            checkpoint: config.checkpoint.into(),
+            checkpoint: config.checkpoint.clone().into(),
             consistency: config.mode.into(),
             input: (&config.input).into(),
             optimizer: (&config.optimizer).into(),

@@ -56,6 +56,22 @@ impl From<Part> for BlockFile {
     }
 }
 
+impl BlockFile {
+    /// Compares what is there with what was written: its size, and its hash if that is known.
+    ///
+    /// # Errors
+    /// How they differ, in words.
+    pub fn compare(&self, bytes: u64, hash: Option<&[u8]>) -> Result<(), String> {
+        if bytes != self.bytes {
+            return Err(format!("it has {bytes} bytes, the manifest says {}", self.bytes));
+        }
+        if hash.is_some_and(|hash| hex(hash) != self.sha256) {
+            return Err("it does not have the hash that the manifest says".into());
+        }
+        Ok(())
+    }
+}
+
 const HEAD: &str = "{\n\"sha256\": \"";
 const NECK: &str = "\",\n\"checkpoint\": ";
 const FOOT: &str = "\n}\n";
@@ -67,6 +83,11 @@ impl CheckpointManifest {
         let body = serde_json::to_string_pretty(self).unwrap_or_default();
         let hash = hex(&Sha256::digest(&body));
         format!("{HEAD}{hash}{NECK}{body}{FOOT}")
+    }
+
+    /// The size of all its files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
     }
 
     /// Reads what [`CheckpointManifest::to_text`] wrote, and nothing else.

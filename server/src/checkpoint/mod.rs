@@ -1,22 +1,24 @@
-//! Checkpoints on disk: files of blocks, and a manifest that makes them one checkpoint.
+//! Checkpoints: files of blocks, and a manifest that makes them one checkpoint.
 //!
-//! `checkpoints/step-N/` holds `blocks-*.safetensors`, each a run of blocks with their optimizer state, written by the
-//! server that holds them, and `manifest.json`, written last, with every file's size and hash. Without a whole manifest,
-//! or with a file that is not as it says, there is no checkpoint. Blocks do not depend on the number of servers, so any
-//! number of them can take a checkpoint up.
+//! `step-N` holds `blocks-*.safetensors`, each a run of blocks with their optimizer state, written by the server that holds
+//! them, and `manifest.json`, written last, with every file's size and hash. Without a whole manifest, or with a file that
+//! is not as it says, there is no checkpoint. Blocks do not depend on the number of servers, so any number of them can take
+//! a checkpoint up. Where they are kept is a [`place::Place`].
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{fmt, io, path::PathBuf};
 
 use convoy_proto::{clock::Clock, ids::Step};
 
+mod bucket;
+mod directory;
 pub mod manifest;
 pub mod part;
+pub mod place;
 
+pub use bucket::Bucket;
+pub use directory::Directory;
 pub use manifest::CheckpointManifest;
+pub use place::Place;
 
 /// The name of a manifest.
 pub const MANIFEST: &str = "manifest.json";
@@ -27,81 +29,88 @@ pub enum CheckpointError {
     /// A file that cannot be read or written.
     #[error("cannot {what} {}: {problem}", path.display())]
     Disk {
-        /// `read` or `write`.
+        /// `read`, `write` and so on.
         what: &'static str,
         /// Which.
         path: PathBuf,
         /// Why.
         problem: io::Error,
     },
+    /// An object that is not there.
+    #[error("cannot read {object}: it is not there")]
+    Missing {
+        /// Its URL.
+        object: String,
+    },
+    /// An object store that does not do what it is asked, so that nothing is known of what it holds.
+    #[error("cannot {what} {object}: {problem}")]
+    Unreachable {
+        /// `read`, `write` and so on.
+        what: &'static str,
+        /// What of, as a URL.
+        object: String,
+        /// Why.
+        problem: String,
+    },
+    /// A place that makes no sense, or that lacks what it needs.
+    #[error("checkpoints cannot be kept at `{place}`: {problem}")]
+    Place {
+        /// As it was given.
+        place: String,
+        /// Why not.
+        problem: String,
+    },
     /// A file that is not what was written.
-    #[error("{} is damaged: {problem}", path.display())]
+    #[error("{file} is damaged: {problem}")]
     Damaged {
-        /// Which.
-        path: PathBuf,
+        /// Its path or URL.
+        file: String,
         /// How that shows.
         problem: String,
     },
 }
 
-/// Where a run keeps its checkpoints.
-pub fn root(run: &Path) -> PathBuf {
-    run.join("checkpoints")
+impl CheckpointError {
+    /// Whether nothing is known because a place does not answer: what it holds may well be whole.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, CheckpointError::Unreachable { .. })
+    }
 }
 
-/// Where a run keeps the checkpoint of a commit: by step, as people count, and the commits of the next step that were
-/// made, if some were.
-pub fn directory(run: &Path, clock: Clock, commit: Step) -> PathBuf {
+/// The name of a commit's checkpoint: by step, as people count, and the commits of the next step that were made, if some
+/// were.
+pub fn name_of(clock: Clock, commit: Step) -> String {
     let (step, more) = (clock.steps_after(commit), commit.0 % clock.commits_a_step());
-    root(run).join(if more == 0 { format!("step-{step}") } else { format!("step-{step}-{more}") })
+    if more == 0 { format!("step-{step}") } else { format!("step-{step}-{more}") }
 }
 
-fn cannot<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CheckpointError + 'a {
-    move |problem| CheckpointError::Disk { what, path: path.into(), problem }
+fn damaged(file: impl fmt::Display, problem: impl Into<String>) -> CheckpointError {
+    CheckpointError::Damaged { file: file.to_string(), problem: problem.into() }
 }
 
-fn damaged(path: &Path, problem: impl Into<String>) -> CheckpointError {
-    CheckpointError::Damaged { path: path.into(), problem: problem.into() }
-}
-
-/// Writes a checkpoint's manifest, which makes it one: the files that it names are there, and on disk.
+/// Writes a checkpoint's manifest, which makes it one: the files that it names are there, and will stay.
 ///
 /// # Errors
-/// The disk's, or a file is not there; then there is no manifest, or the old one.
-pub fn complete(directory: &Path, manifest: &CheckpointManifest) -> Result<(), CheckpointError> {
-    let path = directory.join(MANIFEST);
+/// The place's, or a file is not there; then there is no manifest, or the old one.
+pub fn complete(place: &dyn Place, name: &str, manifest: &CheckpointManifest) -> Result<(), CheckpointError> {
+    let there = place.files(name)?;
     for file in &manifest.files {
-        let path = directory.join(&file.file);
-        let bytes = fs::metadata(&path).map_err(cannot("read", &path))?.len();
-        if bytes != file.bytes {
-            return Err(damaged(&path, format!("{bytes} bytes, {} were written", file.bytes)));
-        }
+        let found = there.iter().find(|(name, _)| *name == file.file);
+        let (_, bytes) = found.ok_or_else(|| damaged(place.of(name), format!("{} is not there", file.file)))?;
+        file.compare(*bytes, None)
+            .map_err(|problem| damaged(format_args!("{}/{}", place.of(name), file.file), problem))?;
     }
-    let staged = directory.join(".manifest.partial");
-    let write = || {
-        let mut file = File::create(&staged)?;
-        file.write_all(manifest.to_text().as_bytes())?;
-        file.sync_all()?;
-        // The names of the files, before the name that counts.
-        File::open(directory)?.sync_all()?;
-        fs::rename(&staged, &path)?;
-        File::open(directory)?.sync_all()?;
-        directory.parent().map_or(Ok(()), |root| File::open(root)?.sync_all())
-    };
-    write().map_err(|problem| {
-        let _ = fs::remove_file(&staged);
-        cannot("write", &path)(problem)
-    })
+    place.seal(name, MANIFEST, &manifest.to_text())
 }
 
 /// Reads a checkpoint's manifest; says nothing of the files that it names.
 ///
 /// # Errors
 /// There is none, or it is damaged.
-pub fn open(directory: &Path) -> Result<CheckpointManifest, CheckpointError> {
-    let path = directory.join(MANIFEST);
-    let text = fs::read_to_string(&path).map_err(cannot("read", &path))?;
-    CheckpointManifest::from_text(&text).map_err(|problem| damaged(&path, problem))
+pub fn open(place: &dyn Place, name: &str) -> Result<CheckpointManifest, CheckpointError> {
+    let damaged = |problem| damaged(format_args!("{}/{MANIFEST}", place.of(name)), problem);
+    let text = String::from_utf8(place.read(name, MANIFEST)?).map_err(|problem| damaged(problem.to_string()))?;
+    CheckpointManifest::from_text(&text).map_err(damaged)
 }
 
 #[cfg(test)]

@@ -13,7 +13,6 @@ use std::{
 
 use convoy_proto::{
     blocks::Block,
-    hex,
     ids::{BlockId, Era, ServerId, Step},
     loss_scale::LossScale,
     manifest::TensorRole,
@@ -23,7 +22,7 @@ use convoy_proto::{
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 
-use super::{CheckpointError, CheckpointManifest, cannot, damaged, manifest::BlockFile};
+use super::{CheckpointError, CheckpointManifest, Place, damaged, manifest::BlockFile};
 use crate::core::{
     kept::{Kept, Snapshot},
     versions::Version,
@@ -34,19 +33,23 @@ pub fn file_name(first: BlockId, last: BlockId, (era, server): (Era, ServerId)) 
     format!("blocks-{first}-{last}.era-{era}.server-{server}.safetensors")
 }
 
-/// Writes a shard's snapshot to a checkpoint's directory, and to disk; nothing for a shard without blocks.
+/// Writes a shard's snapshot to the checkpoint of a name, to stay there; nothing for a shard without blocks.
 ///
 /// # Errors
-/// The disk's; then no file is left.
-pub fn write(directory: &Path, writer: (Era, ServerId), snapshot: &Snapshot) -> Result<Option<Part>, CheckpointError> {
+/// The disk's or the place's; then no file is left.
+pub fn write(
+    (place, name): (&dyn Place, &str),
+    writer: (Era, ServerId),
+    snapshot: &Snapshot,
+) -> Result<Option<Part>, CheckpointError> {
     let (Some(first), Some(last)) = (snapshot.blocks.first(), snapshot.blocks.last()) else { return Ok(None) };
     let file = file_name(first.block, last.block, writer);
-    let path = directory.join(&file);
-    let written = fs::create_dir_all(directory).and_then(|()| write_blocks(&path, snapshot));
-    let (bytes, sha256) = written.map_err(|problem| {
+    let path = place.staged(name, &file)?;
+    let (bytes, sha256) = write_blocks(&path, snapshot).map_err(|problem| {
         let _ = fs::remove_file(&path);
-        cannot("write", &path)(problem)
+        CheckpointError::Disk { what: "write", path: path.clone(), problem }
     })?;
+    place.keep(name, &file)?;
     Ok(Some(Part { file, first_block: first.block.0, blocks: snapshot.blocks.len() as u64, bytes, sha256 }))
 }
 
@@ -86,7 +89,7 @@ fn named(kept: &Kept) -> impl Iterator<Item = (String, &Vec<f32>)> {
 /// # Errors
 /// A file that cannot be read, or is not the one that was written.
 pub fn read(
-    directory: &Path,
+    (place, name): (&dyn Place, &str),
     manifest: &CheckpointManifest,
     blocks: impl Iterator<Item = Block>,
 ) -> Result<Snapshot, CheckpointError> {
@@ -97,48 +100,20 @@ pub fn read(
         if !wanted.peek().is_some_and(is_here) {
             continue;
         }
-        let bytes = verified(directory, file)?;
-        let path = directory.join(&file.file);
+        let path = format!("{}/{}", place.of(name), file.file);
+        let bytes = place.read(name, &file.file)?;
+        let is_it = file.compare(bytes.len() as u64, Some(&Sha256::digest(&bytes)));
+        is_it.map_err(|problem| damaged(&path, problem))?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&path, error.to_string()))?;
         while let Some(block) = wanted.next_if(is_here) {
             kept.push(one(&tensors, file, &block).map_err(|problem| damaged(&path, problem))?);
         }
     }
     if let Some(block) = wanted.next() {
-        return Err(damaged(directory, format!("no file has block {}", block.id)));
+        return Err(damaged(place.of(name), format!("no file has block {}", block.id)));
     }
     let loss_scale = LossScale::new(manifest.loss_scale).at(manifest.loss_scale, manifest.clean_steps);
     Ok(Snapshot { commit: Step(manifest.commits), loss_scale, blocks: kept })
-}
-
-/// A file's bytes, which are those that were written.
-fn verified(directory: &Path, file: &BlockFile) -> Result<Vec<u8>, CheckpointError> {
-    let path = directory.join(&file.file);
-    let bytes = fs::read(&path).map_err(cannot("read", &path))?;
-    compare(&path, file, (bytes.len() as u64, &Sha256::digest(&bytes)))?;
-    Ok(bytes)
-}
-
-/// Checks that a file is the one that was written, without holding more than a little of it.
-///
-/// # Errors
-/// It cannot be read, or is another.
-pub fn check(directory: &Path, file: &BlockFile) -> Result<(), CheckpointError> {
-    let path = directory.join(&file.file);
-    let mut hash = Sha256::new();
-    let copied = File::open(&path).and_then(|mut open| io::copy(&mut open, &mut hash));
-    let bytes = copied.map_err(cannot("read", &path))?;
-    compare(&path, file, (bytes, &hash.finalize()))
-}
-
-fn compare(path: &Path, file: &BlockFile, (bytes, hash): (u64, &[u8])) -> Result<(), CheckpointError> {
-    if bytes != file.bytes {
-        return Err(damaged(path, format!("it has {bytes} bytes, the manifest says {}", file.bytes)));
-    }
-    if hex(hash) != file.sha256 {
-        return Err(damaged(path, "it does not have the hash that the manifest says"));
-    }
-    Ok(())
 }
 
 fn one(tensors: &SafeTensors<'_>, file: &BlockFile, block: &Block) -> Result<Kept, String> {

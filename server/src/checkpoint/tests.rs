@@ -1,6 +1,6 @@
 //! Checkpoints on disk: what was written is read, and nothing else is.
 
-use std::sync::Arc;
+use std::{fs, path::Path, sync::Arc};
 
 use convoy_proto::{
     blocks::BlockMap,
@@ -9,10 +9,24 @@ use convoy_proto::{
     manifest::{Manifest, TensorRole},
 };
 
+use object_store::local::LocalFileSystem;
+
 use super::*;
 use crate::core::kept::{Kept, Snapshot};
 
 const WRITER: (Era, ServerId) = (Era(1), ServerId(2));
+const NAME: &str = "step-6";
+
+/// A directory, and buckets: in memory, and in a directory as an object store keeps it.
+fn places(dir: &Path) -> [Box<dyn Place>; 3] {
+    fs::create_dir(dir.join("store")).unwrap();
+    let store = Arc::new(LocalFileSystem::new_with_prefix(dir.join("store")).unwrap());
+    [
+        Box::new(Directory::new(dir.join("checkpoints"))),
+        Box::new(Bucket::in_memory(&dir.join("staged"))),
+        Box::new(Bucket::of_store(store, &dir.join("staged too"))),
+    ]
+}
 
 fn model() -> Manifest {
     let tensor = |name: &str, len: u64, role| (name.to_string(), vec![len], role);
@@ -24,8 +38,8 @@ fn model() -> Manifest {
     .unwrap()
 }
 
-/// A checkpoint of two servers in a new directory.
-fn written(directory: &Path) -> (CheckpointManifest, Vec<Snapshot>) {
+/// A checkpoint of two servers.
+fn written(place: &dyn Place) -> (CheckpointManifest, Vec<Snapshot>) {
     let map = BlockMap::new(&model(), 2);
     let values = |seed: u64, len: u32| Arc::new((0..len).map(|i| (i as f32 + seed as f32).sin()).collect::<Vec<_>>());
     let snapshots: Vec<_> = (0..2)
@@ -44,7 +58,7 @@ fn written(directory: &Path) -> (CheckpointManifest, Vec<Snapshot>) {
             Snapshot { commit: Step(6), loss_scale: LossScale::new(1.0), blocks: blocks.collect() }
         })
         .collect();
-    let parts = snapshots.iter().filter_map(|snapshot| part::write(directory, WRITER, snapshot).unwrap());
+    let parts = snapshots.iter().filter_map(|snapshot| part::write((place, NAME), WRITER, snapshot).unwrap());
     let manifest = CheckpointManifest {
         format: manifest::FORMAT,
         run: "r".into(),
@@ -57,81 +71,126 @@ fn written(directory: &Path) -> (CheckpointManifest, Vec<Snapshot>) {
         files: parts.map(Into::into).collect(),
         progress: serde_json::json!({ "samples": 768 }),
     };
-    complete(directory, &manifest).unwrap();
+    complete(place, NAME, &manifest).unwrap();
     (manifest, snapshots)
 }
 
 #[test]
 fn what_was_written_is_read_by_any_number_of_servers() {
     let dir = tempfile::tempdir().unwrap();
-    let directory = dir.path().join("checkpoints/step-6");
-    let (manifest, snapshots) = written(&directory);
-    assert_eq!(open(&directory).unwrap(), manifest);
-    let all: Vec<_> = snapshots.iter().flat_map(|snapshot| snapshot.blocks.clone()).collect();
-    for servers in 1..5 {
-        let map = BlockMap::new(&model(), servers);
-        let read = (0..servers).flat_map(|shard| {
-            let snapshot = part::read(&directory, &manifest, map.of_shard(ShardId(shard))).unwrap();
-            assert_eq!((snapshot.commit, snapshot.loss_scale), (Step(6), LossScale::new(1.0)));
-            snapshot.blocks
-        });
-        assert_eq!(read.collect::<Vec<_>>(), all, "{servers} servers");
+    for place in places(dir.path()) {
+        let place = &*place;
+        let (manifest, snapshots) = written(place);
+        assert_eq!(open(place, NAME).unwrap(), manifest);
+        let all: Vec<_> = snapshots.iter().flat_map(|snapshot| snapshot.blocks.clone()).collect();
+        for servers in 1..5 {
+            let map = BlockMap::new(&model(), servers);
+            let read = (0..servers).flat_map(|shard| {
+                let snapshot = part::read((place, NAME), &manifest, map.of_shard(ShardId(shard))).unwrap();
+                assert_eq!((snapshot.commit, snapshot.loss_scale), (Step(6), LossScale::new(1.0)));
+                snapshot.blocks
+            });
+            assert_eq!(read.collect::<Vec<_>>(), all, "{servers} servers at {}", place.root());
+        }
+        let mut files: Vec<_> = place.files(NAME).unwrap().into_iter().map(|(file, _)| file).collect();
+        files.sort();
+        assert_eq!(
+            files,
+            ["blocks-0-0.era-1.server-2.safetensors", "blocks-1-3.era-1.server-2.safetensors", "manifest.json"]
+        );
+        assert_eq!(place.names().unwrap(), [NAME]);
     }
-    let mut names: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    names.sort();
-    assert_eq!(
-        names,
-        ["blocks-0-0.era-1.server-2.safetensors", "blocks-1-3.era-1.server-2.safetensors", "manifest.json"]
-    );
+    let left = |name: &str| fs::read_dir(dir.path().join(name)).unwrap().count();
+    assert_eq!((left("staged"), left("staged too")), (0, 0), "nothing waits any more");
 }
 
 #[test]
 fn a_manifest_torn_anywhere_is_none() {
     let dir = tempfile::tempdir().unwrap();
-    let (manifest, _) = written(dir.path());
-    let text = fs::read(dir.path().join(MANIFEST)).unwrap();
+    let place = Directory::new(dir.path().into());
+    let (manifest, _) = written(&place);
+    let path = dir.path().join(NAME).join(MANIFEST);
+    let text = fs::read(&path).unwrap();
     assert_eq!(CheckpointManifest::from_text(std::str::from_utf8(&text).unwrap()), Ok(manifest));
     for at in 0..text.len() {
-        fs::write(dir.path().join(MANIFEST), &text[..at]).unwrap();
-        assert!(open(dir.path()).is_err(), "torn at {at}");
+        fs::write(&path, &text[..at]).unwrap();
+        assert!(open(&place, NAME).is_err(), "torn at {at}");
         let mut flipped = text.clone();
         flipped[at] ^= 1;
-        fs::write(dir.path().join(MANIFEST), &flipped).unwrap();
-        assert!(open(dir.path()).is_err(), "flipped at {at}");
+        fs::write(&path, &flipped).unwrap();
+        assert!(open(&place, NAME).is_err(), "flipped at {at}");
     }
-    fs::remove_file(dir.path().join(MANIFEST)).unwrap();
-    assert!(matches!(open(dir.path()), Err(CheckpointError::Disk { what: "read", .. })));
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(open(&place, NAME), Err(CheckpointError::Disk { what: "read", .. })));
 }
 
 #[test]
 fn a_file_torn_or_changed_anywhere_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let (manifest, _) = written(dir.path());
-    let path = dir.path().join(&manifest.files[1].file);
-    let bytes = fs::read(&path).unwrap();
-    let map = BlockMap::new(&model(), 1);
-    let read = || part::read(dir.path(), &manifest, map.of_shard(ShardId(0)));
-    for at in (0..bytes.len()).step_by(97) {
-        fs::write(&path, &bytes[..at]).unwrap();
-        let torn = read().unwrap_err().to_string();
-        assert!(torn.contains("blocks-1-3") && torn.contains("the manifest says"), "torn at {at}: {torn}");
-        let mut flipped = bytes.clone();
-        flipped[at] ^= 0x40;
-        fs::write(&path, &flipped).unwrap();
-        assert!(read().unwrap_err().to_string().contains("hash"), "flipped at {at}");
+    for place in places(dir.path()) {
+        let place = &*place;
+        let (manifest, _) = written(place);
+        let file = &manifest.files[1];
+        let bytes = place.read(NAME, &file.file).unwrap();
+        let replace = |bytes: &[u8]| {
+            fs::write(place.staged(NAME, &file.file).unwrap(), bytes).unwrap();
+            place.keep(NAME, &file.file).unwrap();
+        };
+        let map = BlockMap::new(&model(), 1);
+        let read = || part::read((place, NAME), &manifest, map.of_shard(ShardId(0)));
+        for at in (0..bytes.len()).step_by(997) {
+            replace(&bytes[..at]);
+            let torn = read().unwrap_err().to_string();
+            assert!(torn.contains("blocks-1-3") && torn.contains("the manifest says"), "torn at {at}: {torn}");
+            assert!(place.check(NAME, file).is_err() && complete(place, NAME, &manifest).is_err());
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x40;
+            replace(&flipped);
+            assert!(read().unwrap_err().to_string().contains("hash"), "flipped at {at}");
+        }
+        place.remove(NAME, std::slice::from_ref(&file.file)).unwrap();
+        assert!(read().unwrap_err().to_string().starts_with("cannot read"));
+        assert!(complete(place, NAME, &manifest).unwrap_err().to_string().contains("is not there"));
+        let less = CheckpointManifest { files: manifest.files[..1].to_vec(), ..manifest.clone() };
+        let error = part::read((place, NAME), &less, map.of_shard(ShardId(0))).unwrap_err();
+        assert!(error.to_string().contains("no file has block 1"), "{error}");
     }
-    fs::remove_file(&path).unwrap();
-    assert!(read().unwrap_err().to_string().starts_with("cannot read"));
-    let less = CheckpointManifest { files: manifest.files[..1].to_vec(), ..manifest.clone() };
-    let error = part::read(dir.path(), &less, map.of_shard(ShardId(0))).unwrap_err();
-    assert!(error.to_string().contains("no file has block 1"), "{error}");
+}
+
+#[test]
+fn what_is_sent_in_parts_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    for place in places(dir.path()) {
+        // Two parts and a bit of a third.
+        let bytes: Vec<u8> = (0..(33 << 20) + 5_u32).map(|i| (i >> 8) as u8 ^ i as u8).collect();
+        fs::write(place.staged("step-1", "large").unwrap(), &bytes).unwrap();
+        place.keep("step-1", "large").unwrap();
+        assert!(place.read("step-1", "large").unwrap() == bytes, "{}", place.root());
+        let copy = dir.path().join("copy");
+        place.fetch("step-1", "large", &copy).unwrap();
+        assert!(fs::read(&copy).unwrap() == bytes);
+        fs::remove_file(&copy).unwrap();
+    }
+}
+
+#[test]
+fn what_makes_no_place_is_said() {
+    let run = Path::new("/nowhere");
+    let problem = |text: &str| place::at(text, run).unwrap_err().to_string();
+    assert!(problem("ftp://a/b").contains("begins with s3://, gs:// or az://"), "{}", problem("ftp://a/b"));
+    assert!(problem("http://a/b").contains("begins with s3://, gs:// or az://"));
+    let secret = problem("s3://key:secret@bucket/x");
+    assert!(secret.contains("belong into the environment") && !secret.contains("secret@"), "{secret}");
+    assert!(matches!(place::at("/tmp/x", run), Ok(place::Root::Directory(path)) if path == Path::new("/tmp/x")));
+    assert!(matches!(place::at("file:///tmp/x", run), Ok(place::Root::Directory(path)) if path == Path::new("/tmp/x")));
 }
 
 #[test]
 fn a_full_disk_leaves_no_file() {
     // A device that is always full stands for the disk.
     let dir = tempfile::tempdir().unwrap();
-    let target = dir.path().join("blocks-0-0.era-1.server-2.safetensors");
+    fs::create_dir(dir.path().join(NAME)).unwrap();
+    let target = dir.path().join(NAME).join("blocks-0-0.era-1.server-2.safetensors");
     std::os::unix::fs::symlink("/dev/full", &target).unwrap();
     let kept = Kept {
         block: convoy_proto::ids::BlockId(0),
@@ -141,7 +200,7 @@ fn a_full_disk_leaves_no_file() {
         updates: 0,
     };
     let snapshot = Snapshot { commit: Step(1), loss_scale: LossScale::new(1.0), blocks: vec![kept] };
-    let error = part::write(dir.path(), WRITER, &snapshot).unwrap_err();
+    let error = part::write((&Directory::new(dir.path().into()), NAME), WRITER, &snapshot).unwrap_err();
     assert!(error.to_string().contains("No space left on device"), "{error}");
     assert!(!target.exists() && fs::symlink_metadata(&target).is_err());
 }

@@ -2,7 +2,7 @@
 
 use std::process::Child;
 
-use convoy_tests::Bench;
+use convoy_tests::{Bench, finish};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -153,6 +153,41 @@ fn a_worker_that_hangs_is_fenced_off() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stderr.contains("worker 1 has not been heard of for"), "{}", ended.stderr);
     assert_eq!(summary["params_sha256"], calm["params_sha256"]);
+}
+
+/// A worker that the launcher cannot kill, for it has not started it, stops past its lease and goes on: others have its
+/// slices by then, and what it still has in hand is taken from nobody.
+#[test]
+fn who_returns_after_its_lease_is_fenced_off() {
+    let bench = bench();
+    let long = "--steps 80 --eval-every 40";
+    let (_, calm) = end(&bench, "calm", start(&bench, "calm", long));
+    let lease = "--set timeouts.heartbeat_ms=50 --set timeouts.lease_ms=1500 --min-workers 3 --max-restarts 0";
+    let child = start(&bench, "late", &format!("{long} {lease}"));
+    strike(&bench, "late", (1, 6), Signal::SIGKILL);
+    convoy_tests::until("its place is free", || lost(&bench, "late") == 1);
+    let coordinator = bench.json("late", "coordinator.json")["address"].as_str().unwrap().to_string();
+    let run = bench.run_dir("late");
+    let join = format!("worker --run {} --rank 1 --coordinator {coordinator} --device cpu", run.display());
+    let outsider = bench.command(&join).spawn().unwrap();
+    await_return(&bench, "late", 1);
+    let steps = bench.metrics("late").iter().filter(|event| event["event"] == "step").count() as u64;
+    bench.await_steps("late", steps + 5);
+    strikes::send(outsider.id() as i32, Signal::SIGSTOP);
+    convoy_tests::until("it is missed", || lost(&bench, "late") == 2);
+    strikes::send(outsider.id() as i32, Signal::SIGCONT);
+    let returned = finish(outsider);
+    assert_eq!(returned.code, Some(1), "{}", returned.stderr);
+    assert!(returned.stderr.contains("is not a current member"), "{}", returned.stderr);
+    let (ended, summary) = end(&bench, "late", child);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(summary["params_sha256"], calm["params_sha256"]);
+    assert_eq!(summary["faults"], 2, "{}", ended.stderr);
+    verify(&bench, "late");
+}
+
+fn lost(bench: &Bench, name: &str) -> usize {
+    bench.metrics(name).iter().filter(|event| event["event"] == "lost").count()
 }
 
 #[test]

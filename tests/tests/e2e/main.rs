@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
 
 mod bits;
+mod buckets;
 mod checkpoints;
 mod data;
 mod durability;

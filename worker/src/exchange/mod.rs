@@ -118,6 +118,20 @@ struct Answer {
     blocks: Option<Vec<ParameterBlock>>,
 }
 
+/// Why a push ends before all servers have answered it.
+enum Halt {
+    /// It was kept off.
+    Setback(Setback),
+    /// It failed.
+    Failed(ExchangeError),
+}
+
+impl From<ExchangeError> for Halt {
+    fn from(problem: ExchangeError) -> Halt {
+        Halt::Failed(problem)
+    }
+}
+
 /// The verdict that all servers gave, and the blocks of shards, where they came.
 type Agreed = (Verdict, BTreeMap<ShardId, Vec<ParameterBlock>>);
 
@@ -223,7 +237,11 @@ impl Exchange {
         at: Position,
         contribution: &Contribution,
     ) -> Result<Result<Exchanged, Setback>, ExchangeError> {
-        let (answers, pushed) = self.send(at, contribution).await?;
+        let (answers, pushed) = match self.send(at, contribution).await {
+            Ok(sent) => sent,
+            Err(Halt::Setback(setback)) => return Ok(Err(setback)),
+            Err(Halt::Failed(problem)) => return Err(problem),
+        };
         let (verdict, mut pulled) = match agreed(at, answers)? {
             Ok(agreed) => agreed,
             Err(setback) => return Ok(Err(setback)),
@@ -252,12 +270,17 @@ impl Exchange {
         at: Position,
         contribution: &Contribution,
     ) -> Result<Option<(Verdict, u64)>, ExchangeError> {
-        let (answers, pushed) = self.send(at, contribution).await?;
+        let (answers, pushed) = match self.send(at, contribution).await {
+            Ok(sent) => sent,
+            Err(Halt::Setback(_)) => return Ok(None),
+            Err(Halt::Failed(problem)) => return Err(problem),
+        };
         Ok(agreed(at, answers)?.ok().map(|(verdict, _)| (verdict, pushed)))
     }
 
-    /// Sends a contribution to all servers that take part; gives their answers and the bytes that were pushed.
-    async fn send(&self, at: Position, contribution: &Contribution) -> Result<(Vec<Answer>, u64), ExchangeError> {
+    /// Sends a contribution to all servers that take part; gives their answers and the bytes that were pushed. Ends with
+    /// the first that says that who takes part has changed: others may wait for what this one does not take.
+    async fn send(&self, at: Position, contribution: &Contribution) -> Result<(Vec<Answer>, u64), Halt> {
         let Contribution { headers, nodes, loss_scale, .. } = contribution.clone();
         let nodes = Arc::new(nodes);
         let Position { generation, era, step, sequence, dealt } = at;
@@ -278,13 +301,22 @@ impl Exchange {
                     let verdict = client.push_pull((header, wants_blocks), parts, |block| blocks.push(block)).await?;
                     Ok(Answer { shard, verdict, blocks: wants_blocks.then_some(blocks) })
                 });
-                answer.await
+                match answer.await? {
+                    Some(Answer { verdict: Err(setback @ Setback::Outdated(_)), .. }) => Err(Halt::Setback(setback)),
+                    answer => Ok(answer),
+                }
             }
         });
         let answers: Vec<_> = try_join_all(exchanges).await?.into_iter().flatten().collect();
         let has_answered = |shard: &ShardId| answers.iter().any(|answer| answer.shard == *shard);
         if let Some(shard) = self.shards().find(|shard| !has_answered(shard)) {
-            return Err(ExchangeError::Gone(shard));
+            // Who has it now came later, and knows nothing of this commit, which was made before.
+            let is_there = !self.servers.copies(shard, SOME_DAY).is_empty();
+            return Err(if is_there {
+                Halt::Setback(Setback::Missed(step))
+            } else {
+                ExchangeError::Gone(shard).into()
+            });
         }
         Ok((answers, bytes * nodes.len() as u64))
     }

@@ -41,6 +41,8 @@ pub(super) struct Place<'a> {
     /// How long a new era may take to be heard of.
     pub patience: Duration,
     pub seed: u64,
+    /// Whether slices are dealt out.
+    pub is_dealt: bool,
 }
 
 impl Place<'_> {
@@ -68,7 +70,11 @@ impl Place<'_> {
                 reports.queue().put(Report::Initialised).await;
             }
             self.membership.reached(Phase::Training).await.ok_or(WorkError::Lost)?;
-            let pulled = exchange.pull_common(era, Extent::All).await?;
+            // A slice that is dealt out is computed with the newest, whatever a worker begins with.
+            let pulled = match self.is_dealt {
+                true => exchange.pull_newest(era, Extent::All).await?,
+                false => exchange.pull_common(era, Extent::All).await?,
+            };
             Ok((exchange, pulled))
         })?;
         Ok(Entry { era, exchange, reports, pulled })

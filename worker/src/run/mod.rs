@@ -344,5 +344,5 @@ impl<'a> Worker<'a> {
 fn place<'a>(runtime: &'a Runtime, membership: &'a Membership, config: &Config) -> Place<'a> {
     // A lease until the death of a server is noticed, and a moment for the news.
     let patience = Duration::from_millis(u64::from(config.timeouts.lease_ms) + 5_000);
-    Place { runtime, membership, patience, seed: config.seed }
+    Place { runtime, membership, patience, seed: config.seed, is_dealt: config.mode.is_dealt() }
 }

@@ -34,7 +34,8 @@ impl Default for Plan {
 }
 
 impl Cluster {
-    pub(super) fn layout(&self) -> Layout {
+    /// Which server holds which shard.
+    pub fn layout(&self) -> Layout {
         Layout::of(&self.config)
     }
 
@@ -61,10 +62,16 @@ impl Cluster {
             let record = self.servers[server.index()].as_mut().filter(|record| !record.holds());
             record.into_iter().for_each(|record| record.since = Since::Waits);
         }
+        self.regroup();
+        member
+    }
+
+    /// Who is counted on has changed: what was waited for may be there now.
+    fn regroup(&mut self) {
+        self.changes += 1;
         self.tell_engine();
         self.engine.settle();
         self.plan_copies();
-        member
     }
 
     /// Nobody takes a server's place any more.
@@ -121,14 +128,6 @@ impl Cluster {
         vec![Event::Copied(member, since)]
     }
 
-    /// A server could not take its shard from another copy: it tries again.
-    pub(super) fn not_copied(&mut self, member: Member, problem: String) -> Vec<Event> {
-        let record = self.servers[member.rank as usize].as_mut().filter(|record| !record.holds());
-        record.into_iter().for_each(|record| record.since = Since::Waits);
-        self.plan_copies();
-        vec![Event::NotCopied(member, problem)]
-    }
-
     /// A server was told to take part from a commit on that came too soon: it is told another.
     pub(super) fn copied_too_late(&mut self, server: ServerId, commit: Step, open: Step) {
         let record = self.servers.get_mut(server.index()).and_then(Option::as_mut);
@@ -136,7 +135,8 @@ impl Cluster {
         let Some(record) = record else { return };
         record.since = Since::Waits;
         self.copying = Plan { open: self.copying.open.max(open), ahead: (self.copying.ahead * 2).min(FAR_AHEAD) };
-        self.plan_copies();
+        // Nobody is waited for that is not told another.
+        self.regroup();
     }
 }
 

@@ -135,7 +135,6 @@ impl Cluster {
             self.servers[member.rank as usize].as_ref().is_some_and(|server| server.since != Since::Beginning);
         Ok(match report {
             ShardReport::Restored if is_late => self.copied(member),
-            ShardReport::NotRestored(problem) if is_late => self.not_copied(member, problem),
             ShardReport::NotCopied { server, commit, open } => {
                 self.copied_too_late(server, commit, open);
                 Vec::new()

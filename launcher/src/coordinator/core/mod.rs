@@ -69,8 +69,6 @@ pub enum Event {
     NotRestored(Member, String),
     /// A server has its shard from another copy, as it was when this commit was the next.
     Copied(Member, Step),
-    /// It could not take it from there.
-    NotCopied(Member, String),
     /// A person asks for so many workers.
     Scale(u32),
 }

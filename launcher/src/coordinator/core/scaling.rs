@@ -76,11 +76,13 @@ impl Cluster {
         }
     }
 
-    /// Whether workers may be at other steps than their reports say, because one is a spare, came late or was lost.
+    /// Whether workers may be at other steps than their reports say, because one is a spare, came late or was lost; or a
+    /// server with what it was to be told.
     pub(super) fn is_uneven(&self) -> bool {
         let has_spares = self.places().count() > self.config.slices as usize;
         has_spares
             || self.has_grown
+            || self.config.replicas > 0
             || self.workers.iter().flatten().any(|worker| !worker.is_alive || worker.totals.restarts > 0)
     }
 
