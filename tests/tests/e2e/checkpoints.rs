@@ -176,7 +176,7 @@ fn resume_says_what_it_goes_on_with() {
     verify(&bench, "from");
     for (resume, why) in [
         ("--resume auto", "--resume auto needs --name"),
-        ("--resume nowhere --name x", "nowhere has no checkpoint"),
+        ("--resume nowhere --name x", "there is no checkpoint at nowhere"),
         ("--resume runs/r --set model.hidden=[5] --name x", "is of another model"),
         ("--checkpoint-every 5parsecs --name x", "must be a number of steps, or a time"),
     ] {
