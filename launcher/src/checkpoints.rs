@@ -52,7 +52,7 @@ pub fn model_hash(manifest: &Manifest) -> String {
 }
 
 /// Where in the run a checkpoint is, by its name: steps, and commits beyond them.
-fn position(name: &str) -> Option<(u64, u64)> {
+pub fn position(name: &str) -> Option<(u64, u64)> {
     let name = name.strip_prefix("step-")?;
     let (step, more) = name.split_once('-').unwrap_or((name, "0"));
     Some((step.parse().ok()?, more.parse().ok()?))

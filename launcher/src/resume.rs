@@ -115,7 +115,7 @@ fn go_on(path: &Path, flags: Pairs, tasks: &[TaskEntry]) -> Result<(), Failure> 
     finished::check_data(path, &*prepared.data)?;
     let checkpoints = Checkpoints::of_run(&prepared.config, &whole)?;
     let run_dir = RunDir::reopen(&whole, &prepared.config.to_toml())?;
-    let resumed = take_up(run_dir, &checkpoints, &prepared.manifest)?;
+    let resumed = take_up(run_dir, (&checkpoints, prepared.config.checkpoint.to.is_some()), &prepared.manifest)?;
     train::run(prepared, Some(resumed))
 }
 
@@ -126,8 +126,18 @@ fn fit_workers(raw: &mut RawConfig, before: Option<CountOrAuto>) {
 }
 
 /// A run's newest whole checkpoint, or its beginning.
-fn take_up(run_dir: RunDir, checkpoints: &Checkpoints, model: &Manifest) -> Result<Resumed, Failure> {
+fn take_up(
+    run_dir: RunDir,
+    (checkpoints, is_elsewhere): (&Checkpoints, bool),
+    model: &Manifest,
+) -> Result<Resumed, Failure> {
     let (found, passed_over) = checkpoints.take(&checkpoints::model_hash(model), &Bad::new())?;
+    if found.is_none() && passed_over.is_empty() && is_elsewhere && had_checkpoints(run_dir.path()) {
+        let place = checkpoints.place().root();
+        return Err(Failure::Environment(format!(
+            "{place} is empty, but held checkpoints of this run: is it mounted?"
+        )));
+    }
     let mut lines: Vec<_> = passed_over.iter().map(|why| format!("passed over a checkpoint: {why}")).collect();
     lines.push(match &found {
         Some(found) => format!("goes on from step {}, {}", found.manifest.step, checkpoints.of(&found.name)),
@@ -141,6 +151,13 @@ fn take_up(run_dir: RunDir, checkpoints: &Checkpoints, model: &Manifest) -> Resu
     cut.notes.resumes += 1;
     forget_other_best(run_dir.path(), &mut cut);
     Ok(Resumed { run_dir, era, origin, cut, bytes, lines })
+}
+
+/// Whether a run has written checkpoints, by its own account.
+fn had_checkpoints(run: &Path) -> bool {
+    let summary = fs::read_to_string(run.join("summary.json")).unwrap_or_default();
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap_or_default();
+    summary["checkpoints"].as_u64() > Some(0)
 }
 
 /// The best parameters that a run kept may be newer than where it goes on: then it finds its best anew.
@@ -175,7 +192,11 @@ pub fn from_checkpoint(place: &str, prepared: &mut Prepared) -> Result<Resumed, 
     found.cut.notes.best = None;
     // Its own from now on, so that it can go back to it whatever becomes of the other.
     let ours = Checkpoints::of_run(&prepared.config, run_dir.path())?;
-    let found = ours.adopt(found, &theirs, &prepared.config.name)?;
+    let adopted = ours.adopt(found, &theirs, &prepared.config.name);
+    let found = adopted.inspect_err(|_| {
+        // It would begin anew if it were resumed.
+        let _ = fs::remove_dir_all(run_dir.path());
+    })?;
     let (origin, bytes) = (Origin::from(&found), found.manifest.bytes());
     Ok(Resumed { run_dir, era: Era(0), origin, cut: found.cut, bytes, lines })
 }
@@ -183,7 +204,8 @@ pub fn from_checkpoint(place: &str, prepared: &mut Prepared) -> Result<Resumed, 
 /// What `--resume` names: a checkpoint, or a place that has some: by URL, or by path, a run's directory included.
 fn source(text: &str) -> Result<(Checkpoints, Option<String>), Failure> {
     let at = |text: &str| place::at(text, &std::env::temp_dir()).map(|root| Checkpoints::at(root.itself()));
-    let is_checkpoint = |name: &str| name.starts_with("step-");
+    let is_checkpoint = |name: &str| checkpoints::position(name).is_some();
+    let text = text.strip_prefix("file://").unwrap_or(text);
     if text.contains("://") {
         return Ok(match text.trim_end_matches('/').rsplit_once('/') {
             Some((root, name)) if is_checkpoint(name) => (at(root)?, Some(name.into())),

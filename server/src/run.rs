@@ -99,8 +99,8 @@ pub enum ServeError {
 impl ServeError {
     fn exit_code(&self) -> u8 {
         match self {
-            ServeError::Start(_) | ServeError::Checkpoints(_) | ServeError::Rank { .. } => 2,
-            ServeError::Listen { .. } => 3,
+            ServeError::Start(_) | ServeError::Rank { .. } => 2,
+            ServeError::Listen { .. } | ServeError::Checkpoints(_) => 3,
             _ => 1,
         }
     }
@@ -214,7 +214,7 @@ async fn attend(host: &Arc<Host>, config: &Config, serving: impl AsyncFn()) -> R
             filling = fill::is_late(&view, host.server())
                 .then(|| Box::pin(fill(membership.clone(), view.era, patience)) as Filling);
             if filling.is_none() {
-                begin(host, config, (&manifest, horizon), view).await;
+                begin(host, config, (&manifest, horizon), view).await?;
             }
             serving().await;
         } else {
@@ -265,16 +265,26 @@ fn take_copy(
 }
 
 /// Serves an era's shard: from a checkpoint, or empty until a worker sets the parameters.
-async fn begin(host: &Arc<Host>, config: &Config, (manifest, horizon): (&Manifest, Horizon), view: ClusterView) {
+///
+/// A place that does not answer ends this server, and with it the run, which can be resumed: what it holds may be whole.
+async fn begin(
+    host: &Arc<Host>,
+    config: &Config,
+    (manifest, horizon): (&Manifest, Horizon),
+    view: ClusterView,
+) -> Result<(), ServeError> {
     let (era, restore) = (view.era, view.restore.clone());
     let shard = Arc::new(Shard::new(host.server(), config, (manifest, horizon), view));
     let id = shard.id();
     info!("shard {id} holds {} blocks, era {era}", shard.blocks());
-    let Some(name) = restore else { return host.serve(shard) };
+    let Some(name) = restore else {
+        host.serve(shard);
+        return Ok(());
+    };
     let (map, restoring) = (BlockMap::new(manifest, config.servers), shard.clone());
     let place = host.around.checkpoints.clone();
     let restored = tokio::task::spawn_blocking(move || take_up(&restoring, (&*place, &name), map.of_shard(id)));
-    let report = match restored.await.unwrap_or_else(|problem| Err(problem.to_string())) {
+    let report = match restored.await.unwrap_or_else(|problem| Ok(Err(problem.to_string())))? {
         Ok(()) => {
             info!("shard {id} goes on with commit {}", shard.open_step());
             host.serve(shard);
@@ -286,11 +296,19 @@ async fn begin(host: &Arc<Host>, config: &Config, (manifest, horizon): (&Manifes
         }
     };
     host.report(era, report);
+    Ok(())
 }
 
-/// Takes a shard from a checkpoint.
-fn take_up(shard: &Shard, (place, name): (&dyn Place, &str), blocks: Blocks<'_>) -> Result<(), String> {
+/// Takes a shard from a checkpoint, or says why it is none.
+fn take_up(
+    shard: &Shard,
+    (place, name): (&dyn Place, &str),
+    blocks: Blocks<'_>,
+) -> Result<Result<(), String>, CheckpointError> {
     let read = checkpoint::open(place, name).and_then(|manifest| part::read((place, name), &manifest, blocks));
-    let snapshot = read.map_err(|problem| problem.to_string())?;
-    shard.restore(snapshot).map_err(|problem| format!("{}: {problem}", place.of(name)))
+    Ok(match read {
+        Ok(snapshot) => shard.restore(snapshot).map_err(|problem| format!("{}: {problem}", place.of(name))),
+        Err(problem) if problem.is_unreachable() => return Err(problem),
+        Err(problem) => Err(problem.to_string()),
+    })
 }

@@ -119,9 +119,9 @@ impl Session {
             let _ = tokio::time::timeout(GOODBYE, self.children.kill()).await;
         }
         self.progress.end();
-        self.settle_saves();
-        if let Err(problem) = tokio::task::block_in_place(|| self.checkpoints.tidy()) {
-            tracing::warn!("what was begun of checkpoints stays: {problem}");
+        // Who asked for an end at once does not wait for it.
+        if !matches!(result, Err(Failure::Signal(_))) || self.prepared.config.checkpoint.to.is_none() {
+            self.tidy_saves().await;
         }
         // Nobody is there to be asked any more.
         let _ = std::fs::remove_file(self.run_dir.path().join(scale::FILE));

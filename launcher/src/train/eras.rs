@@ -108,7 +108,19 @@ impl Session {
         // None is completed any more once it is decided where the run goes on.
         self.settle_saves();
         let taken = tokio::task::block_in_place(|| self.checkpoints.take(&model, &self.bad_checkpoints));
-        let (found, passed_over) = taken?;
+        // What cannot be read now may be whole: nothing is begun anew because of that.
+        let again = format!("`launcher resume {}` goes on when it can be read", self.run_dir.path().display());
+        let (found, passed_over) =
+            taken.map_err(|problem| Failure::Environment(format!("cannot go back: {problem}; {again}")))?;
+        let is_elsewhere = self.prepared.config.checkpoint.to.is_some();
+        if found.is_none() && passed_over.is_empty() && self.bad_checkpoints.is_empty() && is_elsewhere {
+            if self.saving.newest.is_some() {
+                let place = self.checkpoints.place().root();
+                return Err(Failure::Environment(format!(
+                    "cannot go back: {place} is empty, but held checkpoints; {again}"
+                )));
+            }
+        }
         for why in passed_over {
             self.metric(json!({ "event": "passed_over", "problem": why }));
             self.progress.say(&format!("passed over a checkpoint: {why}"));

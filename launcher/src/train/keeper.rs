@@ -1,7 +1,10 @@
 //! What checkpoints ask of the place where they are kept, in order and beside training: manifests are written, what is not
 //! needed any more is removed. A store far away may take its time; the launcher does not wait for it.
 
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::{
+    collections::BTreeSet,
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+};
 
 use convoy_proto::ids::Step;
 use convoy_server::checkpoint::{self, CheckpointManifest};
@@ -39,8 +42,8 @@ pub(super) struct Completion {
 /// What came of a job.
 #[derive(Debug)]
 pub(super) enum Done {
-    /// Nothing to tell.
-    Discarded,
+    /// What there was of a checkpoint is gone.
+    Discarded(String),
     /// A checkpoint is complete, or why not.
     Completed(Box<Completion>, Result<(), String>),
 }
@@ -51,6 +54,8 @@ pub(super) struct Keeper {
     jobs: SyncSender<Job>,
     done: mpsc::UnboundedReceiver<Done>,
     pending: usize,
+    /// Checkpoints that are about to be discarded.
+    discarded: BTreeSet<String>,
 }
 
 impl Keeper {
@@ -62,11 +67,16 @@ impl Keeper {
         let (jobs, queue) = sync_channel(JOBS_AHEAD);
         let (sender, done) = mpsc::unbounded_channel();
         std::thread::Builder::new().name("keeper".into()).spawn(move || work(&checkpoints, &queue, &sender))?;
-        Ok(Keeper { jobs, done, pending: 0 })
+        Ok(Keeper { jobs, done, pending: 0, discarded: BTreeSet::new() })
     }
 
     /// Has something done; false if too much waits already.
     pub fn ask(&mut self, job: Job) -> bool {
+        if let Job::Discard(name) = &job
+            && !self.discarded.insert(name.clone())
+        {
+            return true;
+        }
         match self.jobs.try_send(job) {
             Ok(()) => {
                 self.pending += 1;
@@ -84,16 +94,30 @@ impl Keeper {
         match self.done.recv().await {
             Some(done) => {
                 self.pending -= 1;
+                self.note(&done);
                 done
             }
             None => std::future::pending().await,
         }
     }
 
-    /// Waits until nothing is to be done any more, and gives what came of it.
+    /// Whether nothing is to be done any more.
+    pub fn is_idle(&self) -> bool {
+        self.pending == 0
+    }
+
+    /// Waits until what is to be done now is done, and gives what came of it.
     pub fn drain(&mut self) -> Vec<Done> {
         let pending = std::mem::take(&mut self.pending);
-        (0..pending).map_while(|_| self.done.blocking_recv()).collect()
+        let done: Vec<_> = (0..pending).map_while(|_| self.done.blocking_recv()).collect();
+        done.iter().for_each(|done| self.note(done));
+        done
+    }
+
+    fn note(&mut self, done: &Done) {
+        if let Done::Discarded(name) = done {
+            self.discarded.remove(name);
+        }
     }
 }
 
@@ -104,7 +128,7 @@ fn work(checkpoints: &Checkpoints, jobs: &Receiver<Job>, done: &mpsc::UnboundedS
                 if let Err(problem) = checkpoints.discard(&name) {
                     tracing::warn!("{problem}");
                 }
-                Done::Discarded
+                Done::Discarded(name)
             }
             Job::Complete(completion) => {
                 let written = complete(checkpoints, &completion);

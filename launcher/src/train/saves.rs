@@ -22,6 +22,8 @@ use crate::{
 
 /// How far ahead of the coordinator's news a commit is asked for at first, in steps.
 const AHEAD: u64 = 2;
+/// How long the end of a run waits for where checkpoints are kept.
+const TIDY_WITHIN: Duration = Duration::from_secs(30);
 /// How far at most.
 const FAR_AHEAD: u64 = 1 << 16;
 
@@ -203,8 +205,28 @@ impl Session {
 
     /// Waits for what checkpoints on their way still ask of their place.
     pub(super) fn settle_saves(&mut self) {
-        let done = tokio::task::block_in_place(|| self.keeper.drain());
-        done.into_iter().for_each(|done| self.kept(done));
+        while !self.keeper.is_idle() {
+            let done = tokio::task::block_in_place(|| self.keeper.drain());
+            done.into_iter().for_each(|done| self.kept(done));
+        }
+    }
+
+    /// The same at the end of a run, but not for ever; then removes what will not be complete.
+    pub(super) async fn tidy_saves(&mut self) {
+        let deadline = tokio::time::Instant::now() + TIDY_WITHIN;
+        while !self.keeper.is_idle() {
+            match tokio::time::timeout_at(deadline, self.keeper.next()).await {
+                Ok(done) => self.kept(done),
+                Err(_) => return tracing::warn!("{} does not answer in time", self.checkpoints.place().root()),
+            }
+        }
+        let checkpoints = self.checkpoints.clone();
+        let tidied = tokio::task::spawn_blocking(move || checkpoints.tidy());
+        match tokio::time::timeout_at(deadline, tidied).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(problem))) => tracing::warn!("what was begun of checkpoints stays: {problem}"),
+            _ => tracing::warn!("what was begun of checkpoints stays"),
+        }
     }
 
     /// Sees to a checkpoint of the end, and waits for it, but not for ever; false if a new era begins instead.

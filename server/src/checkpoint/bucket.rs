@@ -28,7 +28,9 @@ use super::{CheckpointError, manifest::BlockFile, place::Place};
 const PART_BYTES: usize = 16 << 20;
 /// Parts on their way at once.
 const PARTS_AHEAD: usize = 4;
-/// How long a connection, and how long a request may take.
+/// What a download is asked for in, so that each piece is repeated by itself.
+const PIECE_BYTES: u64 = 64 << 20;
+/// How long a connection may take, and how long a store may say nothing.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// For how long requests that fail are repeated.
@@ -63,8 +65,8 @@ fn runtime() -> Result<&'static Runtime, String> {
 fn connect(url: &Url) -> Result<Arc<dyn ObjectStore>, String> {
     let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: 10, retry_timeout: REPEAT_FOR };
     // Plain HTTP is only spoken to an endpoint that the person names so.
-    let options =
-        ClientOptions::new().with_connect_timeout(CONNECT_WITHIN).with_timeout(ANSWER_WITHIN).with_allow_http(true);
+    let options = ClientOptions::new().with_connect_timeout(CONNECT_WITHIN).with_allow_http(true);
+    let options = options.with_timeout_disabled().with_read_timeout(ANSWER_WITHIN);
     let (scheme, _) = ObjectStoreScheme::parse(url).map_err(|_| KINDS.to_string())?;
     let url = url.as_str();
     let built: Result<Arc<dyn ObjectStore>, Error> = match scheme {
@@ -115,13 +117,16 @@ impl Bucket {
     /// The URL names none, or what the store needs to be told is missing.
     pub fn open(text: &str, staging: &FilePath) -> Result<Bucket, CheckpointError> {
         let cannot = |problem: String| CheckpointError::Place { place: text.into(), problem };
-        let url = Url::parse(text).map_err(|problem| cannot(format!("{problem}; {KINDS}")))?;
-        if url.password().is_some() || url.query().is_some() {
-            return Err(CheckpointError::Place {
-                place: format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default()),
-                problem: "credentials belong into the environment, not into the URL".into(),
-            });
+        // What makes no sense may hold a secret, which is not repeated.
+        let scheme = text.split(':').next().unwrap_or_default();
+        let place = || format!("{scheme}://…");
+        if text.contains('@') || text.contains('?') {
+            let problem = "credentials belong into the environment, not into the URL".into();
+            return Err(CheckpointError::Place { place: place(), problem });
         }
+        let url = Url::parse(text);
+        let url =
+            url.map_err(|problem| CheckpointError::Place { place: place(), problem: format!("{problem}; {KINDS}") })?;
         let runtime = runtime().map_err(cannot)?;
         let entered = runtime.enter();
         let store = connect(&url).map_err(cannot)?;
@@ -215,16 +220,35 @@ impl Bucket {
         let mut upload = WriteMultipart::new_with_chunk_size(self.store.put_multipart(object).await?, PART_BYTES);
         let mut buffer = vec![0; 1 << 20];
         loop {
-            upload.wait_for_capacity(PARTS_AHEAD).await?;
-            match file.read(&mut buffer) {
+            let ready = upload.wait_for_capacity(PARTS_AHEAD).await;
+            match ready.and_then(|()| file.read(&mut buffer).map_err(broken)) {
                 Ok(0) => return upload.finish().await.map(drop),
                 Ok(read) => upload.write(&buffer[..read]),
                 Err(problem) => {
+                    // What was sent of it would be kept, and paid for.
                     let _ = upload.abort().await;
-                    return Err(broken(problem));
+                    return Err(problem);
                 }
             }
         }
+    }
+
+    /// Reads an object piece by piece.
+    async fn receive(
+        &self,
+        object: &Path,
+        mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<io::Result<()>, Error> {
+        let bytes = self.store.head(object).await?.size;
+        let mut start = 0;
+        while start < bytes {
+            let end = bytes.min(start + PIECE_BYTES);
+            if let Err(problem) = take(&self.store.get_range(object, start..end).await?) {
+                return Ok(Err(problem));
+            }
+            start = end;
+        }
+        Ok(Ok(()))
     }
 }
 
@@ -249,18 +273,15 @@ impl Place for Bucket {
     }
 
     fn staged(&self, name: &str, file: &str) -> Result<PathBuf, CheckpointError> {
-        let directory = self.staging.join(name);
-        let made = fs::create_dir_all(&directory);
-        made.map_err(|problem| CheckpointError::Disk { what: "write", path: directory.clone(), problem })?;
-        Ok(directory.join(file))
+        let made = fs::create_dir_all(&self.staging);
+        made.map_err(|problem| CheckpointError::Disk { what: "write", path: self.staging.clone(), problem })?;
+        Ok(self.staging.join(format!("{name}--{file}")))
     }
 
     fn keep(&self, name: &str, file: &str) -> Result<(), CheckpointError> {
         let staged = self.staged(name, file)?;
         let sent = self.ask("write", self.url(name, file), self.send(&staged, &self.object(name, file)));
         let _ = fs::remove_file(&staged);
-        // Only if no other file waits there.
-        let _ = staged.parent().map(fs::remove_dir);
         sent
     }
 
@@ -272,7 +293,13 @@ impl Place for Bucket {
 
     fn read(&self, name: &str, file: &str) -> Result<Vec<u8>, CheckpointError> {
         let object = self.object(name, file);
-        self.ask("read", self.url(name, file), async { Ok(self.store.get(&object).await?.bytes().await?.into()) })
+        let mut bytes = Vec::new();
+        let read = self.receive(&object, |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        });
+        let _ = self.ask("read", self.url(name, file), read)?;
+        Ok(bytes)
     }
 
     fn check(&self, name: &str, file: &BlockFile) -> Result<(), CheckpointError> {
@@ -285,16 +312,8 @@ impl Place for Bucket {
         let object = self.object(name, file);
         let cannot = |problem| CheckpointError::Disk { what: "write", path: to.into(), problem };
         let mut out = File::create(to).map_err(cannot)?;
-        let written = self.ask("read", self.url(name, file), async {
-            let mut stream = self.store.get(&object).await?.into_stream();
-            while let Some(chunk) = stream.next().await {
-                if let Err(problem) = out.write_all(&chunk?) {
-                    return Ok(Err(problem));
-                }
-            }
-            Ok(out.sync_all())
-        });
-        written?.map_err(cannot)
+        let written = self.ask("read", self.url(name, file), self.receive(&object, |piece| out.write_all(piece)));
+        written?.and_then(|()| out.sync_all()).map_err(cannot)
     }
 
     fn rename(&self, name: &str, from: &str, to: &str) -> Result<(), CheckpointError> {
@@ -312,7 +331,6 @@ impl Place for Bucket {
     }
 
     fn remove_all(&self, name: &str) -> Result<(), CheckpointError> {
-        let _ = fs::remove_dir_all(self.staging.join(name));
         self.delete(self.list(name)?.into_iter().map(|(path, _)| path))
     }
 

@@ -115,6 +115,8 @@ impl Place for Directory {
 
     fn fetch(&self, name: &str, file: &str, to: &Path) -> Result<(), CheckpointError> {
         let from = self.path(name, file);
+        // It may be the same file, from an earlier try.
+        unless_missing(fs::remove_file(to)).map_err(cannot("write", to))?;
         let copied = fs::hard_link(&from, to).or_else(|_| fs::copy(&from, to).map(drop));
         copied.map_err(cannot("read", &from))?;
         File::open(to).and_then(|file| file.sync_all()).map_err(cannot("write", to))

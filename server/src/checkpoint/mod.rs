@@ -23,6 +23,9 @@ pub use place::Place;
 /// The name of a manifest.
 pub const MANIFEST: &str = "manifest.json";
 
+/// The system's errors for too many open files: ENFILE and EMFILE.
+const NO_FILES_LEFT: [i32; 2] = [23, 24];
+
 /// What is wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -73,7 +76,16 @@ pub enum CheckpointError {
 impl CheckpointError {
     /// Whether nothing is known because a place does not answer: what it holds may well be whole.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, CheckpointError::Unreachable { .. })
+        use io::ErrorKind::{NotConnected, PermissionDenied, StaleNetworkFileHandle, TimedOut};
+        match self {
+            CheckpointError::Unreachable { .. } => true,
+            CheckpointError::Disk { problem, .. } => {
+                let is_away =
+                    matches!(problem.kind(), NotConnected | PermissionDenied | StaleNetworkFileHandle | TimedOut);
+                is_away || problem.raw_os_error().is_some_and(|code| NO_FILES_LEFT.contains(&code))
+            }
+            _ => false,
+        }
     }
 }
 

@@ -138,16 +138,28 @@ fn a_run_keeps_its_checkpoints_in_a_bucket_and_goes_on_from_there() {
 fn a_store_that_goes_away_is_said_and_training_goes_on() {
     let Some(store) = Store::start() else { return };
     let bench = bench();
-    let run = format!("{RUN} --steps 28 --slow-worker any:5ms");
+    let run = format!("{RUN} --steps 28 --slow-worker any:20ms");
     let calm = bench.train("calm", &run);
     let to = "--backend cpu --checkpoint-to s3://convoy/runs --checkpoint-every 14 --name r";
+    let longer = run.replace("--steps 28", "--steps 100000");
+    let other = to.replace("--checkpoint-every 14 --name r", "--checkpoint-every 50 --name back");
+    let other = store.command(&bench, &format!("{longer} {other}")).spawn().unwrap();
+    until("there is another", || !steps(&bench, "back", "checkpoint").is_empty());
     let child = store.command(&bench, &format!("{run} {to}")).spawn().unwrap();
     until("there is a checkpoint", || steps(&bench, "r", "checkpoint") == [14]);
     drop(store);
-    let (ended, summary) = end(&bench, "r", child);
+    let (ended, summary) = (finish(child), bench.summary("r"));
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert_eq!(summary["params_sha256"], calm["params_sha256"]);
     assert!(ended.stderr.contains("no checkpoint of step 28, training goes on"), "{}", ended.stderr);
     assert!(ended.stderr.contains("cannot write s3://convoy/runs/r/step-28/"), "{}", ended.stderr);
     assert_eq!(summary["failed_checkpoints"], 1);
+
+    // What cannot be read may be whole: the run ends, to be resumed, rather than begin anew.
+    strike(&bench, "back", (("server", 0), 1), Signal::SIGKILL);
+    let (ended, summary) = end(&bench, "back", other);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert!(ended.stderr.contains("cannot go back: cannot list s3://convoy/runs/back"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("goes on when it can be read"), "{}", ended.stderr);
+    assert_eq!(summary["rollbacks"], 0);
 }

@@ -144,8 +144,9 @@ impl Cluster {
 mod tests {
     use convoy_proto::{
         config::{Config, layers::Layers},
-        ids::{Era, Role, ShardId},
-        messages::{JoinOffer, Report, ShardReport},
+        fates::Fate,
+        ids::{Era, Role, ShardId, SliceId},
+        messages::{JoinOffer, PushHeader, Report, ShardReport, SliceHeader, Staged},
     };
 
     use super::{
@@ -228,6 +229,35 @@ mod tests {
         assert_eq!(since(&cluster, 1), Since::Commit(Step(0)), "who had it in hand is gone");
         assert!(cluster.view().generation > before);
         assert!(matches!(cluster.deal(second), Ok(Deal::Now(Work::Slice { .. }))));
+    }
+
+    #[test]
+    fn who_was_told_too_early_and_is_told_nothing_more_is_not_waited_for() {
+        let mode = "consistency.quorum = 2";
+        let (mut cluster, [_, second], [worker, _]) = training(mode);
+        cluster.lose_server(0);
+        join(&mut cluster, mode, Role::Server, 0);
+        assert_eq!(since(&cluster, 0), Since::Commit(Step(4)));
+        // So far on that another plan would be beyond the end.
+        let late = ShardReport::NotCopied { server: ServerId(0), commit: Step(4), open: Step(7) };
+        cluster.report_shard(second, Era(0), late).unwrap();
+        assert_eq!(since(&cluster, 0), Since::Waits);
+        for step in 0..6 {
+            let slices =
+                [0, 1].map(|slice| SliceHeader { slice: SliceId(slice), weight: 1.0, loss_sum: 1.0, finite: true });
+            let header = PushHeader {
+                member: worker,
+                generation: cluster.view().generation,
+                era: Era(0),
+                step: Step(step),
+                sequence: step,
+                slices: slices.to_vec(),
+                loss_scale: 1.0,
+                dealt: None,
+            };
+            cluster.stage(second, Staged { server: ServerId(1), era: Era(0), header: header.clone() }).unwrap();
+            assert!(matches!(cluster.engine().fate(&header), Fate::Decided(_)), "step {step}");
+        }
     }
 
     #[test]
