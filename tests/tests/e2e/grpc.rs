@@ -73,7 +73,9 @@ fn rubbish(address: &str) {
 #[test]
 fn strangers_are_told_no_and_change_nothing() {
     let bench = bench();
-    let train = format!("--backend cpu --workers 2 --steps 600 --optimizer adamw --clip-norm 1 {SMALL}");
+    // Delays leave time to disturb it.
+    let train =
+        format!("--backend cpu --workers 2 --steps 600 --optimizer adamw --clip-norm 1 --slow-worker any:5ms {SMALL}");
     let child = bench.command(&format!("{train} --name disturbed")).spawn().unwrap();
     bench.await_steps("disturbed", 3);
     let server = bench.summary("disturbed")["servers"][0]["address"].as_str().unwrap().to_string();
