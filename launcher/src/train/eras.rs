@@ -113,13 +113,12 @@ impl Session {
         let (found, passed_over) =
             taken.map_err(|problem| Failure::Environment(format!("cannot go back: {problem}; {again}")))?;
         let is_elsewhere = self.prepared.config.checkpoint.to.is_some();
-        if found.is_none() && passed_over.is_empty() && self.bad_checkpoints.is_empty() && is_elsewhere {
-            if self.saving.newest.is_some() {
-                let place = self.checkpoints.place().root();
-                return Err(Failure::Environment(format!(
-                    "cannot go back: {place} is empty, but held checkpoints; {again}"
-                )));
-            }
+        let is_empty = found.is_none() && passed_over.is_empty() && self.bad_checkpoints.is_empty();
+        if is_empty && is_elsewhere && self.saving.newest.is_some() {
+            let place = self.checkpoints.place().root();
+            return Err(Failure::Environment(format!(
+                "cannot go back: {place} is empty, but held checkpoints; {again}"
+            )));
         }
         for why in passed_over {
             self.metric(json!({ "event": "passed_over", "problem": why }));
