@@ -184,7 +184,11 @@ impl Session {
         let (checkpoints, torn) = (self.checkpoints.clone(), name.clone());
         let tear = move || -> Result<(), CheckpointError> {
             let manifest = checkpoint::open(checkpoints.place(), &torn)?.to_text();
-            checkpoints.place().seal(&torn, checkpoint::MANIFEST, &manifest[..manifest.len() / 2])
+            checkpoints.place().seal(
+                &torn,
+                checkpoint::MANIFEST,
+                &manifest[..manifest.floor_char_boundary(manifest.len() / 2)],
+            )
         };
         tokio::task::block_in_place(tear).map_err(|problem| problem.to_string())?;
         Ok(self.checkpoints.of(&name))

@@ -99,7 +99,7 @@ pub trait Place: fmt::Debug + Send + Sync {
 pub fn of_run(config: &Config, run: &Path) -> Result<Arc<dyn Place>, CheckpointError> {
     match &config.checkpoint.to {
         None => Ok(Arc::new(Directory::new(run.join("checkpoints")))),
-        Some(to) => at(to, run)?.below(&config.name),
+        Some(to) => Ok(at(to, run)?.below(&config.name)),
     }
 }
 
@@ -126,14 +126,11 @@ pub enum Root {
 
 impl Root {
     /// The place in it with a name.
-    ///
-    /// # Errors
-    /// There cannot be one of that name.
-    pub fn below(self, name: &str) -> Result<Arc<dyn Place>, CheckpointError> {
-        Ok(match self {
+    pub fn below(self, name: &str) -> Arc<dyn Place> {
+        match self {
             Root::Directory(path) => Arc::new(Directory::new(path.join(name))),
             Root::Bucket(bucket) => Arc::new(bucket.below(name)),
-        })
+        }
     }
 
     /// Itself as a place.
