@@ -3,17 +3,17 @@
 use std::{fs, path::Path};
 
 use convoy_proto::{
-    config::{RawConfig, layers::Layers, raw::CountOrAuto},
+    config::{Config, RawConfig, layers::Layers, raw::CountOrAuto},
     ids::Era,
     manifest::Manifest,
     process,
 };
 use convoy_server::checkpoint::{MANIFEST, place};
-use convoy_worker::task::TaskEntry;
+use convoy_worker::{data, task::TaskEntry};
 
 use crate::{
     args::{Pairs, Places, ResumeArgs, TrainArgs, Which},
-    checkpoints::{self, Bad, Checkpoints, Cut},
+    checkpoints::{self, Bad, Checkpoints, Cut, Found},
     cli::say,
     coordinator::core::Origin,
     difference, finished, model_file,
@@ -115,7 +115,9 @@ fn go_on(path: &Path, flags: Pairs, tasks: &[TaskEntry]) -> Result<(), Failure> 
     finished::check_data(path, &*prepared.data)?;
     let checkpoints = Checkpoints::of_run(&prepared.config, &whole)?;
     let run_dir = RunDir::reopen(&whole, &prepared.config.to_toml())?;
-    let resumed = take_up(run_dir, (&checkpoints, prepared.config.checkpoint.to.is_some()), &prepared.manifest)?;
+    let adopted = adopt_after_all(&run_dir, &checkpoints, &prepared)?;
+    let mut resumed = take_up(run_dir, (&checkpoints, prepared.config.checkpoint.to.is_some()), &prepared.manifest)?;
+    resumed.lines.extend(adopted);
     train::run(prepared, Some(resumed))
 }
 
@@ -174,7 +176,27 @@ fn forget_other_best(run: &Path, cut: &mut Cut) {
 /// # Errors
 /// There is none, or it is of another model.
 pub fn from_checkpoint(place: &str, prepared: &mut Prepared) -> Result<Resumed, Failure> {
-    let model = checkpoints::model_hash(&prepared.manifest);
+    let (theirs, found) = foreign(place, &prepared.manifest)?;
+    let from = theirs.of(&found.name);
+    let run_dir = prepared.create_run_dir(Some(&if from.contains("://") { from } else { data::absolute_path(&from) }))?;
+    let lines = vec![begins_with(&theirs, &found)];
+    let checkpoints = Checkpoints::of_run(&prepared.config, run_dir.path())?;
+    let adopted = adopt(&checkpoints, (&theirs, found), &prepared.config);
+    let found = adopted.inspect_err(|_| {
+        // Nothing is lost with it, and the same command can be given again.
+        let _ = fs::remove_dir_all(run_dir.path());
+    })?;
+    let (origin, bytes) = (Origin::from(&found), found.manifest.bytes());
+    Ok(Resumed { run_dir, era: Era(0), origin, cut: found.cut, bytes, lines })
+}
+
+fn begins_with(theirs: &Checkpoints, found: &Found) -> String {
+    format!("begins with step {}, {}", found.manifest.step, theirs.of(&found.name))
+}
+
+/// A checkpoint of another run, and where it is.
+fn foreign(place: &str, manifest: &Manifest) -> Result<(Checkpoints, Found), Failure> {
+    let model = checkpoints::model_hash(manifest);
     let (theirs, name) = source(place)?;
     let found = match &name {
         Some(name) => theirs.named(name, &model)?,
@@ -184,21 +206,28 @@ pub fn from_checkpoint(place: &str, prepared: &mut Prepared) -> Result<Resumed, 
             found.ok_or_else(|| passed_over.first().cloned().unwrap_or_else(none))
         }
     };
-    let mut found = found.map_err(|problem| Failure::Usage(format!("--resume {place}: {problem}")))?;
-    let run_dir = prepared.create_run_dir()?;
-    let lines = vec![format!("begins with step {}, {}", found.manifest.step, theirs.of(&found.name))];
+    let found = found.map_err(|problem| Failure::Usage(format!("--resume {place}: {problem}")))?;
+    Ok((theirs, found))
+}
+
+/// Makes a checkpoint of another run this one's own, so that it can go back to it whatever becomes of the other.
+fn adopt(ours: &Checkpoints, (theirs, mut found): (&Checkpoints, Found), config: &Config) -> Result<Found, Failure> {
     // What was best there, and for how long, says nothing of this run, which has no such file.
-    found.cut.review = Review::new(prepared.config.patience);
+    found.cut.review = Review::new(config.patience);
     found.cut.notes.best = None;
-    // Its own from now on, so that it can go back to it whatever becomes of the other.
-    let ours = Checkpoints::of_run(&prepared.config, run_dir.path())?;
-    let adopted = ours.adopt(found, &theirs, &prepared.config.name);
-    let found = adopted.inspect_err(|_| {
-        // It would begin anew if it were resumed.
-        let _ = fs::remove_dir_all(run_dir.path());
-    })?;
-    let (origin, bytes) = (Origin::from(&found), found.manifest.bytes());
-    Ok(Resumed { run_dir, era: Era(0), origin, cut: found.cut, bytes, lines })
+    Ok(ours.adopt(found, theirs, &config.name)?)
+}
+
+/// A run that was to begin with a checkpoint of another, and was ended before it had it, gets it now; says so.
+fn adopt_after_all(run_dir: &RunDir, ours: &Checkpoints, prepared: &Prepared) -> Result<Option<String>, Failure> {
+    let Some(from) = run_dir.begins_with() else { return Ok(None) };
+    if had_checkpoints(run_dir.path()) || !ours.are_none()? {
+        return Ok(None);
+    }
+    let (theirs, found) = foreign(&from, &prepared.manifest)?;
+    let line = begins_with(&theirs, &found);
+    adopt(ours, (&theirs, found), &prepared.config)?;
+    Ok(Some(line))
 }
 
 /// What `--resume` names: a checkpoint, or a place that has some: by URL, or by path, a run's directory included.

@@ -12,6 +12,9 @@ use serde::Serialize;
 
 use crate::outcome::Failure;
 
+/// Holds what checkpoint of another run this one begins with, where it does.
+const BEGINS_WITH: &str = "begins-with";
+
 /// A run's directory.
 #[derive(Debug)]
 pub struct RunDir {
@@ -20,11 +23,12 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Creates the directory of a new run below `root` and points `latest` to it.
+    /// Creates the directory of a new run below `root` and points `latest` to it. A run that begins with another's
+    /// checkpoint is given it by path or URL: it is noted before there is a run to go on with.
     ///
     /// # Errors
     /// A run of this name exists, or the directory cannot be written.
-    pub fn create(root: &str, name: &str, config: &str) -> Result<RunDir, Failure> {
+    pub fn create(root: &str, name: &str, config: &str, begins_with: Option<&str>) -> Result<RunDir, Failure> {
         let root = Path::new(root);
         let path = root.join(name);
         let cannot = |what: &Path, problem: io::Error| {
@@ -45,7 +49,10 @@ impl RunDir {
         let metrics = File::create(path.join("metrics.jsonl")).map_err(|problem| cannot(&path, problem))?;
         hold(&metrics, &path)?;
         let run = RunDir { path, metrics };
-        run.replace("config.toml", config.as_bytes(), true).map_err(|problem| cannot(&run.path, problem))?;
+        let files = begins_with.map(|from| (BEGINS_WITH, from)).into_iter().chain([("config.toml", config)]);
+        for (file, contents) in files {
+            run.replace(file, contents.as_bytes(), true).map_err(|problem| cannot(&run.path, problem))?;
+        }
         point_latest(root, name);
         Ok(run)
     }
@@ -67,6 +74,11 @@ impl RunDir {
             point_latest(root, name);
         }
         Ok(run)
+    }
+
+    /// The checkpoint of another run that it begins with.
+    pub fn begins_with(&self) -> Option<String> {
+        fs::read_to_string(self.path.join(BEGINS_WITH)).ok()
     }
 
     /// The numbers of the faults on purpose that came already.
@@ -142,7 +154,8 @@ fn text_of(value: &impl Serialize) -> io::Result<Vec<u8>> {
 /// Whether a directory is of a run that ended before it had a configuration: nothing is lost with it.
 fn is_begun(path: &Path) -> bool {
     let is_ours = |name: &std::ffi::OsStr| {
-        name == "logs" || name == "metrics.jsonl" || name.to_str().is_some_and(|name| name.starts_with(".tmp-"))
+        let is_staged = name.to_str().is_some_and(|name| name.starts_with(".tmp-"));
+        name == "logs" || name == "metrics.jsonl" || name == BEGINS_WITH || is_staged
     };
     let entries: Result<Vec<_>, _> = fs::read_dir(path).into_iter().flatten().collect();
     path.join("logs").is_dir() && entries.is_ok_and(|entries| entries.iter().all(|entry| is_ours(&entry.file_name())))
@@ -212,7 +225,7 @@ mod tests {
     fn a_run_leaves_its_files_and_is_found() {
         let root = tempfile::tempdir().unwrap();
         let root_text = root.path().to_str().unwrap();
-        let mut run = RunDir::create(root_text, "one", "seed = 1\n").unwrap();
+        let mut run = RunDir::create(root_text, "one", "seed = 1\n", None).unwrap();
         run.metric(&serde_json::json!({"step": 1})).unwrap();
         run.replace_json("summary.json", &serde_json::json!({"status": "running"})).unwrap();
         run.replace_json("summary.json", &serde_json::json!({"status": "done"})).unwrap();
@@ -222,7 +235,7 @@ mod tests {
         assert_eq!(find(root_text, "one").unwrap(), root.path().join("one"));
         assert_eq!(fs::read_dir(run.path()).unwrap().count(), 4, "no temporary file is left");
         assert!(find(root_text, "two").unwrap_err().to_string().starts_with("there is no run two"));
-        let again = RunDir::create(root_text, "one", "").unwrap_err();
+        let again = RunDir::create(root_text, "one", "", None).unwrap_err();
         assert_eq!(again.exit_code(), 2);
         assert!(again.to_string().contains("exists; choose another --name"));
     }

@@ -152,7 +152,7 @@ impl Session {
         let restored_bytes = resumed.as_ref().map_or(0, |resumed| resumed.bytes);
         let (run_dir, cluster, notes, review, lines, newest) = match resumed {
             None => {
-                let run_dir = prepared.create_run_dir()?;
+                let run_dir = prepared.create_run_dir(None)?;
                 let cluster = cluster(&prepared);
                 (run_dir, cluster, Notes::default(), Review::new(prepared.config.patience), Vec::new(), None)
             }

@@ -104,12 +104,13 @@ fn free_name(config: &Config) -> String {
 }
 
 impl Prepared {
-    /// The run's directory. A name that was not given is changed if another launcher took it in this second.
-    pub fn create_run_dir(&mut self) -> Result<RunDir, Failure> {
+    /// The run's directory; of one that begins with another's checkpoint, if that is given. A name that was not given is
+    /// changed if another launcher took it in this second.
+    pub fn create_run_dir(&mut self, begins_with: Option<&str>) -> Result<RunDir, Failure> {
         self.check_checkpoints()?;
         let config = &mut self.config;
         loop {
-            match RunDir::create(&config.run_dir, &config.name, &config.to_toml()) {
+            match RunDir::create(&config.run_dir, &config.name, &config.to_toml(), begins_with) {
                 Err(Failure::Usage(_)) if !self.is_named => config.name = free_name(config),
                 made => return made,
             }

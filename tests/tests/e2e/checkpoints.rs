@@ -174,6 +174,15 @@ fn resume_says_what_it_goes_on_with() {
     let summary = bench.summary("from");
     assert_eq!((&summary["params_sha256"], summary["rollbacks"].as_u64()), (&calm["params_sha256"], Some(1)));
     verify(&bench, "from");
+    // Its launcher dies before that checkpoint is its own.
+    let cut = bench.run_dir("cut");
+    fs::create_dir_all(cut.join("checkpoints/step-92")).unwrap();
+    for file in ["config.toml", "begins-with"] {
+        fs::copy(bench.run_dir("from").join(file), cut.join(file)).unwrap();
+    }
+    let told = bench.succeed("resume cut").stderr;
+    assert!(told.contains("begins with step 92"), "{told}");
+    assert_eq!(bench.summary("cut")["params_sha256"], calm["params_sha256"]);
     for (resume, why) in [
         ("--resume auto", "--resume auto needs --name"),
         ("--resume nowhere --name x", "there is no checkpoint at nowhere"),
