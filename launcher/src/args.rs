@@ -6,7 +6,7 @@ use clap::{ArgAction, Args};
 
 mod commands;
 
-pub use commands::{EvalArgs, GenerateArgs, InspectArgs, ResumeArgs, RunArgs, ScaleArgs, VerifyArgs, Which};
+pub use commands::{CertsArgs, EvalArgs, GenerateArgs, InspectArgs, ResumeArgs, RunArgs, ScaleArgs, VerifyArgs, Which};
 
 /// Where runs are; before or after any subcommand.
 #[derive(Args, Clone, Debug)]
@@ -63,9 +63,9 @@ pub struct TrainArgs {
     /// What workers compute with: f32, bf16 or f16; servers keep f32 [default: f32]
     #[arg(long, help_heading = "Cluster")]
     pub precision: Option<String>,
-    /// Address of the coordinator; port 0 takes a free one [default: 127.0.0.1:0]
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Cluster")]
-    pub listen: Option<String>,
+    /// How it is reached.
+    #[command(flatten)]
+    pub network: NetworkArgs,
     /// Testing aid: faults on purpose, such as kill-worker:1@20,kill-server@30, or, with --mtbf, kill-worker,kill-server;
     /// also stop-worker, disk-full and torn-checkpoint
     #[arg(long, value_name = "KIND[:RANK][@STEP],…", help_heading = "Checkpoints")]
@@ -153,6 +153,35 @@ pub struct TrainArgs {
     /// Print the resolved configuration and who would compute where, and end
     #[arg(long, help_heading = "Configuration")]
     pub dry_run: bool,
+}
+
+/// Where the run can be reached, and by whom.
+#[derive(Args, Clone, Debug, Default)]
+pub struct NetworkArgs {
+    /// Address to listen on; port 0 takes a free one; off loopback with --certs or --insecure only [default: 127.0.0.1:0]
+    #[arg(long, value_name = "IP:PORT", help_heading = "Network")]
+    pub listen: Option<String>,
+    /// Name or address that others reach this machine at [default: that of --listen]
+    #[arg(long, value_name = "HOST", help_heading = "Network")]
+    pub advertise_addr: Option<String>,
+    /// Directory with ca.crt, tls.crt, tls.key and token, as `launcher certs` makes: everybody shows a certificate and a
+    /// token (or CONVOY_TOKEN), and nothing goes in the clear
+    #[arg(long, value_name = "DIR", help_heading = "Network")]
+    pub certs: Option<String>,
+    /// Let anybody call who reaches the run off loopback, in the clear
+    #[arg(long, action = ArgAction::SetTrue, help_heading = "Network")]
+    pub insecure: bool,
+}
+
+impl From<&NetworkArgs> for Pairs {
+    fn from(args: &NetworkArgs) -> Self {
+        given([
+            ("listen", &args.listen),
+            ("advertise_addr", &args.advertise_addr),
+            ("certs", &args.certs),
+            ("insecure", &args.insecure.then(|| "true".to_string())),
+        ])
+    }
 }
 
 /// When gradients are aggregated.
@@ -298,7 +327,6 @@ impl From<&TrainArgs> for Pairs {
             ("checkpoint.keep_last", &args.keep_last),
             ("backend", &args.backend),
             ("precision", &args.precision),
-            ("listen", &args.listen),
             ("task", &args.task),
             ("data", &args.data),
             ("steps", &args.steps),
@@ -321,6 +349,7 @@ impl From<&TrainArgs> for Pairs {
             ("patience", &args.patience),
             ("keep_best", &keep_best),
         ]);
+        pairs.extend(Pairs::from(&args.network));
         pairs.extend(Pairs::from(&args.consistency));
         pairs.extend(Pairs::from(&args.input));
         pairs

@@ -7,8 +7,8 @@ use convoy_server::ServerArgs;
 use convoy_worker::{WorkerArgs, task::TaskEntry};
 
 use crate::{
-    args::{EvalArgs, GenerateArgs, InspectArgs, Places, ResumeArgs, ScaleArgs, TrainArgs, VerifyArgs},
-    eval, generate, inspect,
+    args::{CertsArgs, EvalArgs, GenerateArgs, InspectArgs, Places, ResumeArgs, ScaleArgs, TrainArgs, VerifyArgs},
+    certs, eval, generate, inspect,
     outcome::{Failure, exit},
     probe, resume, scale, train, verify,
 };
@@ -24,6 +24,7 @@ const EXAMPLES: &str = "Examples:
   launcher --config run.toml --set optimizer.lr=0.01   a file, and one value changed
   launcher resume latest --workers 2                   go on with a run that was stopped
   launcher scale latest --workers 8                    more workers, or fewer, while it trains
+  launcher certs certs --host node1                    certificates and a secret, for --listen off loopback
   launcher verify latest                               every sample was used once, whatever died
   launcher eval latest --predictions out.csv           score a finished run again
   launcher generate latest --prompt Once               let a text model go on
@@ -60,6 +61,8 @@ enum Command {
     /// Look at data
     #[command(subcommand)]
     Data(DataCommand),
+    /// Make an authority, certificates and a secret, for a cluster off loopback
+    Certs(CertsArgs),
     /// Run one parameter server of a cluster
     Server(ServerArgs),
     /// Run one worker of a cluster
@@ -91,6 +94,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
         Some(Command::Resume(args)) => resume::resume(&args, &cli.places, tasks),
         Some(Command::Verify(args)) => verify::verify(&args, &cli.places, tasks),
         Some(Command::Scale(args)) => scale::scale(&args, &cli.places),
+        Some(Command::Certs(args)) => certs::certs(&args),
         Some(Command::Probe) => return probe::print(),
         Some(Command::Eval(args)) => eval::eval(&args, &cli.places, tasks),
         Some(Command::Generate(args)) => generate::generate(&args, &cli.places, tasks),

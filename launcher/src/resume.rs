@@ -73,8 +73,14 @@ pub fn instead(args: &TrainArgs, raw: &RawConfig, tasks: &[TaskEntry]) -> Result
     };
     let servers = raw.servers.map(|servers| servers.to_string());
     let replicas = raw.replicas.map(|replicas| replicas.to_string());
+    let network = [
+        count("listen", raw.listen.clone()),
+        count("advertise_addr", raw.advertise_addr.clone()),
+        count("certs", raw.certs.clone()),
+        count("insecure", raw.insecure.map(|insecure| insecure.to_string())),
+    ];
     let flags = [count("workers", workers), count("servers", servers), count("replicas", replicas)];
-    let flags = flags.into_iter().flatten().collect();
+    let flags = flags.into_iter().chain(network).flatten().collect();
     go_on(&path, flags, tasks).map(|()| true)
 }
 
@@ -178,7 +184,8 @@ fn forget_other_best(run: &Path, cut: &mut Cut) {
 pub fn from_checkpoint(place: &str, prepared: &mut Prepared) -> Result<Resumed, Failure> {
     let (theirs, found) = foreign(place, &prepared.manifest)?;
     let from = theirs.of(&found.name);
-    let run_dir = prepared.create_run_dir(Some(&if from.contains("://") { from } else { data::absolute_path(&from) }))?;
+    let run_dir =
+        prepared.create_run_dir(Some(&if from.contains("://") { from } else { data::absolute_path(&from) }))?;
     let lines = vec![begins_with(&theirs, &found)];
     let checkpoints = Checkpoints::of_run(&prepared.config, run_dir.path())?;
     let adopted = adopt(&checkpoints, (&theirs, found), &prepared.config);

@@ -2,7 +2,11 @@
 
 use std::{fs, path::Path};
 
-use convoy_proto::transport::{Coordinator, TransportError};
+use convoy_proto::{
+    access::TokenRole,
+    process,
+    transport::{Coordinator, TransportError},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -31,10 +35,14 @@ pub struct Whereabouts {
 pub fn scale(args: &ScaleArgs, places: &Places) -> Result<(), Failure> {
     let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
     let there = whereabouts(&path)?;
+    let config = process::load_config(&path).map_err(|problem| Failure::Usage(problem.to_string()))?;
+    let security =
+        process::load_security(config.network.certs_dir()).map_err(|problem| Failure::Usage(problem.to_string()))?;
+    let credentials = security.credentials(TokenRole::Admin);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|problem| Failure::Environment(format!("cannot start the runtime: {problem}")))?;
     let before = runtime.block_on(async {
-        let coordinator = Coordinator::connect(&there.address).await?;
+        let coordinator = Coordinator::connect(&there.address, credentials).await?;
         coordinator.scale(args.workers).await
     });
     let before = before.map_err(|problem| match problem {

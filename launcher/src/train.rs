@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -13,6 +12,7 @@ use convoy_proto::{
     ids::{Role, Step},
     messages::{Phase, Weights},
     process,
+    transport::Defence,
 };
 use convoy_worker::task::TaskEntry;
 use serde_json::json;
@@ -110,8 +110,8 @@ struct Session {
     service: CoordinatorService,
     events: mpsc::Receiver<Event>,
     children: Children,
-    /// Where the coordinator listens.
-    address: SocketAddr,
+    /// Where others reach the coordinator.
+    address: String,
     restarts: Restarts,
     /// The process that was started last in the place of one that died, and when, until it joins.
     starting: BTreeMap<Place, (u32, Instant)>,
@@ -147,7 +147,7 @@ struct Session {
 impl Session {
     async fn run(mut prepared: Prepared, resumed: Option<Resumed>) -> Result<(), Failure> {
         let signals = Signals::new()?;
-        let listener = listen::bind(prepared.config.listen).await?;
+        let listener = listen::bind(prepared.config.network.listen).await?;
         let cluster = |prepared: &Prepared| Cluster::new(prepared.config.clone(), prepared.reference());
         let restored_bytes = resumed.as_ref().map_or(0, |resumed| resumed.bytes);
         let (run_dir, cluster, notes, review, lines, newest) = match resumed {
@@ -165,16 +165,18 @@ impl Session {
         let config = &prepared.config;
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
         let commits = cluster.engine().commits();
-        let service = CoordinatorService::new(cluster, config, sender);
+        let guard = prepared.security.guard();
+        let service = CoordinatorService::new(cluster, config, sender, guard.clone());
         let stop = CancellationToken::new();
-        let (address, serving) = listen::serve(listener, service.clone(), stop.clone())?;
+        let defence = Defence { tls: prepared.security.tls.clone(), guard };
+        let (port, serving) = listen::serve(listener, service.clone(), &defence, stop.clone())?;
         let checkpoints = Checkpoints::of_run(config, run_dir.path())?;
         let keeper = Keeper::new(checkpoints.clone())
             .map_err(|problem| Failure::Environment(format!("cannot start a thread: {problem}")))?;
         let turmoil = Turmoil::new(config.chaos.clone(), run_dir.fired());
         let mut session = Session {
             children: Children::default(),
-            address,
+            address: config.network.reached_at(port),
             restarts: Restarts::new(config.max_restarts, Duration::from_millis(config.timeouts.restart_ms.into())),
             progress: Progress::new(prepared.horizon.steps),
             wall_before: notes.wall_seconds,
@@ -225,7 +227,7 @@ impl Session {
             self.progress.say(line);
         }
         self.progress.say(&format!("run {}", self.run_dir.path().display()));
-        let here = Whereabouts { address: self.address.to_string(), pid: std::process::id() };
+        let here = Whereabouts { address: self.address.clone(), pid: std::process::id() };
         self.write_json(whereabouts::FILE, &here)?;
         self.save_summary();
         self.children_of_run().into_iter().try_for_each(|spec| self.children.start(spec).map(drop))?;
@@ -272,7 +274,7 @@ impl Session {
     fn children_of_run(&self) -> Vec<ChildSpec> {
         // Absolute, so that a person finds a child by its run wherever they are.
         let run = std::path::absolute(self.run_dir.path()).unwrap_or_else(|_| self.run_dir.path().into());
-        self.prepared.children(&run.display().to_string(), self.address, |process| self.run_dir.log(process))
+        self.prepared.children(&run.display().to_string(), &self.address, |process| self.run_dir.log(process))
     }
 
     /// Watches the cluster until all workers made their last step.

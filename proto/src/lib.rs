@@ -6,6 +6,7 @@
 //! [`transport`] and [`process`] touch the world: clients, listeners and what every role's process needs.
 //! It deliberately does not know burn, and only [`wire`], [`convert`] and the services name generated types.
 
+pub mod access;
 pub mod blocks;
 pub mod chaos;
 pub mod clock;
@@ -63,4 +64,12 @@ pub mod limits {
     pub const WINDOW_BYTES: u32 = 8 << 20;
     /// HTTP/2 frames on the data path.
     pub const HTTP_FRAME_BYTES: u32 = 1 << 18;
+    /// Headers of a call, a token among them.
+    pub const HEADER_BYTES: u32 = 1 << 14;
+    /// Calls at once on a connection for control: a server waits for the fate of each push that it has.
+    pub const CONTROL_STREAMS: u32 = 1 << 13;
+    /// Calls at once on a connection for blocks.
+    pub const BULK_STREAMS: u32 = 256;
+    /// Connections at once to a listener, where the system has file handles for twice as many.
+    pub const CONNECTIONS: usize = 1 << 14;
 }

@@ -5,6 +5,7 @@
 use bytes::Bytes;
 
 use crate::{
+    access::Guard,
     ids::{BlockId, Era, Generation, Incarnation, Member, Role, ServerId, SliceId, Step, WorkerId},
     manifest::Manifest,
     tree::Node,
@@ -65,7 +66,7 @@ pub struct WorkerOffer {
 }
 
 /// An admission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
     /// Who the process is from now on.
     pub incarnation: Incarnation,
@@ -73,6 +74,8 @@ pub struct Admission {
     pub heartbeat_ms: u32,
     /// How long the coordinator waits for one.
     pub lease_ms: u32,
+    /// What a server checks callers' tokens with, where there are tokens.
+    pub guard: Option<Guard>,
 }
 
 /// What a slice contributes to a step, without its gradient. Equal if all bits are: also where the loss is no number.

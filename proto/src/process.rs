@@ -11,9 +11,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     BUILD, PROTOCOL,
+    access::{self, Key},
     config::{Config, ConfigError},
     ids::Role,
     messages::{JoinOffer, JoinPart},
+    transport::{Security, Tls},
 };
 
 /// What went wrong before a role could start, and the exit code that says so.
@@ -26,6 +28,20 @@ pub enum StartError {
         path: PathBuf,
         /// Why.
         problem: std::io::Error,
+    },
+    /// Where a token should be there is none.
+    #[error("{place} holds neither a token nor a secret, which begin with convoy-")]
+    Token {
+        /// A file or a variable.
+        place: String,
+    },
+    /// Files that are no certificate and key.
+    #[error("the certificates in {place} make no sense: {problem}")]
+    Certificate {
+        /// The directory.
+        place: String,
+        /// Why.
+        problem: String,
     },
     /// A file that does not hold a configuration.
     #[error(transparent)]
@@ -50,6 +66,27 @@ pub fn load_config(run: &Path) -> Result<Config, StartError> {
     Ok(Config::from_toml(&path.display().to_string(), &text)?)
 }
 
+/// Reads what a process shows and believes from a directory: `ca.crt`, `tls.crt`, `tls.key` and `token`; in place of the
+/// last, `CONVOY_TOKEN`. Without a directory there is nothing: a token is never sent in the clear.
+///
+/// # Errors
+/// A file that is missing, or is not what its name says.
+pub fn load_security(certs: Option<&Path>) -> Result<Security, StartError> {
+    let Some(dir) = certs else { return Ok(Security::default()) };
+    let read = |name: &str| {
+        let path = dir.join(name);
+        std::fs::read(&path).map_err(|problem| StartError::Read { path, problem })
+    };
+    let tls = Tls { authority: read("ca.crt")?, certificate: read("tls.crt")?, key: read("tls.key")? };
+    tls.check().map_err(|problem| StartError::Certificate { place: dir.display().to_string(), problem })?;
+    let (place, text) = match std::env::var_os(access::VARIABLE) {
+        Some(text) => (format!("the variable {}", access::VARIABLE), text.to_string_lossy().into_owned()),
+        None => (dir.join("token").display().to_string(), String::from_utf8_lossy(&read("token")?).into_owned()),
+    };
+    let key = Key::read(&text).ok_or(StartError::Token { place })?;
+    Ok(Security { tls: Some(tls), key: Some(key) })
+}
+
 /// How long a process that lost its parent may take to end by itself.
 const ORPHAN_SECONDS: u64 = 3;
 
@@ -64,6 +101,28 @@ pub fn watch_parent(gone: CancellationToken) {
         std::process::exit(1);
     });
 }
+
+/// Lets this process have as many files and connections open as the system allows; gives how many that is.
+pub fn raise_file_limit() -> usize {
+    #[cfg(unix)]
+    {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return FEW_FILES };
+        let wanted = hard.min(MANY_FILES);
+        let raised = soft >= wanted || setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok();
+        usize::try_from(if raised { soft.max(wanted) } else { soft }).unwrap_or(usize::MAX)
+    }
+    #[cfg(not(unix))]
+    {
+        FEW_FILES
+    }
+}
+
+/// What systems allow at least.
+const FEW_FILES: usize = 256;
+/// More than any process here needs.
+#[cfg(unix)]
+const MANY_FILES: u64 = 1 << 17;
 
 /// The name of this machine, for people.
 pub fn host_name() -> String {

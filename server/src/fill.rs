@@ -66,7 +66,7 @@ pub async fn fill(membership: Membership, era: Era, patience: Duration) -> Resul
 }
 
 async fn take(membership: &Membership, era: Era, order: &Order) -> Result<Snapshot, TransportError> {
-    let client = ShardClient::connect(order.from, &order.address).await?;
+    let client = ShardClient::connect(order.from, &order.address, membership.coordinator.credentials()).await?;
     let mut blocks = Vec::new();
     let copied = client.copy((membership.member, era, order.commit), |state| blocks.push(kept_of(state)));
     let (loss_scale, clean) = copied.await?;

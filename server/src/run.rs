@@ -4,8 +4,9 @@ use std::{net::SocketAddr, path::PathBuf, pin::Pin, process::ExitCode, sync::Arc
 
 use clap::Args;
 use convoy_proto::{
+    access::TokenRole,
     blocks::{BlockMap, Blocks},
-    config::Config,
+    config::{Config, network::reached_at},
     ids::Era,
     layout::Layout,
     limits,
@@ -13,7 +14,7 @@ use convoy_proto::{
     messages::{ClusterView, JoinPart, Phase, ShardReport},
     process::{self, StartError},
     schedule::Horizon,
-    transport::{Coordinator, Membership, TransportError, bulk_server, incoming},
+    transport::{Coordinator, Defence, Membership, TransportError, bulk_server, incoming},
     wire::{DESCRIPTORS, parameters_service_server::ParametersServiceServer},
 };
 use tokio::net::TcpListener;
@@ -43,9 +44,12 @@ pub struct ServerArgs {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
-    /// Address to tell workers, if it is not the one listened on; never rewritten
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Name or address to tell others, with a port or without, if it is not the one listened on; never rewritten
+    #[arg(long, value_name = "HOST[:PORT]")]
     pub advertise_addr: Option<String>,
+    /// Directory with ca.crt, tls.crt, tls.key and token [default: as the run's config.toml says]
+    #[arg(long, value_name = "DIR")]
+    pub certs: Option<PathBuf>,
     /// Threads for sums and updates; all cores by default
     #[arg(long)]
     pub threads: Option<usize>,
@@ -79,6 +83,9 @@ pub enum ServeError {
         /// Why.
         problem: std::io::Error,
     },
+    /// Anybody could call.
+    #[error("{0} is off loopback: say --certs DIR, as the run's launcher does, or begin the run with --insecure")]
+    Open(SocketAddr),
     /// The coordinator refuses or is gone.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -99,7 +106,7 @@ pub enum ServeError {
 impl ServeError {
     fn exit_code(&self) -> u8 {
         match self {
-            ServeError::Start(_) | ServeError::Rank { .. } => 2,
+            ServeError::Start(_) | ServeError::Rank { .. } | ServeError::Open(_) => 2,
             ServeError::Listen { .. } | ServeError::Checkpoints(_) => 3,
             _ => 1,
         }
@@ -139,13 +146,14 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
     let cannot = |problem| ServeError::Listen { address: args.listen, problem };
     let listener = TcpListener::bind(args.listen).await.map_err(cannot)?;
     let local = listener.local_addr().map_err(cannot)?;
-    let address = args.advertise_addr.clone().unwrap_or_else(|| local.to_string());
+    let address = advertised(args.advertise_addr.as_deref(), local);
+    let security = process::load_security(args.certs.as_deref().or(config.network.certs_dir()))?;
 
     let (lost, tasks) = (CancellationToken::new(), TaskTracker::new());
     if args.supervised {
         process::watch_parent(lost.clone());
     }
-    let coordinator = Coordinator::connect(&args.coordinator).await?;
+    let coordinator = Coordinator::connect(&args.coordinator, security.credentials(TokenRole::Server)).await?;
     let membership = Membership::join(
         coordinator,
         process::join_offer(&config, args.rank, JoinPart::Server { address }),
@@ -153,6 +161,11 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
         lost.clone(),
     )
     .await?;
+    let defence = Defence { tls: security.tls, guard: membership.guard.clone() };
+    if !local.ip().is_loopback() && !defence.is_complete() && !config.network.insecure {
+        return Err(ServeError::Open(local));
+    }
+    let mut server = bulk_server(&defence).map_err(ServeError::Broken)?;
     info!("server {} listens on {local}, process {}", args.rank, std::process::id());
 
     let host = Arc::new(Host::new(Around {
@@ -172,7 +185,7 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
     let reflection = reflection.build_v1().map_err(|problem| ServeError::Broken(problem.to_string()))?;
     let stop = CancellationToken::new();
     let listening = tokio::spawn(
-        bulk_server()
+        server
             .add_service(service)
             .add_service(health_service)
             .add_service(reflection)
@@ -192,6 +205,12 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
         (Some(problem), _) => Err(ServeError::Decision(problem)),
         (None, result) => result,
     }
+}
+
+/// What others are told to reach a listener at.
+fn advertised(told: Option<&str>, local: SocketAddr) -> String {
+    let has_port = |told: &&str| told.parse::<SocketAddr>().is_ok() || told.matches(':').count() == 1;
+    told.filter(has_port).map_or_else(|| reached_at(told, local), String::from)
 }
 
 /// From the first view to the last: the manifest, each era's shard, every change of the membership.

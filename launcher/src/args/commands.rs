@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{InputArgs, Pairs, given};
+use super::{InputArgs, NetworkArgs, Pairs, given};
 
 /// Which of a run's parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -53,17 +53,22 @@ pub struct ResumeArgs {
     /// How often each worker or server that dies is started again
     #[arg(long, value_name = "N")]
     pub max_restarts: Option<String>,
+    /// How it is reached.
+    #[command(flatten)]
+    pub network: NetworkArgs,
 }
 
 impl From<&ResumeArgs> for Pairs {
     fn from(args: &ResumeArgs) -> Self {
-        given([
+        let mut pairs = given([
             ("workers", &args.workers),
             ("servers", &args.servers),
             ("replicas", &args.replicas),
             ("min_workers", &args.min_workers),
             ("max_restarts", &args.max_restarts),
-        ])
+        ]);
+        pairs.extend(Pairs::from(&args.network));
+        pairs
     }
 }
 
@@ -79,6 +84,22 @@ pub struct EvalArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// What certificates to make, and where.
+#[derive(Args, Clone, Debug)]
+pub struct CertsArgs {
+    /// Directory to make, or to fill: with ca.crt, ca.key, tls.crt, tls.key and token
+    pub dir: PathBuf,
+    /// Name or address of a machine that the certificate is for; give it again for more [default: this one's, and loopback]
+    #[arg(long = "host", value_name = "HOST")]
+    pub hosts: Vec<String>,
+    /// For another machine of a cluster: certify with what this made there before; gives a token of one --role alone
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
+    /// With --from: what the token allows: observer, worker, server or admin
+    #[arg(long, value_name = "ROLE", default_value = "worker", requires = "from")]
+    pub role: String,
 }
 
 /// What run is to have how many workers.

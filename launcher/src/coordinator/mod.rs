@@ -5,6 +5,7 @@
 //! shards' parts of a verdict and [`evaluation`] the workers' parts of a score, [`history`] makes steps of commits, [`stragglers`]
 //! finds who keeps the others waiting, and [`saves`] are the checkpoints in the making. [`service`] speaks gRPC for all of them.
 
+mod callers;
 pub mod commits;
 pub mod core;
 pub mod deadlines;

@@ -7,10 +7,13 @@ use std::{
 };
 
 use convoy_proto::{
+    access::Guard,
     config::Config,
     fates::Fate,
     ids::{Era, Member, Role, Step},
-    messages::{Accumulated, Action, ClusterView, JoinOffer, Norms, Phase, Report, ShardReport, Staged, Verdict},
+    messages::{
+        Accumulated, Action, Admission, ClusterView, JoinOffer, Norms, Phase, Report, ShardReport, Staged, Verdict,
+    },
     wire::{self, coordination_service_server::CoordinationService},
 };
 use tokio::sync::{
@@ -21,6 +24,7 @@ use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
 use super::{
+    callers::{may_be, member, own, shown},
     core::{Cluster, Event, Origin},
     dealer::Deal,
     handshake::Reference,
@@ -44,6 +48,8 @@ struct Inner {
     events: mpsc::Sender<Event>,
     total_steps: u64,
     patience: Duration,
+    /// What servers are to check callers' tokens with, where there are tokens.
+    guard: Option<Guard>,
 }
 
 impl From<Refusal> for Status {
@@ -63,8 +69,13 @@ impl From<Refusal> for Status {
 }
 
 impl CoordinatorService {
-    /// A coordinator for a run; what happens is sent to `events`.
-    pub fn new(cluster: Cluster, config: &Config, events: mpsc::Sender<Event>) -> CoordinatorService {
+    /// A coordinator for a run; what happens is sent to `events`, and servers are given `guard`.
+    pub fn new(
+        cluster: Cluster,
+        config: &Config,
+        events: mpsc::Sender<Event>,
+        guard: Option<Guard>,
+    ) -> CoordinatorService {
         let patience = Duration::from_millis(config.timeouts.start_ms.max(config.timeouts.step_ms).into());
         let total_steps = cluster.reference().horizon.steps;
         let inner = Inner {
@@ -76,6 +87,7 @@ impl CoordinatorService {
             events,
             total_steps,
             patience,
+            guard,
         };
         CoordinatorService { inner: Arc::new(inner) }
     }
@@ -184,10 +196,6 @@ fn hand_on(room: PermitIterator<'_, Event>, events: Vec<Event>) {
     room.zip(events).for_each(|(place, event)| place.send(event));
 }
 
-fn member(member: Option<wire::Member>) -> Result<Member, Status> {
-    Ok(Member::try_from(member)?)
-}
-
 type Outbound<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -195,21 +203,25 @@ impl CoordinationService for CoordinatorService {
     type WatchStream = Outbound<wire::WatchResponse>;
 
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
+        let shown = shown(&request);
         let offer = JoinOffer::try_from(request.into_inner())?;
+        may_be(shown, offer.role)?;
+        let guard = self.inner.guard.clone().filter(|_| offer.role == Role::Server);
         let now = self.now_ms();
         let room = self.room().await?;
         let admission = {
             let mut cluster = self.cluster();
             let (admission, events) = cluster.join(offer, now)?;
             hand_on(room, events);
-            admission
+            Admission { guard, ..admission }
         };
         self.publish();
         Ok(Response::new(admission.into()))
     }
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        self.cluster().check(member(request.into_inner().member)?)?;
+        let member = own(shown(&request), request.into_inner().member)?;
+        self.cluster().check(member)?;
         let views = WatchStream::new(self.inner.view.subscribe());
         Ok(Response::new(Box::pin(views.map(|view| Ok(view.into())))))
     }
@@ -219,8 +231,9 @@ impl CoordinationService for CoordinatorService {
         request: Request<wire::HeartbeatRequest>,
     ) -> Result<Response<wire::HeartbeatResponse>, Status> {
         let now = self.now_ms();
+        let shown = shown(&request);
         let wire::HeartbeatRequest { member: whose, computing_ms } = request.into_inner();
-        self.cluster().heartbeat(member(whose)?, now, computing_ms)?;
+        self.cluster().heartbeat(own(shown, whose)?, now, computing_ms)?;
         Ok(Response::new(wire::HeartbeatResponse {}))
     }
 
@@ -228,7 +241,8 @@ impl CoordinationService for CoordinatorService {
         &self,
         request: Request<wire::GetManifestRequest>,
     ) -> Result<Response<wire::GetManifestResponse>, Status> {
-        self.cluster().check(member(request.into_inner().member)?)?;
+        let member = own(shown(&request), request.into_inner().member)?;
+        self.cluster().check(member)?;
         let mut view = self.inner.view.subscribe();
         let there = view.wait_for(|view| view.phase >= Phase::Initialising);
         // What it gives keeps the view from changing, which whoever has the cluster waits for: it is gone with this line.
@@ -337,8 +351,9 @@ impl CoordinationService for CoordinatorService {
     }
 
     async fn leave(&self, request: Request<wire::LeaveRequest>) -> Result<Response<wire::LeaveResponse>, Status> {
+        let shown = shown(&request);
         let request = request.into_inner();
-        let member = member(request.member)?;
+        let member = own(shown, request.member)?;
         self.cluster().check(member)?;
         tracing::debug!("{member} leaves: {}", request.reason);
         Ok(Response::new(wire::LeaveResponse {}))

@@ -6,11 +6,15 @@ use std::{
 };
 
 use convoy_proto::{
+    access::TokenRole,
     ids::{Role, Step},
     manifest::Manifest,
     messages::{Phase, Weights},
 };
-use convoy_worker::{exchange::Exchange, parameters::Tensors};
+use convoy_worker::{
+    exchange::{Exchange, Servers},
+    parameters::Tensors,
+};
 use serde_json::json;
 
 use super::{GOODBYE, Session, TICK, losses::workers, signals::Signals, until};
@@ -82,8 +86,9 @@ impl Session {
         let timeouts = self.prepared.config.timeouts;
         let limit = Duration::from_millis(timeouts.start_ms.into());
         let lease = Duration::from_millis(timeouts.lease_ms.into());
+        let credentials = self.prepared.security.credentials(TokenRole::Worker);
         let (mut failure, mut give_up) = (String::new(), None);
-        let exchange = Exchange::new(launcher(), manifest, views, lease);
+        let exchange = Exchange::new(launcher(), manifest, Servers::new(views, lease, credentials));
         let pull = exchange.pull(view.era, step, weights);
         let pull = tokio::time::timeout(limit, pull);
         tokio::pin!(pull);

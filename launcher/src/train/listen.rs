@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use convoy_proto::{
     limits,
-    transport::{control_server, incoming},
+    transport::{Defence, control_server, incoming},
     wire::{DESCRIPTORS, coordination_service_server::CoordinationServiceServer},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -21,14 +21,16 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
-/// Serves coordination, health and reflection until `stop`; gives the address that members reach it at.
+/// Serves coordination, health and reflection until `stop`; gives the port.
 pub fn serve(
     listener: TcpListener,
     service: CoordinatorService,
+    defence: &Defence,
     stop: CancellationToken,
-) -> Result<(SocketAddr, JoinHandle<Result<(), tonic::transport::Error>>), Failure> {
+) -> Result<(u16, JoinHandle<Result<(), tonic::transport::Error>>), Failure> {
     let broken = |problem: &dyn std::fmt::Display| Failure::Environment(format!("cannot serve: {problem}"));
-    let address = listener.local_addr().map_err(|problem| broken(&problem))?;
+    let port = listener.local_addr().map_err(|problem| broken(&problem))?.port();
+    let mut server = control_server(defence).map_err(|problem| broken(&problem))?;
     let service = CoordinationServiceServer::new(service)
         .max_decoding_message_size(limits::CONTROL_BYTES)
         .max_encoding_message_size(limits::CONTROL_BYTES);
@@ -37,8 +39,8 @@ pub fn serve(
     let reflection = reflection.build_v1().map_err(|problem| broken(&problem))?;
     let serving = tokio::spawn(async move {
         health.set_serving::<CoordinationServiceServer<CoordinatorService>>().await;
-        let router = control_server().add_service(service).add_service(health_service).add_service(reflection);
+        let router = server.add_service(service).add_service(health_service).add_service(reflection);
         router.serve_with_incoming_shutdown(incoming(listener), stop.cancelled_owned()).await
     });
-    Ok((address, serving))
+    Ok((port, serving))
 }

@@ -8,7 +8,9 @@ use convoy_proto::{
     layout::Layout,
     manifest::{Manifest, TensorRole},
     order::DataOrder,
+    process,
     schedule::Horizon,
+    transport::Security,
 };
 use convoy_worker::{
     data::{self, DataInfo, Dataset, Report, Source},
@@ -39,6 +41,8 @@ pub struct Prepared {
     pub manifest: Manifest,
     /// What is noteworthy in the data.
     pub report: Report,
+    /// What this run's processes show to others, and ask of them.
+    pub security: Security,
     /// The run's length.
     pub horizon: Horizon,
     /// Where workers compute.
@@ -59,6 +63,7 @@ pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Fail
     let source = settings::suit_task(&mut raw)?;
     // Checked before drivers are started, which takes a while.
     let mut config = raw.clone().resolve(1)?;
+    let security = load_security(&config)?;
     let entry = task::find(tasks, &config.task)?;
     let data = data::open(&config, entry.wanted)?;
     let report = data::inspect(&*data, INSPECTED)?;
@@ -71,6 +76,7 @@ pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Fail
     // Written out, so that the run can be looked at from anywhere.
     config.data = data::absolute(&config.data);
     config.input.tokenizer = config.input.tokenizer.map(|path| data::absolute_path(&path));
+    config.network.certs = config.network.certs.map(|certs| data::absolute_path(&certs));
     config.checkpoint.to =
         config.checkpoint.to.map(|to| if to.contains("://") { to } else { data::absolute_path(&to) });
     let is_named = !config.name.is_empty();
@@ -85,7 +91,20 @@ pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Fail
     config.optimizer.check_patterns(manifest.tensors().iter().map(|tensor| tensor.name.as_str()))?;
     let horizon = horizon(&config, data.info().train);
     let workers = devices.deal(&config, cores);
-    Ok(Prepared { config, data, report, manifest, horizon, devices, workers, cores, is_named })
+    Ok(Prepared { config, data, report, security, manifest, horizon, devices, workers, cores, is_named })
+}
+
+/// What a run shows to others, and asks of them: whoever makes one needs the secret, for others' tokens are checked with it.
+fn load_security(config: &Config) -> Result<Security, Failure> {
+    let security =
+        process::load_security(config.network.certs_dir()).map_err(|problem| Failure::Usage(problem.to_string()))?;
+    match (&security.key, security.guard()) {
+        (Some(_), None) => {
+            let problem = "the token is one role's, but a launcher checks others' tokens, which takes the secret";
+            Err(Failure::Usage(format!("{problem}: `launcher certs DIR` makes one, as DIR/token")))
+        }
+        _ => Ok(security),
+    }
 }
 
 /// Small data need many passes: as many as make the source's least number of steps, within reason.
@@ -204,20 +223,24 @@ impl Prepared {
     }
 
     /// The processes of the cluster.
-    pub fn children(&self, run: &str, coordinator: SocketAddr, log: impl Fn(&str) -> PathBuf) -> Vec<ChildSpec> {
+    pub fn children(&self, run: &str, coordinator: &str, log: impl Fn(&str) -> PathBuf) -> Vec<ChildSpec> {
         let common = |rank: u32| {
             let rank = rank.to_string();
-            let coordinator = coordinator.to_string();
-            ["--run", run, "--rank", &rank, "--coordinator", &coordinator, "--supervised"].map(String::from).to_vec()
+            ["--run", run, "--rank", &rank, "--coordinator", coordinator, "--supervised"].map(String::from).to_vec()
         };
+        let network = &self.config.network;
+        let listen = ["--listen".into(), SocketAddr::new(network.listen.ip(), 0).to_string()];
+        let advertised = network.advertise_addr.iter().flat_map(|host| ["--advertise-addr".into(), host.clone()]);
+        let listen: Vec<String> = listen.into_iter().chain(advertised).collect();
         let spec = |role: Role, rank: u32, more: Vec<String>| ChildSpec {
             role,
             rank,
             arguments: [common(rank), more].concat(),
             log: log(&format!("{role}-{rank}")),
         };
-        let servers = (0..Layout::of(&self.config).servers())
-            .map(|rank| spec(Role::Server, rank, vec!["--threads".into(), self.cores.to_string()]));
+        let servers = (0..Layout::of(&self.config).servers()).map(|rank| {
+            spec(Role::Server, rank, [listen.clone(), vec!["--threads".into(), self.cores.to_string()]].concat())
+        });
         let workers = (0..).zip(&self.workers).map(|(rank, worker)| {
             let device = ["--device", &worker.device.name.to_string(), "--device-name", &worker.device.about];
             let threads = worker.threads.map(|n| ["--threads".to_string(), n.to_string()]);

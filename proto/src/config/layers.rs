@@ -4,13 +4,16 @@
 
 use toml::{Table, Value};
 
+use crate::access;
+
 use super::{
     ConfigError, RawConfig,
     keys::{self, Kind},
 };
 
 /// Pairs of keys of which the higher layer's wins.
-const EXCLUSIVE: [(&str, &str); 3] = [
+const EXCLUSIVE: [(&str, &str); 4] = [
+    ("certs", "insecure"),
     ("steps", "epochs"),
     ("optimizer.clip_norm", "optimizer.clip_value"),
     ("consistency.quorum", "consistency.backup_workers"),
@@ -42,6 +45,11 @@ const NAMED: [(&str, &[&str]); 3] = [
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
     values: Table,
+}
+
+/// Whether a value is more than that there is none.
+fn says_something(value: &Value) -> bool {
+    !matches!(value, Value::Boolean(false)) && value.as_str() != Some("")
 }
 
 impl Layers {
@@ -93,7 +101,9 @@ impl Layers {
     /// As [`Layers::texts`]; a `CONVOY_` variable that no key has is refused, too.
     pub fn environment(self, variables: impl IntoIterator<Item = (String, String)>) -> Result<Layers, ConfigError> {
         let mut layers = self;
-        for (name, text) in variables.into_iter().filter(|(name, _)| name.starts_with("CONVOY_")) {
+        for (name, text) in
+            variables.into_iter().filter(|(name, _)| name.starts_with("CONVOY_") && name != access::VARIABLE)
+        {
             let Some(key) = keys::KEYS.iter().find(|key| key.variable() == name) else {
                 let names: Vec<_> = keys::KEYS.iter().map(|key| key.variable()).collect();
                 let suggestion = keys::nearest(&name, names.iter().map(String::as_str)).map(Into::into);
@@ -114,7 +124,7 @@ impl Layers {
 
     fn layer(mut self, origin: &str, pairs: Vec<(Value, String)>) -> Result<Layers, ConfigError> {
         for (one, other) in EXCLUSIVE {
-            let has = |key: &str| pairs.iter().any(|(_, path)| path == key);
+            let has = |key: &str| pairs.iter().any(|(value, path)| path == key && says_something(value));
             match (has(one), has(other)) {
                 (true, true) => return Err(ConfigError::Conflict { origin: origin.into(), one, other }),
                 (true, false) => self.forget(other),

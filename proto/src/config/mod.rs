@@ -4,8 +4,6 @@
 //! and checked into a [`Config`]. This module reads neither files nor the environment: the launcher hands both in.
 //! Names of tasks and data sets are checked by the worker crate, which has their tables.
 
-use std::net::SocketAddr;
-
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -16,6 +14,7 @@ pub mod input;
 pub mod keys;
 pub mod layers;
 pub mod model;
+pub mod network;
 pub mod optimizer;
 pub mod raw;
 pub mod schedule;
@@ -24,6 +23,7 @@ pub use checkpoint::{Checkpoints, Every};
 pub use consistency::{LocalSteps, Mode, Quorum, Staleness};
 pub use input::Input;
 pub use model::Model;
+pub use network::Network;
 pub use optimizer::{Clip, Group, Moments, Optimizer, Rule, TensorSettings};
 pub use raw::RawConfig;
 pub use schedule::Schedule;
@@ -214,8 +214,8 @@ pub struct Config {
     pub checkpoint: Checkpoints,
     /// A worker that is slow on purpose.
     pub slow_worker: Option<SlowWorker>,
-    /// Where the coordinator listens.
-    pub listen: SocketAddr,
+    /// Where it can be reached, and by whom.
+    pub network: Network,
     /// How data are read.
     pub input: Input,
     /// The optimizer.

@@ -1,7 +1,5 @@
 //! The configuration as it is written, and its checks.
 
-use std::net::SocketAddr;
-
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -12,6 +10,7 @@ use super::{
     consistency::{Around, RawConsistency},
     input::RawInput,
     model::RawModel,
+    network::network,
     optimizer::RawOptimizer,
     schedule::RawSchedule,
 };
@@ -68,6 +67,9 @@ pub struct RawConfig {
     pub max_skipped: Option<u64>,
     pub slow_worker: Option<String>,
     pub listen: Option<String>,
+    pub advertise_addr: Option<String>,
+    pub certs: Option<String>,
+    pub insecure: Option<bool>,
     pub chaos: RawChaos,
     pub checkpoint: RawCheckpoints,
     pub consistency: RawConsistency,
@@ -216,7 +218,7 @@ impl RawConfig {
             chaos: self.chaos.resolve()?,
             checkpoint: self.checkpoint.resolve()?,
             slow_worker: slow_worker(self.slow_worker.as_deref(), workers)?,
-            listen: listen(self.listen.as_deref().unwrap_or("127.0.0.1:0"))?,
+            network: network(self.listen.as_deref(), self.advertise_addr, self.certs, self.insecure.unwrap_or(false))?,
             input: self.input.resolve()?,
             optimizer: self.optimizer.resolve()?,
             schedule: self.schedule.resolve()?,
@@ -292,21 +294,6 @@ fn run_name(name: String) -> Result<String, ConfigError> {
     Ok(name)
 }
 
-fn listen(text: &str) -> Result<SocketAddr, ConfigError> {
-    let quoted = || format!("\"{text}\"");
-    let address: SocketAddr = text
-        .parse()
-        .map_err(|_| value_error("listen", quoted(), "must be an address and a port such as 127.0.0.1:0"))?;
-    if !address.ip().is_loopback() {
-        return Err(value_error(
-            "listen",
-            quoted(),
-            "only loopback is served without TLS, and this version has no TLS",
-        ));
-    }
-    Ok(address)
-}
-
 impl RawTimeouts {
     fn resolve(self) -> Result<Timeouts, ConfigError> {
         const DAY: u32 = 86_400_000;
@@ -362,7 +349,10 @@ impl From<&Config> for RawConfig {
             loss_scale: Some(config.loss_scale),
             max_skipped: Some(config.max_skipped),
             slow_worker: config.slow_worker.map(|slow| slow.to_string()),
-            listen: Some(config.listen.to_string()),
+            listen: Some(config.network.listen.to_string()),
+            advertise_addr: config.network.advertise_addr.clone(),
+            certs: config.network.certs.clone(),
+            insecure: config.network.insecure.then_some(true),
             chaos: (&config.chaos).into(),
             checkpoint: config.checkpoint.clone().into(),
             consistency: config.mode.into(),

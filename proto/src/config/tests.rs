@@ -52,8 +52,8 @@ fn keys_and_fields_are_one_set() {
         format!("steps = 1\n[optimizer]\nname = \"momentum\"\n{input}\n{model}\n{schedule}"),
         "[optimizer]\nname = \"rmsprop\"\nclip_value = 1\n[schedule]\nname = \"linear\"".into(),
         String::new(),
-        "workers = 2\nslow_worker = \"1:5ms\"\n[consistency]\nquorum = 1".into(),
-        "mode = \"ssp\"".into(),
+        "workers = 2\nslow_worker = \"1:5ms\"\ncerts = \"c\"\nadvertise_addr = \"a\"\n[consistency]\nquorum = 1".into(),
+        "mode = \"ssp\"\ninsecure = true".into(),
         "mode = \"local\"".into(),
     ];
     // Written as the quorum that it makes.
@@ -85,7 +85,8 @@ fn every_refusal_says_what_and_where() {
         ("workers = ", "test.toml: line 1: string values must be quoted, expected literal string"),
         (
             "listen = '0.0.0.0:80'",
-            "`listen` = \"0.0.0.0:80\": only loopback is served without TLS, and this version has no TLS",
+            "`listen` = \"0.0.0.0:80\": is off loopback, where calls need certificates and a token: say --certs DIR \
+             (`launcher certs DIR` makes them), or --insecure to let anybody call who reaches it",
         ),
         (
             "name = '../x'",

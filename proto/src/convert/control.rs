@@ -1,7 +1,12 @@
 //! Messages of the control path: joins, views, decisions, reports.
 
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
 use super::{Result, WireError, present, role, weight, wrong};
 use crate::{
+    access::Guard,
     ids::{BlockId, Era, Generation, Incarnation, Member, Role, ServerId, SliceId, Step, WorkerId},
     messages::{
         Accumulated, Admission, ClusterView, Effort, EvaluationPart, JoinOffer, JoinPart, Norms, Phase, Report,
@@ -74,8 +79,13 @@ impl From<Admission> for wire::JoinResponse {
             incarnation: admission.incarnation.0,
             heartbeat_ms: admission.heartbeat_ms,
             lease_ms: admission.lease_ms,
+            guard: digests(admission.guard.unwrap_or_default()),
         }
     }
+}
+
+fn digests(guard: Guard) -> HashMap<String, Bytes> {
+    guard.0.into_iter().map(|(role, digest)| (role.to_string(), digest.into())).collect()
 }
 
 impl TryFrom<wire::JoinResponse> for Admission {
@@ -85,10 +95,16 @@ impl TryFrom<wire::JoinResponse> for Admission {
         if response.heartbeat_ms == 0 || response.lease_ms <= response.heartbeat_ms {
             return Err(wrong("lease_ms", format!("{} is no lease", response.lease_ms)));
         }
+        let digests = response.guard.into_iter().map(|(role, digest)| {
+            let role = role.parse().map_err(|problem: String| wrong("guard", problem))?;
+            Ok((role, digest.into()))
+        });
+        let guard = Guard(digests.collect::<Result<_>>()?);
         Ok(Admission {
             incarnation: Incarnation(response.incarnation),
             heartbeat_ms: response.heartbeat_ms,
             lease_ms: response.lease_ms,
+            guard: Some(guard).filter(|guard| !guard.0.is_empty()),
         })
     }
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Request, transport::Channel};
+use tonic::Request;
 
-use super::{CALL_MS, Peer, TransportError, control_channel};
+use super::{CALL_MS, Credentials, Peer, Shown, TransportError, control_channel};
 use crate::{
     ids::{Era, Generation, Member},
     limits,
@@ -19,7 +19,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Coordinator {
     peer: Peer,
-    client: CoordinationServiceClient<Channel>,
+    credentials: Credentials,
+    client: CoordinationServiceClient<Shown>,
 }
 
 fn within<T>(message: T, limit: Duration) -> Request<T> {
@@ -36,18 +37,23 @@ impl Coordinator {
     /// Connects.
     ///
     /// # Errors
-    /// Nobody listens there.
-    pub async fn connect(address: &str) -> Result<Coordinator, TransportError> {
+    /// Nobody listens there, or one side does not believe the other's certificate.
+    pub async fn connect(address: &str, credentials: Credentials) -> Result<Coordinator, TransportError> {
         let peer = Peer { name: "the coordinator".into(), address: address.into() };
-        let client = CoordinationServiceClient::new(control_channel(&peer).await?)
+        let client = CoordinationServiceClient::new(control_channel(&peer, &credentials).await?)
             .max_decoding_message_size(limits::CONTROL_BYTES)
             .max_encoding_message_size(limits::CONTROL_BYTES);
-        Ok(Coordinator { peer, client })
+        Ok(Coordinator { peer, credentials, client })
     }
 
     /// Who it is.
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// What this process shows to it, and to servers.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     fn failed(&self) -> impl FnOnce(tonic::Status) -> TransportError + '_ {

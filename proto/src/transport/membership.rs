@@ -12,6 +12,7 @@ use tracing::{debug, warn};
 
 use super::{Coordinator, TransportError};
 use crate::{
+    access::Guard,
     ids::Member,
     messages::{ClusterView, JoinOffer, Phase},
 };
@@ -23,6 +24,8 @@ pub struct Membership {
     pub member: Member,
     /// The way to the coordinator.
     pub coordinator: Coordinator,
+    /// What checks the tokens of whoever calls this member, if it is a server and there are tokens.
+    pub guard: Option<Guard>,
     /// Cancelled when the coordinator has not been heard of for a lease, or refuses this member.
     pub lost: CancellationToken,
     view: watch::Receiver<ClusterView>,
@@ -72,7 +75,7 @@ impl Membership {
         });
         let (every, lease) = (admission.heartbeat_ms.into(), admission.lease_ms.into());
         // On a connection of its own, so that nothing holds it up.
-        let pulse = Coordinator::connect(&coordinator.peer().address).await?;
+        let pulse = Coordinator::connect(&coordinator.peer().address, coordinator.credentials().clone()).await?;
         let computing: Arc<Mutex<Option<Instant>>> = Arc::default();
         let since = computing.clone();
         let computed = move || {
@@ -87,7 +90,7 @@ impl Membership {
                 () = beat => gone.cancel(),
             }
         });
-        Ok(Membership { member, coordinator, lost, view, computing })
+        Ok(Membership { member, coordinator, guard: admission.guard, lost, view, computing })
     }
 
     /// This member begins to compute, and does so until what is returned is dropped. If that takes much longer than it

@@ -5,21 +5,35 @@
 
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint, Server},
+};
+use tower_layer::{Identity, Stack};
 
-use crate::{convert::WireError, limits};
+use crate::{access::Guard, convert::WireError, limits};
 
 mod coordinator;
+mod gate;
+mod incoming;
 mod membership;
+mod security;
 mod shard;
 
 pub use coordinator::Coordinator;
+pub use gate::Gate;
+pub use incoming::{Incoming, incoming};
 pub use membership::Membership;
+use security::Show;
+pub use security::{Credentials, Security, Tls};
 pub use shard::ShardClient;
 
 /// How long a connection may take.
 const CONNECT_MS: u64 = 5_000;
+/// How often a listener looks whether a caller that says nothing is there.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// Long: an answer may wait behind full windows on a slow link, 16 MiB each way.
+const PING_WITHIN: Duration = Duration::from_secs(60);
 /// How long a unary control call may take.
 const CALL_MS: u64 = 10_000;
 
@@ -81,8 +95,13 @@ impl TransportError {
         let (peer, message) = (peer.clone(), status.message().to_string());
         match status.code() {
             Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::Internal => {
-                let problem = if message.is_empty() { status.code().to_string() } else { message };
-                TransportError::Unreachable { peer, problem }
+                let what = if message.is_empty() { status.code().to_string() } else { message };
+                let problem = match std::error::Error::source(status).map(chain) {
+                    Some(cause) if cause.contains(&what) => cause,
+                    Some(cause) => format!("{what}: {cause}"),
+                    None => what,
+                };
+                TransportError::Unreachable { peer, problem: security::explained(problem) }
             }
             _ => TransportError::Refused { peer, message },
         }
@@ -94,51 +113,101 @@ impl TransportError {
     }
 }
 
-fn endpoint(peer: &Peer) -> Result<Endpoint, TransportError> {
+/// A channel that shows a token with every call.
+type Shown = InterceptedService<Channel, Show>;
+
+fn endpoint(peer: &Peer, credentials: &Credentials) -> Result<Endpoint, TransportError> {
     let unreachable = |error: tonic::transport::Error| unreachable(peer, &error);
-    let endpoint = Endpoint::from_shared(format!("http://{}", peer.address)).map_err(unreachable)?;
-    Ok(endpoint.connect_timeout(Duration::from_millis(CONNECT_MS)).tcp_nodelay(true))
+    let scheme = if credentials.tls.is_some() { "https" } else { "http" };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{}", peer.address)).map_err(unreachable)?;
+    let endpoint = endpoint.connect_timeout(Duration::from_millis(CONNECT_MS)).tcp_nodelay(true);
+    match &credentials.tls {
+        Some(tls) => endpoint.tls_config(tls.of_caller()).map_err(unreachable),
+        None => Ok(endpoint),
+    }
 }
 
-fn unreachable(peer: &Peer, error: &dyn std::error::Error) -> TransportError {
+/// An error with what caused it.
+fn chain(error: &dyn std::error::Error) -> String {
     let mut problem = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        problem = format!("{problem}: {cause}");
+        let text = cause.to_string();
+        if !problem.ends_with(&text) {
+            problem = format!("{problem}: {text}");
+        }
         source = cause.source();
     }
-    TransportError::Unreachable { peer: peer.clone(), problem }
+    problem
+}
+
+fn unreachable(peer: &Peer, error: &dyn std::error::Error) -> TransportError {
+    TransportError::Unreachable { peer: peer.clone(), problem: security::explained(chain(error)) }
 }
 
 /// A connection for control: small messages, each with a deadline.
-async fn control_channel(peer: &Peer) -> Result<Channel, TransportError> {
-    endpoint(peer)?.connect().await.map_err(|error| unreachable(peer, &error))
+async fn control_channel(peer: &Peer, credentials: &Credentials) -> Result<Shown, TransportError> {
+    let channel = endpoint(peer, credentials)?.connect().await.map_err(|error| unreachable(peer, &error))?;
+    Ok(InterceptedService::new(channel, credentials.into()))
 }
 
 /// A connection for blocks: windows as wide as several frames.
-async fn bulk_channel(peer: &Peer) -> Result<Channel, TransportError> {
-    let endpoint = endpoint(peer)?
+async fn bulk_channel(peer: &Peer, credentials: &Credentials) -> Result<Shown, TransportError> {
+    let endpoint = endpoint(peer, credentials)?
         .initial_stream_window_size(limits::WINDOW_BYTES)
         .initial_connection_window_size(limits::WINDOW_BYTES * 2)
         .max_frame_size(limits::HTTP_FRAME_BYTES);
-    endpoint.connect().await.map_err(|error| unreachable(peer, &error))
+    let channel = endpoint.connect().await.map_err(|error| unreachable(peer, &error))?;
+    Ok(InterceptedService::new(channel, credentials.into()))
 }
 
-/// The connections of a listener, each without Nagle's delay: a builder's own setting for that does not reach listeners
-/// that are handed to it, and small messages would wait 40 ms for an acknowledgement.
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
+/// A listener, with a gate in front of all that it serves.
+pub type Listener = Server<Stack<Gate, Identity>>;
+
+/// What a listener asks of its callers.
+#[derive(Clone, Debug, Default)]
+pub struct Defence {
+    /// Its certificate, and the authority of callers' certificates.
+    pub tls: Option<Tls>,
+    /// What checks their tokens.
+    pub guard: Option<Guard>,
 }
 
-/// A listener's settings for control.
-pub fn control_server() -> Server {
-    Server::builder()
+impl Defence {
+    /// Whether nobody calls without a certificate and a token.
+    pub fn is_complete(&self) -> bool {
+        self.tls.is_some() && self.guard.is_some()
+    }
 }
 
-/// A listener's settings for blocks.
-pub fn bulk_server() -> Server {
-    Server::builder()
+fn guarded(server: Server, defence: &Defence) -> Result<Listener, String> {
+    let server = match &defence.tls {
+        Some(tls) => server.tls_config(tls.of_listener()).map_err(|problem| chain(&problem))?,
+        None => server,
+    };
+    // A caller that is gone without a word is found out.
+    let server = server.http2_keepalive_interval(Some(PING_EVERY)).http2_keepalive_timeout(Some(PING_WITHIN));
+    let server = server.http2_max_header_list_size(limits::HEADER_BYTES);
+    Ok(server.layer(Gate::new(defence.guard.clone())))
+}
+
+/// A listener for control.
+///
+/// # Errors
+/// Certificates that make no sense, in words.
+pub fn control_server(defence: &Defence) -> Result<Listener, String> {
+    guarded(Server::builder().max_concurrent_streams(limits::CONTROL_STREAMS), defence)
+}
+
+/// A listener for blocks.
+///
+/// # Errors
+/// As [`control_server`].
+pub fn bulk_server(defence: &Defence) -> Result<Listener, String> {
+    let server = Server::builder()
+        .max_concurrent_streams(limits::BULK_STREAMS)
         .initial_stream_window_size(limits::WINDOW_BYTES)
         .initial_connection_window_size(limits::WINDOW_BYTES * 2)
-        .max_frame_size(limits::HTTP_FRAME_BYTES)
+        .max_frame_size(limits::HTTP_FRAME_BYTES);
+    guarded(server, defence)
 }

@@ -1,9 +1,8 @@
 //! The client of a shard's parameters.
 
 use tokio_stream::StreamExt;
-use tonic::transport::Channel;
 
-use super::{Peer, TransportError, bulk_channel};
+use super::{Credentials, Peer, Shown, TransportError, bulk_channel};
 use crate::{
     ids::{Era, Member, ServerId, Step},
     limits,
@@ -18,7 +17,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct ShardClient {
     peer: Peer,
-    client: ParametersServiceClient<Channel>,
+    client: ParametersServiceClient<Shown>,
 }
 
 /// Gathers blocks into frames of about [`limits::FRAME_BYTES`].
@@ -68,9 +67,13 @@ impl ShardClient {
     ///
     /// # Errors
     /// Nobody listens there.
-    pub async fn connect(server: ServerId, address: &str) -> Result<ShardClient, TransportError> {
+    pub async fn connect(
+        server: ServerId,
+        address: &str,
+        credentials: &Credentials,
+    ) -> Result<ShardClient, TransportError> {
         let peer = Peer { name: format!("server {server}"), address: address.into() };
-        let client = ParametersServiceClient::new(bulk_channel(&peer).await?)
+        let client = ParametersServiceClient::new(bulk_channel(&peer, credentials).await?)
             .max_decoding_message_size(limits::MESSAGE_BYTES)
             .max_encoding_message_size(limits::MESSAGE_BYTES);
         Ok(ShardClient { peer, client })

@@ -70,6 +70,55 @@ fn rubbish(address: &str) {
     let _ = socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff rubbish");
 }
 
+/// What a connection of HTTP/2 begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Connections that say nothing, and such that say something else than they should; those that are held are given.
+fn flood(address: &str) -> Vec<TcpStream> {
+    let connect = || TcpStream::connect(address).unwrap();
+    let noise = |seed: usize| (0..4096).map(|n: usize| (n.wrapping_mul(seed * 2 + 167) >> 3) as u8).collect::<Vec<_>>();
+    let held = (0..150).map(|_| connect()).collect();
+    for seed in 0..50 {
+        // A frame of 16 MiB, of a kind that there is not.
+        let frame = [PREFACE, &[0xff, 0xff, 0xff, 0x42, 0, 0, 0, 0, 1], &noise(seed)].concat();
+        for bytes in [noise(seed), b"GET / HTTP/1.1\r\nHost: convoy\r\n\r\n".to_vec(), frame] {
+            let _ = connect().write_all(&bytes);
+        }
+    }
+    held
+}
+
+/// Messages that are larger than any should be.
+async fn swamp(address: &str) {
+    let client = ParametersServiceClient::connect(format!("http://{address}")).await.unwrap();
+    let block = wire::GradientBlock { payload: vec![7; 8 << 20].into(), ..Default::default() };
+    let part = Some(Part::Frame(wire::GradientFrame { blocks: vec![block] }));
+    for _ in 0..8 {
+        let request = tokio_stream::iter([wire::PushPullRequest { part: part.clone(), without_blocks: false }]);
+        let refused = client.clone().push_pull(request).await.expect_err("a message of 8 MiB");
+        assert_eq!(refused.code(), Code::OutOfRange, "{}", refused.message());
+    }
+}
+
+#[test]
+fn a_flood_changes_nothing() {
+    let bench = bench();
+    let train = format!("--backend cpu --workers 2 --steps 200 --slow-worker any:5ms {SMALL}");
+    let child = bench.command(&format!("{train} --name flooded")).spawn().unwrap();
+    bench.await_steps("flooded", 3);
+    let server = bench.summary("flooded")["servers"][0]["address"].as_str().unwrap().to_string();
+    let held = [server.clone(), argument(&bench, "--coordinator")].map(|address| flood(&address));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(swamp(&server));
+    let ended = finish(child);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    drop(held);
+    let summary = bench.summary("flooded");
+    assert_eq!((summary["restarts"].as_u64(), summary["faults"].as_u64()), (Some(0), Some(0)));
+    bench.succeed(&format!("{train} --name calm"));
+    assert_eq!(summary["params_sha256"], bench.summary("calm")["params_sha256"]);
+}
+
 #[test]
 fn strangers_are_told_no_and_change_nothing() {
     let bench = bench();

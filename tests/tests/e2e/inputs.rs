@@ -93,7 +93,7 @@ fn bad_input_is_one_clear_line() {
         ("--config absent.toml", 2, "cannot read --config absent.toml"),
         ("--backend cpu --name there", 2, "exists; choose another --name"),
         ("--backend cpu --run-dir /proc/none", 3, "cannot write /proc/none"),
-        ("--listen 10.0.0.1:1", 2, "only loopback is served without TLS"),
+        ("--listen 10.0.0.1:1", 2, "is off loopback, where calls need certificates and a token"),
         ("eval absent", 2, "there is no run absent"),
     ];
     let busy = format!("--backend cpu --listen 127.0.0.1:{port}");

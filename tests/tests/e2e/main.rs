@@ -16,6 +16,7 @@ mod learning;
 mod modes;
 mod outputs;
 mod replicas;
+mod security;
 mod strikes;
 
 use convoy_tests::Bench;

@@ -6,26 +6,26 @@
 //! Gradients are sent from where they lie: a block's payload is a view into its tensor. What comes back is checked
 //! against the block map and gathered into one vector a tensor.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use convoy_proto::{
     blocks::{Block, BlockMap},
     ids::{BlockId, Era, Generation, Member, ShardId, Step},
     manifest::Manifest,
-    messages::{ClusterView, DealtSlice, Extent, GradientBlock, ParameterBlock, PushHeader, Setback, Verdict, Weights},
+    messages::{DealtSlice, Extent, GradientBlock, ParameterBlock, PushHeader, Setback, Verdict, Weights},
     sum,
     transport::{ShardClient, TransportError},
     tree::Node,
 };
 use futures_util::future::try_join_all;
-use tokio::sync::watch;
 
 mod pull;
 mod servers;
 
 use crate::{parameters::Tensors, step::Contribution};
-use servers::{SOME_DAY, Servers};
+use servers::SOME_DAY;
+pub use servers::Servers;
 
 /// Why an exchange failed.
 #[derive(Debug, thiserror::Error)]
@@ -181,17 +181,11 @@ impl AsRef<[u8]> for View {
 }
 
 impl Exchange {
-    /// Of a member, to the servers that there are, as views change; they may have a server for `patience` after its death.
-    pub fn new(
-        member: Member,
-        manifest: &Manifest,
-        views: watch::Receiver<ClusterView>,
-        patience: Duration,
-    ) -> Exchange {
-        let map = BlockMap::new(manifest, views.borrow().shards);
+    /// Of a member, to servers.
+    pub fn new(member: Member, manifest: &Manifest, servers: Servers) -> Exchange {
+        let map = BlockMap::new(manifest, servers.view().shards);
         let trained = map.blocks().filter(|block| block.role.is_trained());
         let trained_bytes = trained.map(|block| block.bytes() as u64).sum();
-        let servers = Servers::new(views, patience);
         Exchange { member, manifest: Arc::new(manifest.clone()), map: Arc::new(map), trained_bytes, servers }
     }
 

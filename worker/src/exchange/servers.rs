@@ -9,7 +9,7 @@ use std::{
 use convoy_proto::{
     ids::{Incarnation, ServerId, ShardId, Step},
     messages::ClusterView,
-    transport::{ShardClient, TransportError},
+    transport::{Credentials, ShardClient, TransportError},
 };
 use tokio::sync::watch;
 use tracing::debug;
@@ -21,24 +21,26 @@ pub(super) const SOME_DAY: Step = Step(u64::MAX);
 
 /// The servers of a cluster. Clones share the connections.
 #[derive(Clone, Debug)]
-pub(super) struct Servers {
+pub struct Servers {
     views: watch::Receiver<ClusterView>,
     clients: Arc<Mutex<BTreeMap<(ServerId, Incarnation), ShardClient>>>,
     /// How long after a server's death the view may still have it.
     patience: Duration,
+    credentials: Credentials,
 }
 
 impl Servers {
-    pub fn new(views: watch::Receiver<ClusterView>, patience: Duration) -> Servers {
-        Servers { views, clients: Arc::default(), patience }
+    /// The servers that views have, and what to show them; for `patience`, a view may have one that is dead.
+    pub fn new(views: watch::Receiver<ClusterView>, patience: Duration, credentials: Credentials) -> Servers {
+        Servers { views, clients: Arc::default(), patience, credentials }
     }
 
     /// The servers that hold a shard and take part in a commit, the one that leads first.
-    pub fn copies(&self, shard: ShardId, commit: Step) -> Vec<ServerId> {
+    pub(super) fn copies(&self, shard: ShardId, commit: Step) -> Vec<ServerId> {
         self.views.borrow().copies(shard, commit)
     }
 
-    pub fn view(&self) -> ClusterView {
+    pub(super) fn view(&self) -> ClusterView {
         self.views.borrow().clone()
     }
 
@@ -47,7 +49,7 @@ impl Servers {
     ///
     /// # Errors
     /// A server that refuses, or cannot be reached although it should be there.
-    pub async fn call<T>(
+    pub(super) async fn call<T>(
         &self,
         server: ServerId,
         commit: Step,
@@ -97,7 +99,7 @@ impl Servers {
         if let Some(client) = known {
             return Ok(client);
         }
-        let client = ShardClient::connect(server, address).await?;
+        let client = ShardClient::connect(server, address, &self.credentials).await?;
         let mut clients = clients();
         clients.retain(|(other, _), _| *other != server);
         Ok(clients.entry((server, incarnation)).or_insert(client).clone())

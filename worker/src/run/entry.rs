@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 
 use super::reports::Reports;
 use crate::{
-    exchange::{Exchange, Pulled},
+    exchange::{Exchange, Pulled, Servers},
     failure::WorkError,
     learner::Replica,
 };
@@ -63,7 +63,9 @@ impl Place<'_> {
         let (exchange, pulled) = self.stay(era, async {
             let view = self.membership.view();
             let member = self.membership.member;
-            let exchange = Exchange::new(member, replica.manifest(), self.membership.views(), self.patience);
+            let credentials = self.membership.coordinator.credentials().clone();
+            let servers = Servers::new(self.membership.views(), self.patience, credentials);
+            let exchange = Exchange::new(member, replica.manifest(), servers);
             let is_empty = view.restore.is_none() && view.phase == Phase::Initialising;
             if is_empty && view.initialiser == WorkerId(member.rank) {
                 exchange.initialise(era, replica.initial(self.seed)).await?;

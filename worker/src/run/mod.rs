@@ -14,6 +14,7 @@ use std::{
 
 use clap::Args;
 use convoy_proto::{
+    access::TokenRole,
     config::{Config, Mode},
     ids::{Era, SliceId, Step, WorkerId},
     loss_scale::LossScale,
@@ -65,6 +66,9 @@ pub struct WorkerArgs {
     /// Threads for computing on the CPU; all cores by default
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Directory with ca.crt, tls.crt, tls.key and token [default: as the run's config.toml says]
+    #[arg(long, value_name = "DIR")]
+    pub certs: Option<PathBuf>,
     /// End when standard input ends
     #[arg(long, hide = true)]
     pub supervised: bool,
@@ -98,12 +102,13 @@ fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(),
         process::watch_parent(lost.clone());
     }
     let config = process::load_config(&args.run)?;
+    let security = process::load_security(args.certs.as_deref().or(config.network.certs_dir()))?;
     let entry = task::find(tasks, &config.task)?;
     let data = data::open(&config, entry.wanted)?;
     let replica = entry.open(&config, data.info(), args.device)?;
     let offer = offer(args, &config, &*data, &*replica);
     let membership = runtime.block_on(async {
-        let coordinator = Coordinator::connect(&args.coordinator).await?;
+        let coordinator = Coordinator::connect(&args.coordinator, security.credentials(TokenRole::Worker)).await?;
         Membership::join(coordinator, offer, &tracker, lost).await
     })?;
     info!("worker {} computes on {}, process {}", args.rank, args.device, std::process::id());

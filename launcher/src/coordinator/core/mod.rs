@@ -235,7 +235,7 @@ impl Cluster {
         let mut events = vec![Event::Joined(member)];
         events.extend(self.gather());
         let (heartbeat_ms, lease_ms) = (self.config.timeouts.heartbeat_ms, self.config.timeouts.lease_ms);
-        Ok((Admission { incarnation: member.incarnation, heartbeat_ms, lease_ms }, events))
+        Ok((Admission { incarnation: member.incarnation, heartbeat_ms, lease_ms, guard: None }, events))
     }
 
     /// Notes that a member is alive, and how long it has computed what it is computing.
