@@ -5,7 +5,7 @@ use std::{env, fs, path::PathBuf};
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["types", "parameters", "coordination"].map(|name| format!("convoy/v1/{name}.proto"));
+    let files = ["types", "parameters", "coordination", "nodes"].map(|name| format!("convoy/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);

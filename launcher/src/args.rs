@@ -6,7 +6,9 @@ use clap::{ArgAction, Args};
 
 mod commands;
 
-pub use commands::{CertsArgs, EvalArgs, GenerateArgs, InspectArgs, ResumeArgs, RunArgs, ScaleArgs, VerifyArgs, Which};
+pub use commands::{
+    CertsArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, ResumeArgs, RunArgs, ScaleArgs, VerifyArgs, Which,
+};
 
 /// Where runs are; before or after any subcommand.
 #[derive(Args, Clone, Debug)]
@@ -34,6 +36,9 @@ pub struct TrainArgs {
     /// Worker processes that `launcher scale` may ask for while the run goes on [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub max_workers: Option<String>,
+    /// Those of the --workers that this machine runs; the rest wait for `launcher join` on others [default: all]
+    #[arg(long, value_name = "N", help_heading = "Network")]
+    pub local_workers: Option<String>,
     /// Shards of the parameters, each on a server process of its own [default: 1]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub servers: Option<String>,
@@ -66,6 +71,9 @@ pub struct TrainArgs {
     /// How it is reached.
     #[command(flatten)]
     pub network: NetworkArgs,
+    /// Which machines take part.
+    #[command(flatten)]
+    pub rendezvous: RendezvousArgs,
     /// Testing aid: faults on purpose, such as kill-worker:1@20,kill-server@30, or, with --mtbf, kill-worker,kill-server;
     /// also stop-worker, disk-full and torn-checkpoint
     #[arg(long, value_name = "KIND[:RANK][@STEP],…", help_heading = "Checkpoints")]
@@ -153,6 +161,26 @@ pub struct TrainArgs {
     /// Print the resolved configuration and who would compute where, and end
     #[arg(long, help_heading = "Configuration")]
     pub dry_run: bool,
+}
+
+/// The same command on several machines.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RendezvousArgs {
+    /// Machines that the run needs, or the least and the most: the same command on each; --workers is then the number on each
+    #[arg(long, value_name = "N|MIN:MAX", help_heading = "Network")]
+    pub nnodes: Option<String>,
+    /// This machine's number: 0 coordinates [default: the one that has the address of --rdzv-endpoint does]
+    #[arg(long, value_name = "N", help_heading = "Network")]
+    pub node_rank: Option<u32>,
+    /// Where the machines meet: an address of the one that coordinates
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Network")]
+    pub rdzv_endpoint: Option<String>,
+    /// Name of the run, the same on all machines
+    #[arg(long, value_name = "NAME", help_heading = "Network")]
+    pub rdzv_id: Option<String>,
+    /// How long the other machines wait for the one that coordinates, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, help_heading = "Network")]
+    pub rdzv_wait: u64,
 }
 
 /// Where the run can be reached, and by whom.
@@ -314,6 +342,7 @@ impl From<&TrainArgs> for Pairs {
         let keep_best = args.keep_best.then(|| "true".to_string());
         let mut pairs = given([
             ("workers", &args.workers),
+            ("local_workers", &args.local_workers),
             ("min_workers", &args.min_workers),
             ("max_workers", &args.max_workers),
             ("max_restarts", &args.max_restarts),

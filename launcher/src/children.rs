@@ -130,6 +130,18 @@ impl Children {
     }
 }
 
+/// How a process ended, from what wait(2) told of it.
+#[cfg(unix)]
+pub fn exit_status(wait_status: i32) -> ExitStatus {
+    std::os::unix::process::ExitStatusExt::from_raw(wait_status)
+}
+
+/// What wait(2) told of how a process ended.
+#[cfg(unix)]
+pub fn wait_status(status: ExitStatus) -> i32 {
+    std::os::unix::process::ExitStatusExt::into_raw(status)
+}
+
 impl ChildExit {
     /// The signal that killed it.
     #[cfg(unix)]

@@ -7,10 +7,14 @@ use convoy_server::ServerArgs;
 use convoy_worker::{WorkerArgs, task::TaskEntry};
 
 use crate::{
-    args::{CertsArgs, EvalArgs, GenerateArgs, InspectArgs, Places, ResumeArgs, ScaleArgs, TrainArgs, VerifyArgs},
-    certs, eval, generate, inspect,
+    args::{
+        CertsArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, Places, ResumeArgs, ScaleArgs, TrainArgs, VerifyArgs,
+    },
+    certs, eval, generate, inspect, join,
     outcome::{Failure, exit},
-    probe, resume, scale, train, verify,
+    probe,
+    rendezvous::{self, Part},
+    resume, scale, train, verify,
 };
 
 const ABOUT: &str = "Trains a model on a cluster of workers around exact parameter servers";
@@ -25,6 +29,9 @@ const EXAMPLES: &str = "Examples:
   launcher resume latest --workers 2                   go on with a run that was stopped
   launcher scale latest --workers 8                    more workers, or fewer, while it trains
   launcher certs certs --host node1                    certificates and a secret, for --listen off loopback
+  launcher --nnodes 2 --workers 4 --rdzv-endpoint node1:7000 --certs certs
+                                                       the same command on two machines, four workers on each
+  launcher join node1:7000 --workers 4 --certs certs   four workers more for it, from another machine
   launcher verify latest                               every sample was used once, whatever died
   launcher eval latest --predictions out.csv           score a finished run again
   launcher generate latest --prompt Once               let a text model go on
@@ -61,6 +68,8 @@ enum Command {
     /// Look at data
     #[command(subcommand)]
     Data(DataCommand),
+    /// Run workers here for a run that another machine's launcher coordinates
+    Join(JoinArgs),
     /// Make an authority, certificates and a secret, for a cluster off loopback
     Certs(CertsArgs),
     /// Run one parameter server of a cluster
@@ -94,12 +103,17 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
         Some(Command::Resume(args)) => resume::resume(&args, &cli.places, tasks),
         Some(Command::Verify(args)) => verify::verify(&args, &cli.places, tasks),
         Some(Command::Scale(args)) => scale::scale(&args, &cli.places),
+        Some(Command::Join(args)) => join::join(&args, &cli.places),
         Some(Command::Certs(args)) => certs::certs(&args),
         Some(Command::Probe) => return probe::print(),
         Some(Command::Eval(args)) => eval::eval(&args, &cli.places, tasks),
         Some(Command::Generate(args)) => generate::generate(&args, &cli.places, tasks),
         Some(Command::Data(DataCommand::Inspect(args))) => inspect::inspect(&args, &cli.places, tasks),
-        None => train::train(&cli.train, &cli.places, tasks),
+        None => match rendezvous::part(&cli.train, &cli.places) {
+            Ok(Part::Coordinate(args, places)) => train::train(&args, &places, tasks),
+            Ok(Part::Join(args)) => join::join(&args, &cli.places),
+            Err(failure) => Err(failure),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

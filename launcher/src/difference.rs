@@ -13,6 +13,7 @@ use crate::{outcome::Failure, settings};
 const FREE: &[&str] = &[
     "workers",
     "min_workers",
+    "local_workers",
     "max_restarts",
     "max_workers",
     "servers",

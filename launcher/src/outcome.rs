@@ -42,6 +42,14 @@ pub enum Failure {
     /// A signal asked for the end, and a checkpoint was written.
     #[error("stopped at a checkpoint; `launcher resume {0}` goes on")]
     Stopped(String),
+    /// A run that another machine's launcher coordinates ended, not well.
+    #[error("{message}")]
+    Elsewhere {
+        /// The code that launcher exits with.
+        exit_code: u8,
+        /// Why.
+        message: String,
+    },
     /// A signal asked for the end.
     #[error("stopped by signal {0}")]
     Signal(i32),
@@ -57,6 +65,7 @@ impl Failure {
             Failure::Diverged(_) => exit::DIVERGED,
             Failure::Failed(_) => exit::FAILED,
             Failure::Stopped(_) => exit::STOPPED,
+            Failure::Elsewhere { exit_code, .. } => *exit_code,
             Failure::Signal(signal) => exit::SIGNAL.saturating_add(u8::try_from(*signal).unwrap_or(0)),
         }
     }

@@ -1,6 +1,6 @@
 //! Who computes where: a pure function of what was asked for and what was found.
 
-use convoy_proto::config::{Backend, Config};
+use convoy_proto::config::Backend;
 use convoy_worker::device::{BackendReport, DeviceName, FoundDevice};
 
 /// Where workers compute, and why there.
@@ -21,6 +21,16 @@ pub struct WorkerPlan {
     pub device: FoundDevice,
     /// Threads for computing on the CPU; none for a GPU.
     pub threads: Option<usize>,
+}
+
+impl WorkerPlan {
+    /// What a worker is told of it on its command line.
+    pub fn arguments(&self) -> Vec<String> {
+        let device =
+            ["--device".into(), self.device.name.to_string(), "--device-name".into(), self.device.about.clone()];
+        let threads = self.threads.map(|threads| ["--threads".to_string(), threads.to_string()]);
+        device.into_iter().chain(threads.into_iter().flatten()).collect()
+    }
 }
 
 /// The processor, as a device.
@@ -79,20 +89,19 @@ impl Devices {
     }
 
     /// Deals devices out round robin; CPU workers divide the cores.
-    pub fn deal(&self, config: &Config, cores: usize) -> Vec<WorkerPlan> {
-        let share = (cores / config.workers.max(1) as usize).max(1);
+    pub fn deal(&self, workers: u32, cores: usize) -> Vec<WorkerPlan> {
+        let share = (cores / workers.max(1) as usize).max(1);
         let worker = |rank: u32| {
             let device = self.devices[rank as usize % self.devices.len()].clone();
             let threads = (device.name == DeviceName::Cpu || device.is_software()).then_some(share);
             WorkerPlan { device, threads }
         };
-        (0..config.workers).map(worker).collect()
+        (0..workers).map(worker).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use convoy_proto::config::layers::Layers;
     use convoy_worker::device::GpuClass;
 
     use super::*;
@@ -134,16 +143,12 @@ mod tests {
 
     #[test]
     fn gpus_are_dealt_out_and_cores_divided() {
-        let config = |workers: u32| {
-            let text = format!("workers = {workers}");
-            Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap()
-        };
         let gpus = choose(Backend::Auto, &reports(Ok(2), &[]), 8).unwrap();
-        let names: Vec<_> = gpus.deal(&config(3), 8).iter().map(|w| w.device.name.to_string()).collect();
+        let names: Vec<_> = gpus.deal(3, 8).iter().map(|w| w.device.name.to_string()).collect();
         assert_eq!(names, ["cuda:0", "cuda:1", "cuda:0"]);
         let cpu = choose(Backend::Cpu, &[], 8).unwrap();
-        assert_eq!(cpu.deal(&config(3), 8)[0].threads, Some(2));
-        assert_eq!(cpu.deal(&config(9), 8)[0].threads, Some(1));
+        assert_eq!(cpu.deal(3, 8)[0].threads, Some(2));
+        assert_eq!(cpu.deal(9, 8)[0].threads, Some(1));
         assert_eq!((gpus.auto_workers(), cpu.auto_workers()), (2, 1));
     }
 }

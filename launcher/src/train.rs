@@ -9,7 +9,7 @@ use std::{
 
 use convoy_proto::{
     config::raw::decimal,
-    ids::{Role, Step},
+    ids::{NodeId, Role, Step},
     messages::{Phase, Weights},
     process,
     transport::Defence,
@@ -26,6 +26,8 @@ use crate::{
     cli::say,
     coordinator::{
         core::{Cluster, Event},
+        node_service::{NodeEvent, NodesService, RunCard},
+        nodes::{Home, Nodes},
         service::CoordinatorService,
     },
     outcome::Failure,
@@ -44,12 +46,13 @@ mod events;
 mod keeper;
 mod listen;
 mod losses;
+mod nodes;
 pub mod prepare;
-mod restarts;
+pub(crate) mod restarts;
 pub mod review;
 mod saves;
 mod scale;
-mod signals;
+pub(crate) mod signals;
 
 use chaos::Turmoil;
 use keeper::Keeper;
@@ -110,6 +113,12 @@ struct Session {
     service: CoordinatorService,
     events: mpsc::Receiver<Event>,
     children: Children,
+    /// The other machines, what happens there, and how many workers more some could run.
+    nodes: NodesService,
+    node_events: mpsc::Receiver<NodeEvent>,
+    offers: Vec<(NodeId, u32)>,
+    /// Places whose node is gone, and until when they wait for another.
+    away: BTreeMap<Place, Instant>,
     /// Where others reach the coordinator.
     address: String,
     restarts: Restarts,
@@ -169,13 +178,21 @@ impl Session {
         let service = CoordinatorService::new(cluster, config, sender, guard.clone());
         let stop = CancellationToken::new();
         let defence = Defence { tls: prepared.security.tls.clone(), guard };
-        let (port, serving) = listen::serve(listener, service.clone(), &defence, stop.clone())?;
+        let reserved = (config.local_workers..config.workers).map(|rank| (Role::Worker, rank));
+        let (sender, node_events) = mpsc::channel(EVENTS_AHEAD);
+        let nodes = NodesService::new(Nodes::new(reserved), RunCard::new(config, run_dir.path().join("logs")), sender);
+        let services = (service.clone(), nodes.clone());
+        let (port, serving) = listen::serve(listener, services, &defence, stop.clone())?;
         let checkpoints = Checkpoints::of_run(config, run_dir.path())?;
         let keeper = Keeper::new(checkpoints.clone())
             .map_err(|problem| Failure::Environment(format!("cannot start a thread: {problem}")))?;
         let turmoil = Turmoil::new(config.chaos.clone(), run_dir.fired());
         let mut session = Session {
             children: Children::default(),
+            nodes,
+            node_events,
+            offers: Vec::new(),
+            away: BTreeMap::new(),
             address: config.network.reached_at(port),
             restarts: Restarts::new(config.max_restarts, Duration::from_millis(config.timeouts.restart_ms.into())),
             progress: Progress::new(prepared.horizon.steps),
@@ -230,7 +247,10 @@ impl Session {
         let here = Whereabouts { address: self.address.clone(), pid: std::process::id() };
         self.write_json(whereabouts::FILE, &here)?;
         self.save_summary();
-        self.children_of_run().into_iter().try_for_each(|spec| self.children.start(spec).map(drop))?;
+        let here = |spec: &ChildSpec| self.nodes.order((spec.role, spec.rank)) == Home::Here;
+        let specs: Vec<_> = self.children_of_run().into_iter().filter(here).collect();
+        specs.into_iter().try_for_each(|spec| self.children.start(spec).map(drop))?;
+        self.tell_how_to_join();
         loop {
             let end = self.watch(&mut signals).await?;
             if self.save_results(end, &mut signals).await? {
@@ -285,15 +305,18 @@ impl Session {
                 return Ok(end);
             }
             self.scale_if_asked(signals).await?;
+            self.take_offers(signals).await?;
             tokio::select! {
                 biased;
                 request = signals.next() => self.request(request)?,
                 Some(event) = self.events.recv() => self.heed(event, signals).await?,
+                Some(event) = self.node_events.recv() => self.heed_node(event, signals).await?,
                 done = self.keeper.next() => self.kept(done),
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
                 () = until(self.restarts.next()) => self.restart()?,
                 () = until(self.turmoil.next()) => self.chaos_due(),
                 _ = tick.tick() => {
+                    self.check_nodes(signals).await?;
                     self.check_leases(signals).await?;
                     self.check_starting();
                     self.check_progress()?;
@@ -328,8 +351,9 @@ impl Session {
         for rank in awaited {
             self.restarts.cancel((Role::Worker, rank));
             if self.starting.remove(&(Role::Worker, rank)).is_some() {
-                self.children.kill_one(Role::Worker, rank);
+                self.kill_one((Role::Worker, rank));
             }
+            self.away.remove(&(Role::Worker, rank));
             let events = self.service.cluster().give_up(rank);
             self.service.publish();
             for event in events {
@@ -364,7 +388,9 @@ impl Session {
             _ => ("next step", timeouts.step_ms.into()),
         };
         if self.last_change.elapsed() > Duration::from_millis(limit_ms) {
-            let problem = format!("no {what} within {limit_ms} ms; waiting for {}", cluster.awaited());
+            let vacant = self.nodes.nodes().vacant().len();
+            let join = if vacant == 0 { String::new() } else { format!("; {}", self.how_to_join(vacant as u32)) };
+            let problem = format!("no {what} within {limit_ms} ms; waiting for {}{join}", cluster.awaited());
             return Err(Failure::Failed(problem));
         }
         Ok(())

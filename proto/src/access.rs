@@ -241,6 +241,7 @@ pub fn allowed(path: &str) -> &'static [TokenRole] {
         ("convoy.v1.CoordinationService", "Join" | "Watch" | "Heartbeat" | "GetManifest" | "Leave") => {
             &[Worker, Server, Admin]
         }
+        ("convoy.v1.NodeService", _) => &[Worker, Admin],
         ("convoy.v1.CoordinationService", "Deal" | "Report") => &[Worker, Admin],
         ("convoy.v1.CoordinationService", "Decide" | "Stage" | "ReportShard") => &[Server, Admin],
         ("convoy.v1.ParametersService", "Initialise" | "Push" | "Pull" | "PushPull") => &[Worker, Admin],
@@ -281,6 +282,7 @@ mod tests {
         let files = [
             include_str!("../proto/convoy/v1/coordination.proto"),
             include_str!("../proto/convoy/v1/parameters.proto"),
+            include_str!("../proto/convoy/v1/nodes.proto"),
         ];
         let calls = |text: &'static str| {
             let word = |line: &str| line.split(['(', ' ']).nth(1).unwrap().to_string();

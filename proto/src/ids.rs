@@ -59,6 +59,10 @@ id!(
     Era(u64)
 );
 id!(
+    /// A machine's launcher that runs processes for another's; never used twice.
+    NodeId(u64)
+);
+id!(
     /// New at each start of a process in the same place.
     Incarnation(u64)
 );

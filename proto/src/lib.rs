@@ -18,6 +18,7 @@ pub mod layout;
 pub mod loss_scale;
 pub mod manifest;
 pub mod messages;
+pub mod node;
 pub mod optimizer;
 pub mod order;
 pub mod policy;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
 
+pub mod net;
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -93,6 +93,7 @@ fn cores_are_pure() {
         "launcher/src/coordinator/deadlines.rs",
         "launcher/src/coordinator/stragglers.rs",
         "launcher/src/train/restarts.rs",
+        "launcher/src/coordinator/nodes.rs",
         "launcher/src/train/review.rs",
         "launcher/src/plan.rs",
         "worker/src/local.rs",

@@ -86,6 +86,32 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
+/// What run to join, and with how many workers.
+#[derive(Args, Clone, Debug)]
+pub struct JoinArgs {
+    /// Where the launcher that coordinates listens
+    #[arg(value_name = "HOST:PORT")]
+    pub coordinator: String,
+    /// Worker processes to run here
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub workers: u32,
+    /// The name of the run that is meant [default: whatever run is there]
+    #[arg(long, visible_alias = "rdzv-id", value_name = "NAME")]
+    pub id: Option<String>,
+    /// Where workers compute: auto, cuda, wgpu or cpu [default: as the run says]
+    #[arg(long)]
+    pub backend: Option<String>,
+    /// Where the run's data are on this machine [default: where they are on the coordinator's]
+    #[arg(long, value_name = "SPEC")]
+    pub data: Option<String>,
+    /// Directory with ca.crt, tls.crt, tls.key and token; see `launcher certs`
+    #[arg(long, value_name = "DIR")]
+    pub certs: Option<PathBuf>,
+    /// How long to wait for the run to be there, or to be there again, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub wait: u64,
+}
+
 /// What certificates to make, and where.
 #[derive(Args, Clone, Debug)]
 pub struct CertsArgs {

@@ -3,7 +3,8 @@
 //! [`core`] knows the members and where the cluster stands, [`handshake`] says who may join, [`records`] is what it knows
 //! of each. [`engine`] is what they train: [`commits`] and [`dealer`] carry out the consistency mode, [`decision`] joins the
 //! shards' parts of a verdict and [`evaluation`] the workers' parts of a score, [`history`] makes steps of commits, [`stragglers`]
-//! finds who keeps the others waiting, and [`saves`] are the checkpoints in the making. [`service`] speaks gRPC for all of them.
+//! finds who keeps the others waiting, and [`saves`] are the checkpoints in the making. [`service`] speaks gRPC for all of
+//! them. [`nodes`] are the other machines of a run, and their places; [`node_service`] speaks with them.
 
 mod callers;
 pub mod commits;
@@ -15,6 +16,8 @@ pub mod engine;
 pub mod evaluation;
 pub mod handshake;
 pub mod history;
+pub mod node_service;
+pub mod nodes;
 pub mod records;
 pub mod refusal;
 pub mod saves;

@@ -1,6 +1,6 @@
 //! Why the coordinator does not admit a member, or does not listen to it. A refusal changes nothing.
 
-use convoy_proto::ids::{Era, Member, Role};
+use convoy_proto::ids::{Era, Member, NodeId, Role};
 
 use super::{commits::CommitError, decision::DecisionError};
 
@@ -35,6 +35,9 @@ pub enum Refusal {
     /// A caller that is not a current member.
     #[error("{0} is not a current member")]
     Stranger(Member),
+    /// A machine that has not joined, or was lost.
+    #[error("node {0} is not a node of this run, or not any more")]
+    UnknownNode(NodeId),
     /// Another number of workers than there can be, or not now.
     #[error("{0}")]
     Scale(String),

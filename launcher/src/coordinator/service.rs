@@ -63,7 +63,7 @@ impl From<Refusal> for Status {
             Refusal::Scale(_) => Status::failed_precondition(text),
             Refusal::Era { .. } => Status::aborted(text),
             Refusal::Taken(_) => Status::already_exists(text),
-            Refusal::Stranger(_) => Status::permission_denied(text),
+            Refusal::Stranger(_) | Refusal::UnknownNode(_) => Status::permission_denied(text),
         }
     }
 }

@@ -10,6 +10,7 @@ use convoy_proto::{
     ids::{Role, Step},
     manifest::Manifest,
     messages::{Phase, Weights},
+    node::RunEnd,
 };
 use convoy_worker::{
     exchange::{Exchange, Servers},
@@ -119,10 +120,20 @@ impl Session {
     /// Ends all processes and says how it went.
     pub(super) async fn end(&mut self, result: Result<(), Failure>) -> Result<(), Failure> {
         self.service.advance(Phase::Ended);
+        let ended = match (&result, self.stopping) {
+            (Ok(()), Some(signal)) => Err(self.stopped(signal)),
+            _ => Ok(()),
+        };
+        let failure = result.as_ref().err().or(ended.as_ref().err());
+        self.nodes.end(RunEnd {
+            exit_code: failure.map_or(0, Failure::exit_code),
+            message: failure.map(ToString::to_string).unwrap_or_default(),
+        });
         if result.is_err() || tokio::time::timeout(GOODBYE, self.children.all_ended()).await.is_err() {
             // A child that even a kill does not end, stuck in a driver, does not hold up the end.
             let _ = tokio::time::timeout(GOODBYE, self.children.kill()).await;
         }
+        let _ = tokio::time::timeout(GOODBYE, self.nodes.all_gone()).await;
         self.progress.end();
         // Who asked for an end at once does not wait for it.
         if !matches!(result, Err(Failure::Signal(_))) || self.prepared.config.checkpoint.to.is_none() {
@@ -130,10 +141,7 @@ impl Session {
         }
         // Nobody is there to be asked any more.
         let _ = std::fs::remove_file(self.run_dir.path().join(scale::FILE));
-        let result = match (result, self.stopping) {
-            (Ok(()), Some(signal)) => Err(self.stopped(signal)),
-            (result, _) => result,
-        };
+        let result = result.and(ended);
         let summary = Summary::new(&self.prepared.config, &self.service.cluster(), &self.notes);
         let summary = match &result {
             Ok(()) => summary.ended(Status::Done, 0, None),

@@ -17,7 +17,7 @@ use super::{
     restarts::{Place, Plan},
     signals::Signals,
 };
-use crate::{children::ChildExit, outcome::Failure};
+use crate::{children::ChildExit, coordinator::nodes::Home, outcome::Failure};
 
 /// What a process was when it ended.
 enum Standing {
@@ -164,11 +164,29 @@ impl Session {
 
     /// Starts a process in a place that is free.
     pub(super) fn start(&mut self, place: Place) -> Result<(), Failure> {
-        let spec = self.children_of_run().into_iter().find(|spec| (spec.role, spec.rank) == place);
-        let Some(spec) = spec else { return Ok(()) };
-        let pid = self.children.start(spec)?;
+        let pid = match self.nodes.order(place) {
+            Home::Here => {
+                let spec = self.children_of_run().into_iter().find(|spec| (spec.role, spec.rank) == place);
+                let Some(spec) = spec else { return Ok(()) };
+                self.children.start(spec)?
+            }
+            // The node tells.
+            Home::Node(_) => 0,
+            Home::Nowhere => {
+                let patience = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());
+                self.away.insert(place, Instant::now() + patience);
+                return Ok(());
+            }
+        };
         self.starting.insert(place, (pid, Instant::now()));
         Ok(())
+    }
+
+    /// Ends the process in a place, wherever that is.
+    pub(super) fn kill_one(&self, place: Place) {
+        if !self.nodes.cancel(place) {
+            self.children.kill_one(place.0, place.1);
+        }
     }
 
     /// Ends processes that do not come to join: others take their places.
@@ -177,14 +195,16 @@ impl Session {
         let hang = self.starting.iter_mut().filter(|(_, (_, since))| since.elapsed() > limit);
         for ((role, rank), (pid, since)) in hang {
             self.progress.say(&format!("{role} {rank} (process {pid}) did not join within {limit:?}"));
-            self.children.kill_one(*role, *rank);
+            if !self.nodes.cancel((*role, *rank)) {
+                self.children.kill_one(*role, *rank);
+            }
             // Its end is told in a moment.
             *since = Instant::now();
         }
     }
 
     /// A worker is gone that has nothing to do any more.
-    fn lose_at_end(&mut self, rank: u32, what: &str) {
+    pub(super) fn lose_at_end(&mut self, rank: u32, what: &str) {
         self.fault(what);
         self.progress.say(&format!("{what}, after its last step"));
         let member = self.service.cluster().workers()[rank as usize].as_ref().map(|worker| worker.member);
@@ -224,9 +244,24 @@ impl Session {
         let since = Instant::now();
         self.fault(what);
         let next = self.plan_restart((Role::Worker, member.rank), false);
+        let told = with_log(&format!("{what}{}", again(next)), log);
+        self.progress.say(&told);
+        self.go_on_without(member, next.is_some(), signals).await?;
+        self.struck.get_or_insert((Role::Worker, since));
+        // It may have left the first parameters half set.
+        if self.service.cluster().is_broken() { self.begin_era() } else { Ok(()) }
+    }
+
+    /// Gives what a worker had to do to others; maybe another is to take its place.
+    pub(super) async fn go_on_without(
+        &mut self,
+        member: Member,
+        is_awaited: bool,
+        signals: &mut Signals,
+    ) -> Result<(), Failure> {
         let (lost, before, era) = {
             let mut cluster = self.service.cluster();
-            (cluster.lose(member, next.is_some()), self.events.len(), cluster.era())
+            (cluster.lose(member, is_awaited), self.events.len(), cluster.era())
         };
         self.service.publish();
         let heirs = match self.service.cluster().alive() {
@@ -234,7 +269,7 @@ impl Session {
             1 => format!("1 worker takes over what {member} had to do"),
             alive => format!("{} take over what {member} had to do", workers(alive)),
         };
-        self.progress.say(&format!("{}\n{heirs}", with_log(&format!("{what}{}", again(next)), log)));
+        self.progress.say(&heirs);
         for _ in 0..before {
             if let Ok(event) = self.events.try_recv() {
                 self.heed(event, signals).await?;
@@ -247,9 +282,7 @@ impl Session {
             }
         }
         self.save_summary();
-        self.struck.get_or_insert((Role::Worker, since));
-        // It may have left the first parameters half set.
-        if self.service.cluster().is_broken() { self.begin_era() } else { Ok(()) }
+        Ok(())
     }
 
     /// Goes on without a worker that hangs in what it computes, if others can take over.
@@ -263,25 +296,28 @@ impl Session {
         let (computing, limit) = (seconds(computing_ms), seconds(limit_ms));
         let what = format!("{member} hangs: it has computed one step for {computing:.1} s, {limit:.1} s is its limit");
         let log = self.run_dir.log(&format!("{}-{}", member.role, member.rank));
-        self.children.kill_one(member.role, member.rank);
+        self.kill_one((member.role, member.rank));
         self.lose(member, (&what, &log), signals).await
     }
 
     /// Ends the run, or goes on without a worker, if a member has not been heard of for a lease.
     pub(super) async fn check_leases(&mut self, signals: &mut Signals) -> Result<(), Failure> {
         let silent = self.service.cluster().silent(self.service.now_ms());
-        let Some((member, silence_ms)) = silent.first().copied() else { return self.check_hung(signals).await };
+        // Where a whole node is silent, it is the node that is lost, in a moment.
+        let mut silent = silent.into_iter().filter(|(member, _)| !self.is_out_of_touch((member.role, member.rank)));
+        let Some((member, silence_ms)) = silent.next() else { return self.check_hung(signals).await };
+        drop(silent);
         let silence = seconds(silence_ms);
         let log = self.run_dir.log(&format!("{}-{}", member.role, member.rank));
         let what = format!("{member} has not been heard of for {silence:.1} s");
         if member.role == Role::Server && self.may_replace_server(member.rank, false) {
-            self.children.kill_one(member.role, member.rank);
+            self.kill_one((member.role, member.rank));
             return self.lose_server(member.rank, (&what, &log));
         }
         let may_restart = self.may_restart(member.rank);
         let replaceable = self.service.cluster().replaceable(member.rank, may_restart, false);
         if self.ended.is_some() && member.role == Role::Worker && replaceable.is_none() {
-            self.children.kill_one(member.role, member.rank);
+            self.kill_one((member.role, member.rank));
             self.lose_at_end(member.rank, &what);
             return Ok(());
         }
@@ -289,7 +325,7 @@ impl Session {
             return Err(Failure::Lost(with_log(&what, &log)));
         }
         // If it is only slow, it is fenced off; if it hangs, it would hang for ever.
-        self.children.kill_one(member.role, member.rank);
+        self.kill_one((member.role, member.rank));
         self.lose(member, (&what, &log), signals).await
     }
 }

@@ -90,7 +90,7 @@ pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Fail
     }
     config.optimizer.check_patterns(manifest.tensors().iter().map(|tensor| tensor.name.as_str()))?;
     let horizon = horizon(&config, data.info().train);
-    let workers = devices.deal(&config, cores);
+    let workers = devices.deal(config.local_workers, cores);
     Ok(Prepared { config, data, report, security, manifest, horizon, devices, workers, cores, is_named })
 }
 
@@ -160,9 +160,8 @@ impl Prepared {
     /// Plans for so many workers at least.
     pub fn make_room(&mut self, workers: u32) {
         if self.workers.len() < workers as usize {
-            let more = Config { workers, ..self.config.clone() };
             let planned = self.workers.len();
-            self.workers.extend(self.devices.deal(&more, self.cores).drain(planned..));
+            self.workers.extend(self.devices.deal(workers, self.cores).drain(planned..));
         }
     }
 
@@ -241,15 +240,7 @@ impl Prepared {
         let servers = (0..Layout::of(&self.config).servers()).map(|rank| {
             spec(Role::Server, rank, [listen.clone(), vec!["--threads".into(), self.cores.to_string()]].concat())
         });
-        let workers = (0..).zip(&self.workers).map(|(rank, worker)| {
-            let device = ["--device", &worker.device.name.to_string(), "--device-name", &worker.device.about];
-            let threads = worker.threads.map(|n| ["--threads".to_string(), n.to_string()]);
-            spec(
-                Role::Worker,
-                rank,
-                [device.map(String::from).to_vec(), threads.map(Vec::from).unwrap_or_default()].concat(),
-            )
-        });
+        let workers = (0..).zip(&self.workers).map(|(rank, worker)| spec(Role::Worker, rank, worker.arguments()));
         servers.chain(workers).collect()
     }
 }

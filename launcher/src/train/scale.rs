@@ -19,7 +19,7 @@ impl Session {
     }
 
     /// Starts workers, or lets some go, so that there are so many.
-    async fn scale(&mut self, wanted: u32, signals: &mut Signals) -> Result<(), Failure> {
+    pub(super) async fn scale(&mut self, wanted: u32, signals: &mut Signals) -> Result<(), Failure> {
         self.prepared.make_room(wanted);
         let (before, start, leave, era) = {
             let mut cluster = self.service.cluster();
@@ -41,7 +41,7 @@ impl Session {
         for member in leave {
             let events = self.service.cluster().lose(member, false);
             self.service.publish();
-            self.children.kill_one(member.role, member.rank);
+            self.kill_one((member.role, member.rank));
             for event in events.unwrap_or_default() {
                 if self.service.cluster().era() == era {
                     self.heed(event, signals).await?;
@@ -57,12 +57,13 @@ impl Session {
         let places = self.service.cluster().workers().len() as u32;
         for rank in wanted..places {
             self.restarts.cancel((Role::Worker, rank));
+            self.away.remove(&(Role::Worker, rank));
             let is_there = self.service.cluster().workers()[rank as usize].as_ref().is_some_and(|there| there.is_alive);
             if is_there {
                 continue;
             }
             if self.starting.remove(&(Role::Worker, rank)).is_some() {
-                self.children.kill_one(Role::Worker, rank);
+                self.kill_one((Role::Worker, rank));
             }
             let events = self.service.cluster().give_up(rank);
             for event in events {

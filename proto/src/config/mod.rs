@@ -166,6 +166,8 @@ pub struct Config {
     pub run_dir: String,
     /// Worker processes.
     pub workers: u32,
+    /// Those of them that run on the coordinator's machine; the rest wait for others to join.
+    pub local_workers: u32,
     /// Worker processes that must be alive for the run to go on.
     pub min_workers: u32,
     /// Worker processes that may be asked for while the run goes on.

@@ -14,7 +14,10 @@ use crate::{
 
 mod control;
 mod data;
+mod nodes;
 mod shards;
+
+pub use nodes::fit_log;
 
 /// What is wrong with a message.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -17,6 +17,7 @@ mod coordinator;
 mod gate;
 mod incoming;
 mod membership;
+mod node;
 mod security;
 mod shard;
 
@@ -24,6 +25,7 @@ pub use coordinator::Coordinator;
 pub use gate::Gate;
 pub use incoming::{Incoming, incoming};
 pub use membership::Membership;
+pub use node::NodeClient;
 use security::Show;
 pub use security::{Credentials, Security, Tls};
 pub use shard::ShardClient;
@@ -58,6 +60,14 @@ pub enum TransportError {
     /// Nobody answers.
     #[error("cannot reach {peer}: {problem}")]
     Unreachable {
+        /// Whom.
+        peer: Peer,
+        /// Why.
+        problem: String,
+    },
+    /// The peer and this process do not believe each other's certificates, or one has none.
+    #[error("cannot talk to {peer}: {problem}")]
+    Distrusted {
         /// Whom.
         peer: Peer,
         /// Why.
@@ -101,7 +111,7 @@ impl TransportError {
                     Some(cause) => format!("{what}: {cause}"),
                     None => what,
                 };
-                TransportError::Unreachable { peer, problem: security::explained(problem) }
+                failed(peer, problem)
             }
             _ => TransportError::Refused { peer, message },
         }
@@ -141,8 +151,16 @@ fn chain(error: &dyn std::error::Error) -> String {
     problem
 }
 
+/// A call that was not answered, and whose fault that is.
+fn failed(peer: Peer, problem: String) -> TransportError {
+    match security::explained(&problem) {
+        Some(problem) => TransportError::Distrusted { peer, problem },
+        None => TransportError::Unreachable { peer, problem },
+    }
+}
+
 fn unreachable(peer: &Peer, error: &dyn std::error::Error) -> TransportError {
-    TransportError::Unreachable { peer: peer.clone(), problem: security::explained(chain(error)) }
+    failed(peer.clone(), chain(error))
 }
 
 /// A connection for control: small messages, each with a deadline.

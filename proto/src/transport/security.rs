@@ -136,13 +136,13 @@ const TOLD: [(&str, &str); 6] = [
     ("BadCertificate", "it does not take this process's certificate"),
 ];
 
-/// Adds to a failed handshake what it comes from, for people.
-pub(super) fn explained(problem: String) -> String {
+/// Adds to a failed handshake what it comes from, for people; nothing, if it is no such failure.
+pub(super) fn explained(problem: &str) -> Option<String> {
     let hint = match problem.split_once("received fatal alert: ") {
         Some((_, alert)) => {
             TOLD.into_iter().find(|(sign, _)| alert.split(|c: char| !c.is_alphanumeric()).next() == Some(sign))
         }
         None => FOUND.into_iter().find(|(sign, _)| problem.contains(sign)),
     };
-    hint.map_or(problem.clone(), |(_, hint)| format!("{problem} ({hint})"))
+    hint.map(|(_, hint)| format!("{problem} ({hint})"))
 }

@@ -14,6 +14,7 @@ mod grpc;
 mod inputs;
 mod learning;
 mod modes;
+mod nodes;
 mod outputs;
 mod replicas;
 mod security;

@@ -66,6 +66,9 @@ pub struct WorkerArgs {
     /// Threads for computing on the CPU; all cores by default
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Where the run's data are on this machine [default: as the run's config.toml says]
+    #[arg(long, value_name = "SPEC")]
+    pub data: Option<String>,
     /// Directory with ca.crt, tls.crt, tls.key and token [default: as the run's config.toml says]
     #[arg(long, value_name = "DIR")]
     pub certs: Option<PathBuf>,
@@ -104,7 +107,8 @@ fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(),
     let config = process::load_config(&args.run)?;
     let security = process::load_security(args.certs.as_deref().or(config.network.certs_dir()))?;
     let entry = task::find(tasks, &config.task)?;
-    let data = data::open(&config, entry.wanted)?;
+    let here = Config { data: args.data.clone().unwrap_or_else(|| config.data.clone()), ..config.clone() };
+    let data = data::open(&here, entry.wanted)?;
     let replica = entry.open(&config, data.info(), args.device)?;
     let offer = offer(args, &config, &*data, &*replica);
     let membership = runtime.block_on(async {

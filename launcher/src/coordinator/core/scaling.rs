@@ -52,6 +52,17 @@ impl Cluster {
         free
     }
 
+    /// How many workers are wanted.
+    pub fn wanted(&self) -> u32 {
+        self.scaled_to.unwrap_or(self.config.workers)
+    }
+
+    /// A worker is awaited in a place that nobody is in.
+    pub fn await_worker(&mut self, rank: u32) {
+        let worker = self.workers.get_mut(rank as usize).and_then(Option::as_mut).filter(|worker| !worker.is_alive);
+        worker.into_iter().for_each(|worker| worker.is_awaited = true);
+    }
+
     /// Places that workers are awaited in.
     pub fn awaited_workers(&self) -> Vec<u32> {
         let awaited = |worker: &Option<WorkerRecord>| worker.as_ref().is_none_or(|worker| worker.is_awaited);

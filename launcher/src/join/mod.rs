@@ -1,0 +1,206 @@
+//! `launcher join`: this machine's part of a run that another machine's launcher coordinates.
+//!
+//! [`agent`] starts the processes that the coordinator orders and tells what becomes of them; [`link`] keeps the connection.
+//! Nothing is decided here: who is started again, and when a run is over, is the coordinator's to say.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use convoy_proto::{
+    BUILD, PROTOCOL,
+    access::TokenRole,
+    config::Config,
+    node::{NodeAdmission, NodeOffer, RunEnd},
+    process,
+    transport::{Credentials, NodeClient, TransportError},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    args::{JoinArgs, Places},
+    outcome::Failure,
+    plan::{self, WorkerPlan},
+    probe,
+    train::signals::{Request, Signals},
+};
+
+mod agent;
+mod link;
+
+use agent::Agent;
+
+/// How long to wait before the next attempt to reach the coordinator.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How a node's part of a run ended.
+enum End {
+    /// The run is over.
+    Run(RunEnd),
+    /// The coordinator does not answer any more, or does not know the node.
+    Lost(String),
+    /// A person stopped the node.
+    Signal(i32),
+}
+
+/// Runs this machine's part of a run, to the run's end.
+///
+/// # Errors
+/// No coordinator, a refusal, or how the run ended.
+pub fn join(args: &JoinArgs, places: &Places) -> Result<(), Failure> {
+    process::init_logs();
+    let security = process::load_security(args.certs.as_deref());
+    let security = security.map_err(|problem| Failure::Usage(problem.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|problem| Failure::Environment(format!("cannot start the runtime: {problem}")))?;
+    let root = PathBuf::from(places.run_dir.as_deref().unwrap_or("runs"));
+    let joiner = Joiner { args, root, credentials: security.credentials(TokenRole::Worker) };
+    let result = runtime.block_on(joiner.run());
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+/// What a machine brings along, whatever run it joins.
+struct Joiner<'a> {
+    args: &'a JoinArgs,
+    root: PathBuf,
+    credentials: Credentials,
+}
+
+fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+impl Joiner<'_> {
+    async fn run(&self) -> Result<(), Failure> {
+        let mut signals = Signals::new()?;
+        loop {
+            let (client, admission) = tokio::select! {
+                found = self.find() => found?,
+                signal = stopped(&mut signals) => return Err(Failure::Signal(signal)),
+            };
+            let run = admission.run_id.clone();
+            say(&format!("joined the run {run} at {}, with {} workers", self.args.coordinator, self.args.workers));
+            let mut agent = self.agent(client, admission)?;
+            let end = tokio::select! {
+                end = agent.serve() => end?,
+                signal = stopped(&mut signals) => {
+                    agent.leave("a person stopped it").await;
+                    End::Signal(signal)
+                }
+            };
+            agent.stop(matches!(&end, End::Run(RunEnd { exit_code: 0, .. }))).await;
+            match end {
+                End::Run(RunEnd { exit_code: 0, .. }) => {
+                    say(&format!("the run {run} is done"));
+                    return Ok(());
+                }
+                End::Run(RunEnd { exit_code, message }) => {
+                    return Err(Failure::Elsewhere {
+                        exit_code,
+                        message: format!("the run {run} has ended: {message}"),
+                    });
+                }
+                End::Signal(signal) => return Err(Failure::Signal(signal)),
+                End::Lost(why) => say(&format!("{why}; tries to join again")),
+            }
+        }
+    }
+
+    /// Joins a run at the coordinator's address; waits for one to be there.
+    async fn find(&self) -> Result<(NodeClient, NodeAdmission), Failure> {
+        let patience = Duration::from_secs(self.args.wait);
+        let (address, deadline) = (&self.args.coordinator, Instant::now() + patience);
+        let mut said = String::new();
+        loop {
+            let problem = match self.ask().await {
+                Ok(joined) => return Ok(joined),
+                // It would be the same again.
+                Err(TransportError::Refused { peer, message }) => {
+                    return Err(Failure::Usage(format!("{peer} refuses: {message}")));
+                }
+                Err(problem @ (TransportError::Distrusted { .. } | TransportError::Malformed { .. })) => {
+                    return Err(Failure::Usage(problem.to_string()));
+                }
+                Err(problem) => problem.to_string(),
+            };
+            if Instant::now() > deadline {
+                let seconds = patience.as_secs();
+                let advice = "is `launcher … --listen` started there, and the address right?";
+                return Err(Failure::Environment(format!(
+                    "no run at {address} within {seconds} s: {problem}; {advice}"
+                )));
+            }
+            if problem != said {
+                say(&format!("waiting for a run at {address}: {problem}"));
+                said = problem;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn ask(&self) -> Result<(NodeClient, NodeAdmission), TransportError> {
+        let client = NodeClient::connect(&self.args.coordinator, &self.credentials).await?;
+        let offer = NodeOffer {
+            protocol: PROTOCOL,
+            build: BUILD.into(),
+            run_id: self.args.id.clone(),
+            host: process::host_name(),
+            pid: std::process::id(),
+            workers: self.args.workers,
+        };
+        let admission = client.join(offer).await?;
+        Ok((client, admission))
+    }
+
+    /// What starts processes of a run here.
+    fn agent(&self, client: NodeClient, admission: NodeAdmission) -> Result<Agent, Failure> {
+        let NodeAdmission { node, run_id, config: text, heartbeat_ms, lease_ms } = admission;
+        let config = Config::from_toml("the run's configuration", &text)?;
+        let dir = self.root.join(".nodes").join(format!("{run_id}-{}-{node}", process::host_name()));
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
+        prepare(&dir, &text).map_err(|problem| {
+            Failure::Environment(format!("cannot write {}: {problem}; choose another --run-dir", dir.display()))
+        })?;
+        let mut arguments = vec!["--coordinator".to_string(), self.args.coordinator.clone(), "--supervised".into()];
+        let data = self.args.data.iter().flat_map(|data| ["--data".into(), convoy_worker::data::absolute(data)]);
+        arguments.extend(data);
+        // None but its own count here, whatever the coordinator's are called.
+        let certs = self.args.certs.iter().flat_map(|certs| ["--certs".into(), certs.display().to_string()]);
+        arguments.extend(certs);
+        let plans = self.plans(&config)?;
+        let link = link::Link::start(client, node, (heartbeat_ms, lease_ms), CancellationToken::new());
+        Ok(Agent::new(link, dir, plans, arguments))
+    }
+
+    /// Where its workers compute.
+    fn plans(&self, config: &Config) -> Result<Vec<WorkerPlan>, Failure> {
+        let cores = std::thread::available_parallelism().map_or(1, Into::into);
+        let wanted = match &self.args.backend {
+            Some(word) => {
+                convoy_proto::config::RawConfig { backend: Some(word.clone()), ..Default::default() }.backend()?
+            }
+            None => config.backend,
+        };
+        let reports = if wanted == convoy_proto::config::Backend::Cpu { Vec::new() } else { probe::probe() };
+        let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?;
+        Ok(devices.deal(self.args.workers, cores))
+    }
+}
+
+/// Waits until a person asks for the end.
+async fn stopped(signals: &mut Signals) -> i32 {
+    loop {
+        if let Request::Stop(signal) = signals.next().await {
+            return signal;
+        }
+    }
+}
+
+/// The directory that a run's processes find here what the coordinator's have in the run's.
+fn prepare(dir: &Path, config: &str) -> std::io::Result<()> {
+    fs::create_dir_all(dir.join("logs"))?;
+    fs::write(dir.join("config.toml"), config)
+}

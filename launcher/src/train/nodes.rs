@@ -1,0 +1,173 @@
+//! Other machines: nodes that come get places, those that go leave places that wait for others.
+
+use std::time::{Duration, Instant};
+
+use convoy_proto::{
+    ids::{NodeId, Role},
+    messages::Phase,
+};
+use serde_json::json;
+
+use super::{Session, losses::workers, restarts::Place, signals::Signals};
+use crate::{
+    coordinator::{node_service::NodeEvent, nodes::NodeRecord},
+    outcome::Failure,
+};
+
+/// How many heartbeats a node may lack before what is wrong with its workers counts as its own.
+const BEATS_LACKING: u32 = 3;
+
+impl Session {
+    /// Says where others can join, if they are waited for, or if they could.
+    pub(super) fn tell_how_to_join(&mut self) {
+        let vacant = self.nodes.nodes().vacant().len() as u32;
+        if vacant > 0 || !self.prepared.config.network.listen.ip().is_loopback() {
+            self.progress.say(&self.how_to_join(vacant));
+        }
+    }
+
+    /// What another machine joins with.
+    pub(super) fn how_to_join(&self, vacant: u32) -> String {
+        let certs = if self.prepared.security.tls.is_some() { " --certs DIR" } else { "" };
+        let command = format!("`launcher join {} --workers {}{certs}`", self.address, vacant.max(1));
+        match vacant {
+            0 => format!("other machines join with {command}"),
+            1 => format!("1 worker waits for another machine: {command}"),
+            _ => format!("{vacant} workers wait for other machines: {command}"),
+        }
+    }
+
+    /// Follows what happened on a node.
+    pub(super) async fn heed_node(&mut self, event: NodeEvent, signals: &mut Signals) -> Result<(), Failure> {
+        match event {
+            NodeEvent::Joined(node) => self.node_joined(node),
+            NodeEvent::Started(place, pid) => {
+                self.starting.get_mut(&place).into_iter().for_each(|(known, _)| *known = pid);
+                Ok(())
+            }
+            NodeEvent::Ended(exit) => self.child_ended(exit, signals).await,
+            NodeEvent::Left(node, reason) => self.lose_node(node, &reason, signals).await,
+        }
+    }
+
+    /// A node gets the places that wait for one; what it can run beyond them is room for more workers.
+    fn node_joined(&mut self, node: NodeId) -> Result<(), Failure> {
+        let Some((host, offered)) = self.nodes.nodes().get(node).map(|record| (record.host.clone(), record.workers))
+        else {
+            return Ok(());
+        };
+        let mut places = self.nodes.nodes().vacant();
+        places.truncate(offered as usize);
+        let more = offered - places.len() as u32;
+        self.progress.say(&format!("{host} joins, with {}", workers(offered)));
+        self.metric(json!({ "event": "node_joined", "host": host, "node": node.0, "workers": offered }));
+        for place in places {
+            self.nodes.nodes().seat(place, node);
+            self.away.remove(&place);
+            self.service.cluster().await_worker(place.1);
+            self.start(place)?;
+        }
+        if more > 0 {
+            self.offers.push((node, more));
+        }
+        Ok(())
+    }
+
+    /// Makes room for the workers that nodes can run, once the run trains.
+    pub(super) async fn take_offers(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+        if self.offers.is_empty() || self.service.cluster().phase() != Phase::Training {
+            return Ok(());
+        }
+        for (node, more) in std::mem::take(&mut self.offers) {
+            let places = self.service.cluster().wanted();
+            let wanted = (places + more).min(self.prepared.config.max_workers);
+            let is_there = self.nodes.nodes().get(node).is_some();
+            if !is_there || wanted == places {
+                let most = self.prepared.config.max_workers;
+                self.progress.say(&format!("no more than {} (--max-workers): a node waits", workers(most)));
+                continue;
+            }
+            (places..wanted).for_each(|rank| self.nodes.nodes().seat((Role::Worker, rank), node));
+            self.scale(wanted, signals).await?;
+            let slices = self.prepared.config.slices;
+            if wanted > slices && !self.prepared.config.mode.is_dealt() {
+                let spare = workers(wanted - slices);
+                self.progress.say(&format!("{spare} to spare: a run of more --slices would have work for them"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A node is gone, and its processes with it; its places wait for another for a while.
+    async fn lose_node(&mut self, node: NodeId, why: &str, signals: &mut Signals) -> Result<(), Failure> {
+        let removed = self.nodes.nodes().remove(node);
+        let Some((NodeRecord { host, .. }, places)) = removed else { return Ok(()) };
+        self.offers.retain(|(other, _)| *other != node);
+        let what = format!("node {host} is gone: {why}");
+        self.fault(&what);
+        self.metric(json!({ "event": "node_lost", "host": host, "node": node.0, "why": why }));
+        let patience = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());
+        let is_awaited = self.service.cluster().phase() <= Phase::Training;
+        if is_awaited && !places.is_empty() {
+            let seconds = patience.as_secs_f64();
+            self.progress.say(&format!("{what}; {} wait {seconds:.0} s for another", workers(places.len() as u32)));
+        } else {
+            self.progress.say(&what);
+        }
+        for place in places {
+            self.restarts.cancel(place);
+            self.starting.remove(&place);
+            if is_awaited {
+                self.away.insert(place, Instant::now() + patience);
+            }
+            let there = self.service.cluster().workers()[place.1 as usize].clone();
+            match there.filter(|worker| worker.is_alive).map(|worker| worker.member) {
+                Some(member) if self.ended.is_some() => self.lose_at_end(member.rank, &what),
+                Some(member) => self.go_on_without(member, is_awaited, signals).await?,
+                None if is_awaited => {}
+                None => self.give_up(place, signals).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up places that no node has come for.
+    pub(super) async fn check_away(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+        let now = Instant::now();
+        let due: Vec<Place> = self.away.iter().filter(|(_, until)| **until <= now).map(|(place, _)| *place).collect();
+        for place in due {
+            self.away.remove(&place);
+            // Before training has begun, all are waited for, within a limit of its own.
+            if self.service.cluster().has_begun() {
+                self.progress.say(&format!("no node came for {} {}", place.0, place.1));
+                self.give_up(place, signals).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn give_up(&mut self, place: Place, signals: &mut Signals) -> Result<(), Failure> {
+        let events = self.service.cluster().give_up(place.1);
+        for event in events {
+            self.heed(event, signals).await?;
+        }
+        Ok(())
+    }
+
+    /// Goes on without nodes that have not been heard of for a lease.
+    pub(super) async fn check_nodes(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+        let silent = self.nodes.silent(self.prepared.config.timeouts.lease_ms.into());
+        for (node, silence) in silent {
+            self.lose_node(node, &format!("it has not been heard of for {:.1} s", silence as f64 / 1e3), signals)
+                .await?;
+        }
+        self.check_away(signals).await
+    }
+
+    /// Whether a place is on a node that has not been heard of lately: then that is what is wrong with a process there.
+    pub(super) fn is_out_of_touch(&self, place: Place) -> bool {
+        let limit = self.prepared.config.timeouts.heartbeat_ms.saturating_mul(BEATS_LACKING);
+        let silent = self.nodes.silent(limit.into());
+        silent.into_iter().any(|(node, _)| self.nodes.nodes().places_of(node).contains(&place))
+    }
+}

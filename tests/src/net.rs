@@ -1,0 +1,104 @@
+//! Several machines on one: network namespaces with addresses of their own, joined by a bridge in one more.
+
+use std::{
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
+
+use crate::Bench;
+
+/// Networks of this process so far.
+static NETWORKS: AtomicU32 = AtomicU32::new(0);
+
+/// Machines that reach each other and nothing else. They are gone with this.
+#[derive(Debug)]
+pub struct Net {
+    stem: String,
+    machines: u32,
+}
+
+fn ip(arguments: &str) -> bool {
+    let status = Command::new("ip").args(arguments.split_whitespace()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+impl Net {
+    /// So many machines; nothing where they cannot be made, which is said, and no excuse in CI.
+    pub fn new(machines: u32) -> Option<Net> {
+        let number = NETWORKS.fetch_add(1, Relaxed);
+        let net = Net { stem: format!("cv{}x{number}", std::process::id()), machines };
+        if net.build() {
+            return Some(net);
+        }
+        assert!(std::env::var("CI").is_err(), "network namespaces cannot be made: is iproute2 there, and this root?");
+        println!("SKIPPED: network namespaces cannot be made here (iproute2 and root are needed)");
+        None
+    }
+
+    fn build(&self) -> bool {
+        let hub = self.hub();
+        let mut steps = vec![
+            format!("netns add {hub}"),
+            format!("-n {hub} link add br0 type bridge"),
+            format!("-n {hub} link set br0 up"),
+        ];
+        for machine in 0..self.machines {
+            let (name, port, address) = (self.name(machine), Net::port(machine), Net::address(machine));
+            steps.extend([
+                format!("netns add {name}"),
+                format!("-n {hub} link add {port} type veth peer name eth0 netns {name}"),
+                format!("-n {hub} link set {port} master br0 up"),
+                format!("-n {name} addr add {address}/24 dev eth0"),
+                format!("-n {name} link set eth0 up"),
+                format!("-n {name} link set lo up"),
+            ]);
+        }
+        steps.iter().all(|step| ip(step))
+    }
+
+    fn hub(&self) -> String {
+        format!("{}hub", self.stem)
+    }
+
+    fn name(&self, machine: u32) -> String {
+        format!("{}n{machine}", self.stem)
+    }
+
+    fn port(machine: u32) -> String {
+        format!("p{machine}")
+    }
+
+    /// Where the others reach a machine.
+    pub fn address(machine: u32) -> String {
+        format!("10.77.0.{}", machine + 1)
+    }
+
+    /// A program's command on a machine.
+    pub fn command(&self, bench: &Bench, machine: u32, arguments: &str) -> Command {
+        let inner = bench.command(arguments);
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name(machine)]).arg(inner.get_program()).args(inner.get_args());
+        command.current_dir(bench.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Cuts a machine off, without a word to anybody.
+    pub fn cut(&self, machine: u32) {
+        assert!(ip(&format!("-n {} link set {} down", self.hub(), Net::port(machine))));
+    }
+
+    /// Connects it again.
+    pub fn heal(&self, machine: u32) {
+        assert!(ip(&format!("-n {} link set {} up", self.hub(), Net::port(machine))));
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        let names = (0..self.machines).map(|machine| self.name(machine)).chain([self.hub()]);
+        for name in names {
+            ip(&format!("netns del {name}"));
+        }
+    }
+}
