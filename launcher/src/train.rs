@@ -26,8 +26,8 @@ use crate::{
     cli::say,
     coordinator::{
         core::{Cluster, Event},
-        node_service::{NodeEvent, NodesService, RunCard},
-        nodes::{Home, Nodes},
+        node_service::{NodeEvent, NodesService},
+        nodes::Home,
         service::CoordinatorService,
     },
     outcome::Failure,
@@ -53,6 +53,7 @@ pub mod review;
 mod saves;
 mod scale;
 pub(crate) mod signals;
+mod stopping;
 
 use chaos::Turmoil;
 use keeper::Keeper;
@@ -60,7 +61,7 @@ use prepare::{Prepared, prepare};
 use restarts::{Place, Restarts};
 use review::Review;
 use saves::Saving;
-use signals::{Request, Signals};
+use signals::Signals;
 
 /// After the first child is lost: how long to see which others go, so that the first cause is named.
 const GATHER_EXITS: Duration = Duration::from_millis(300);
@@ -178,9 +179,7 @@ impl Session {
         let service = CoordinatorService::new(cluster, config, sender, guard.clone());
         let stop = CancellationToken::new();
         let defence = Defence { tls: prepared.security.tls.clone(), guard };
-        let reserved = (config.local_workers..config.workers).map(|rank| (Role::Worker, rank));
-        let (sender, node_events) = mpsc::channel(EVENTS_AHEAD);
-        let nodes = NodesService::new(Nodes::new(reserved), RunCard::new(config, run_dir.path().join("logs")), sender);
+        let (nodes, node_events) = nodes::open(config, run_dir.path());
         let services = (service.clone(), nodes.clone());
         let (port, serving) = listen::serve(listener, services, &defence, stop.clone())?;
         let checkpoints = Checkpoints::of_run(config, run_dir.path())?;
@@ -323,51 +322,6 @@ impl Session {
                     self.check_saves();
                 }
             }
-        }
-    }
-
-    /// The first request to stop finishes the step in progress, the second ends at once.
-    fn request(&mut self, request: Request) -> Result<(), Failure> {
-        let Request::Stop(signal) = request else {
-            self.save_soon(None);
-            return Ok(());
-        };
-        self.metric(json!({ "event": "signal", "signal": signal }));
-        if self.stopping.replace(signal).is_some() {
-            return Err(Failure::Signal(signal));
-        }
-        self.stop_by = Instant::now() + Duration::from_millis(self.prepared.config.timeouts.stop_ms.into());
-        if self.service.cluster().phase() < Phase::Training {
-            return Err(self.stopped(signal));
-        }
-        self.progress.say("stopping after the step in progress; once more stops at once");
-        self.stop_training()
-    }
-
-    /// Finishes the step in progress; nobody is started any more.
-    fn stop_training(&mut self) -> Result<(), Failure> {
-        self.service.advance(Phase::Stopping);
-        let awaited = self.service.cluster().awaited_workers();
-        for rank in awaited {
-            self.restarts.cancel((Role::Worker, rank));
-            if self.starting.remove(&(Role::Worker, rank)).is_some() {
-                self.kill_one((Role::Worker, rank));
-            }
-            self.away.remove(&(Role::Worker, rank));
-            let events = self.service.cluster().give_up(rank);
-            self.service.publish();
-            for event in events {
-                self.follow(event)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// How a run ends that was told to stop: it can be resumed if there is a checkpoint.
-    fn stopped(&self, signal: i32) -> Failure {
-        match self.saving.newest {
-            Some(_) => Failure::Stopped(self.run_dir.path().display().to_string()),
-            None => Failure::Signal(signal),
         }
     }
 

@@ -1,18 +1,33 @@
 //! Other machines: nodes that come get places, those that go leave places that wait for others.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use convoy_proto::{
+    config::Config,
     ids::{NodeId, Role},
     messages::Phase,
 };
 use serde_json::json;
+use tokio::sync::mpsc;
 
-use super::{Session, losses::workers, restarts::Place, signals::Signals};
+use super::{EVENTS_AHEAD, Session, losses::workers, restarts::Place, signals::Signals};
 use crate::{
-    coordinator::{node_service::NodeEvent, nodes::NodeRecord},
+    coordinator::{
+        node_service::{NodeEvent, NodesService, RunCard},
+        nodes::{NodeRecord, Nodes},
+    },
     outcome::Failure,
 };
+
+/// What nodes call, and what it tells this launcher.
+pub(super) fn open(config: &Config, run: &Path) -> (NodesService, mpsc::Receiver<NodeEvent>) {
+    let reserved = (config.local_workers..config.workers).map(|rank| (Role::Worker, rank));
+    let (sender, events) = mpsc::channel(EVENTS_AHEAD);
+    (NodesService::new(Nodes::new(reserved), RunCard::new(config, run.join("logs")), sender), events)
+}
 
 /// How many heartbeats a node may lack before what is wrong with its workers counts as its own.
 const BEATS_LACKING: u32 = 3;
