@@ -45,7 +45,7 @@ mod eras;
 mod events;
 mod keeper;
 mod listen;
-mod losses;
+pub(crate) mod losses;
 mod nodes;
 pub mod prepare;
 pub(crate) mod restarts;

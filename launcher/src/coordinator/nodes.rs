@@ -54,10 +54,11 @@ pub enum Home {
 }
 
 impl Nodes {
-    /// No nodes yet, and places that wait for some.
-    pub fn new(reserved: impl IntoIterator<Item = Place>) -> Nodes {
+    /// No nodes yet, and places that wait for some. Numbers are above `last`, which must be above those that another
+    /// coordinator of the run gave out: a node that knew that one must not be taken for another.
+    pub fn new(reserved: impl IntoIterator<Item = Place>, last: u64) -> Nodes {
         let seats = reserved.into_iter().map(|place| (place, None)).collect();
-        Nodes { records: BTreeMap::new(), seats, last: 0 }
+        Nodes { records: BTreeMap::new(), seats, last }
     }
 
     /// Admits a node.
@@ -214,7 +215,7 @@ mod tests {
 
     #[test]
     fn places_are_here_on_a_node_or_wait_for_one() {
-        let mut nodes = Nodes::new([FIRST]);
+        let mut nodes = Nodes::new([FIRST], 0);
         assert_eq!(nodes.order((Role::Worker, 0)), Home::Here);
         assert_eq!((nodes.order(FIRST), nodes.vacant()), (Home::Nowhere, vec![FIRST]));
         let node = nodes.join(offer(2), "run", 0).unwrap();

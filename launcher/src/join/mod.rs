@@ -24,7 +24,10 @@ use crate::{
     outcome::Failure,
     plan::{self, WorkerPlan},
     probe,
-    train::signals::{Request, Signals},
+    train::{
+        losses::workers,
+        signals::{Request, Signals},
+    },
 };
 
 mod agent;
@@ -82,7 +85,7 @@ impl Joiner<'_> {
                 signal = stopped(&mut signals) => return Err(Failure::Signal(signal)),
             };
             let run = admission.run_id.clone();
-            say(&format!("joined the run {run} at {}, with {} workers", self.args.coordinator, self.args.workers));
+            say(&format!("joined the run {run} at {}, with {}", self.args.coordinator, workers(self.args.workers)));
             let mut agent = self.agent(client, admission)?;
             let end = tokio::select! {
                 end = agent.serve() => end?,

@@ -340,6 +340,6 @@ pub(super) fn again(next: Option<Plan>) -> String {
         .unwrap_or_default()
 }
 
-pub(super) fn workers(count: u32) -> String {
+pub(crate) fn workers(count: u32) -> String {
     if count == 1 { "1 worker".into() } else { format!("{count} workers") }
 }

@@ -26,7 +26,8 @@ use crate::{
 pub(super) fn open(config: &Config, run: &Path) -> (NodesService, mpsc::Receiver<NodeEvent>) {
     let reserved = (config.local_workers..config.workers).map(|rank| (Role::Worker, rank));
     let (sender, events) = mpsc::channel(EVENTS_AHEAD);
-    (NodesService::new(Nodes::new(reserved), RunCard::new(config, run.join("logs")), sender), events)
+    let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
+    (NodesService::new(Nodes::new(reserved, now), RunCard::new(config, run.join("logs")), sender), events)
 }
 
 /// How many heartbeats a node may lack before what is wrong with its workers counts as its own.
@@ -125,7 +126,7 @@ impl Session {
         let is_awaited = self.service.cluster().phase() <= Phase::Training;
         if is_awaited && !places.is_empty() {
             let seconds = patience.as_secs_f64();
-            self.progress.say(&format!("{what}; {} wait {seconds:.0} s for another", workers(places.len() as u32)));
+            self.progress.say(&format!("{what}; another machine may take its place within {seconds:.0} s"));
         } else {
             self.progress.say(&what);
         }

@@ -147,6 +147,27 @@ fn a_machine_that_comes_late_brings_more_workers() {
 }
 
 #[test]
+fn machines_join_again_by_themselves_when_the_coordinator_is_resumed() {
+    let Some(net) = Net::new(3) else { return };
+    let bench = bench();
+    let long = format!("{} --checkpoint-every 5", run(200, 20));
+    let calm = bench.train("calm", &long.replace("--backend cpu", ""));
+    let child = head(&net, &bench, &format!("{long} --insecure --name r"));
+    let others = [1, 2].map(|machine| join(&net, &bench, machine, "--workers 1"));
+    bench.await_steps("r", 20);
+    send(child.id() as i32, Signal::SIGKILL);
+    finish(child);
+    let resumed = net.command(&bench, 0, "resume r").spawn().unwrap();
+    for child in others.into_iter().chain([resumed]) {
+        let ended = finish(child);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    assert_eq!(bench.summary("r")["params_sha256"], calm["params_sha256"]);
+    bench.succeed("verify r");
+    bench.await_no_process();
+}
+
+#[test]
 fn who_joins_nobody_ends_in_time_and_says_why() {
     let bench = bench();
     let nobody = bench.run("join 127.0.0.1:1 --wait 0");
