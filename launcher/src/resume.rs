@@ -79,7 +79,13 @@ pub fn instead(args: &TrainArgs, raw: &RawConfig, tasks: &[TaskEntry]) -> Result
         count("certs", raw.certs.clone()),
         count("insecure", raw.insecure.map(|insecure| insecure.to_string())),
     ];
-    let flags = [count("workers", workers), count("servers", servers), count("replicas", replicas)];
+    let local = raw.local_workers.map(|workers| workers.to_string());
+    let flags = [
+        count("workers", workers),
+        count("local_workers", local),
+        count("servers", servers),
+        count("replicas", replicas),
+    ];
     let flags = flags.into_iter().chain(network).flatten().collect();
     go_on(&path, flags, tasks).map(|()| true)
 }
@@ -102,13 +108,15 @@ fn go_on(path: &Path, flags: Pairs, tasks: &[TaskEntry]) -> Result<(), Failure> 
     let there = || Failure::Usage(format!("there is no run {}", path.display()));
     let mut raw = stored(path)?.ok_or_else(there)?;
     let most = raw.workers;
+    let says_local = flags.iter().any(|(key, _)| key == "local_workers");
     raw = settings::changed(&raw, flags)?;
-    fit_workers(&mut raw, most);
+    fit_workers(&mut raw, most, says_local);
     // Where it is now, which may not be where it was.
     let whole = fs::canonicalize(path).unwrap_or_else(|_| path.into());
     let text = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
     let name = text(whole.file_name());
-    if let (Some(to), Some(before), Some(now)) = (&raw.checkpoint.to, &raw.name, &name)
+    let elsewhere = raw.checkpoint.to.as_ref().filter(|to| !to.is_empty());
+    if let (Some(to), Some(before), Some(now)) = (elsewhere, &raw.name, &name)
         && before != now
     {
         return Err(Failure::Usage(format!(
@@ -127,10 +135,14 @@ fn go_on(path: &Path, flags: Pairs, tasks: &[TaskEntry]) -> Result<(), Failure> 
     train::run(prepared, Some(resumed))
 }
 
-/// Fewer workers are enough if all were needed and there are fewer now.
-fn fit_workers(raw: &mut RawConfig, before: Option<CountOrAuto>) {
+/// Fewer workers are enough if all were needed and there are fewer now. Where all were on this machine, all are.
+fn fit_workers(raw: &mut RawConfig, before: Option<CountOrAuto>, says_local: bool) {
     let (Some(CountOrAuto::Count(before)), Some(CountOrAuto::Count(now))) = (before, raw.workers) else { return };
-    raw.min_workers = raw.min_workers.map(|least| if least == before { now } else { least.min(now) });
+    let fit = |count: u64| if count == before { now } else { count.min(now) };
+    raw.min_workers = raw.min_workers.map(fit);
+    if !says_local {
+        raw.local_workers = raw.local_workers.map(fit);
+    }
 }
 
 /// A run's newest whole checkpoint, or its beginning.

@@ -41,6 +41,9 @@ pub struct ResumeArgs {
     /// Worker processes [default: as before]
     #[arg(long, value_name = "N")]
     pub workers: Option<String>,
+    /// Those of them that this machine runs; the rest wait for `launcher join` on others [default: as before]
+    #[arg(long, value_name = "N")]
+    pub local_workers: Option<String>,
     /// Shards of the parameters, each on a server process of its own [default: as before]
     #[arg(long, value_name = "N")]
     pub servers: Option<String>,
@@ -62,6 +65,7 @@ impl From<&ResumeArgs> for Pairs {
     fn from(args: &ResumeArgs) -> Self {
         let mut pairs = given([
             ("workers", &args.workers),
+            ("local_workers", &args.local_workers),
             ("servers", &args.servers),
             ("replicas", &args.replicas),
             ("min_workers", &args.min_workers),
