@@ -143,6 +143,7 @@ fn fit_workers(raw: &mut RawConfig, before: Option<CountOrAuto>, says_local: boo
     if !says_local {
         raw.local_workers = raw.local_workers.map(fit);
     }
+    raw.max_workers = raw.max_workers.map(|most| most.max(now));
 }
 
 /// A run's newest whole checkpoint, or its beginning.

@@ -114,10 +114,10 @@ struct Session {
     service: CoordinatorService,
     events: mpsc::Receiver<Event>,
     children: Children,
-    /// The other machines, what happens there, and how many workers more some could run.
+    /// The other machines, what happens there, and which may have room for more workers.
     nodes: NodesService,
     node_events: mpsc::Receiver<NodeEvent>,
-    offers: Vec<(NodeId, u32)>,
+    offers: Vec<NodeId>,
     /// Places whose node is gone, and until when they wait for another.
     away: BTreeMap<Place, Instant>,
     /// Where others reach the coordinator.
@@ -317,7 +317,7 @@ impl Session {
                 _ = tick.tick() => {
                     self.check_nodes(signals).await?;
                     self.check_leases(signals).await?;
-                    self.check_starting();
+                    self.check_starting(signals).await?;
                     self.check_progress()?;
                     self.check_saves();
                 }

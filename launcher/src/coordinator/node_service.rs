@@ -19,7 +19,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
-use super::nodes::{Home, Nodes};
+use super::{
+    nodes::{Home, Nodes},
+    refusal::Refusal,
+};
 use crate::{
     children::{ChildExit, exit_status},
     train::restarts::Place,
@@ -143,8 +146,9 @@ impl NodesService {
         Ok(Orders { orders, end })
     }
 
-    async fn tell(&self, event: NodeEvent) -> Result<(), Status> {
-        self.inner.events.send(event).await.map_err(|_| Status::unavailable("the run has ended"))
+    /// Room for an event, before anything changes that it is to tell of.
+    async fn room(&self) -> Result<mpsc::Permit<'_, NodeEvent>, Status> {
+        self.inner.events.reserve().await.map_err(|_| Status::unavailable("the run has ended"))
     }
 
     /// Keeps what a node told of a process's log beside the logs of this machine's.
@@ -174,8 +178,9 @@ impl NodeService for NodesService {
     ) -> Result<Response<wire::JoinNodeResponse>, Status> {
         let offer = NodeOffer::from(request.into_inner());
         let RunCard { run_id, config, heartbeat_ms, lease_ms, .. } = self.inner.card.clone();
+        let room = self.room().await?;
         let node = self.nodes().join(offer, &run_id, self.now_ms())?;
-        self.tell(NodeEvent::Joined(node)).await?;
+        room.send(NodeEvent::Joined(node));
         Ok(Response::new(NodeAdmission { node, run_id, config, heartbeat_ms, lease_ms }.into()))
     }
 
@@ -212,18 +217,19 @@ impl NodeService for NodesService {
         let node = NodeId(request.node);
         let OrderReport { order, pid, ended } = request.try_into()?;
         let place = (order.role, order.rank);
+        let room = self.room().await?;
         let Some((wait_status, lines)) = ended else {
             if self.nodes().holds(node, order)? {
-                self.tell(NodeEvent::Started(place, pid)).await?;
+                room.send(NodeEvent::Started(place, pid));
             }
             return Ok(Response::new(wire::ReportOrderResponse {}));
         };
-        let host = self.nodes().get(node).map(|record| record.host.clone()).unwrap_or_default();
+        let host = self.nodes().get(node).map(|record| record.host.clone()).ok_or(Refusal::UnknownNode(node))?;
+        let log = self.keep_log(place, &host, &lines);
         // What was cancelled or replaced meanwhile is nobody's loss.
         if self.nodes().ended(node, order)? {
-            let log = self.keep_log(place, &host, &lines);
             let status = exit_status(wait_status);
-            self.tell(NodeEvent::Ended(ChildExit { role: order.role, rank: order.rank, pid, status, log })).await?;
+            room.send(NodeEvent::Ended(ChildExit { role: order.role, rank: order.rank, pid, status, log }));
         }
         Ok(Response::new(wire::ReportOrderResponse {}))
     }
@@ -240,7 +246,7 @@ impl NodeService for NodesService {
             self.nodes().remove(node);
             self.changed();
         } else {
-            self.tell(NodeEvent::Left(node, reason)).await?;
+            self.room().await?.send(NodeEvent::Left(node, reason));
         }
         Ok(Response::new(wire::LeaveNodeResponse {}))
     }

@@ -15,6 +15,9 @@ use crate::train::restarts::Place;
 
 use super::refusal::Refusal;
 
+/// More workers than a node has.
+const MOST_WORKERS: u32 = 4096;
+
 /// A machine's launcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRecord {
@@ -74,6 +77,9 @@ impl Nodes {
         same("protocol version", offer.protocol.to_string(), PROTOCOL.to_string())?;
         same("build", offer.build, BUILD.into())?;
         same("run", offer.run_id.unwrap_or_else(|| run_id.into()), run_id.into())?;
+        if !(1..=MOST_WORKERS).contains(&offer.workers) {
+            return Err(Refusal::Scale(format!("{member} offers {} workers, which makes no sense", offer.workers)));
+        }
         self.last += 1;
         let node = NodeId(self.last);
         let NodeOffer { host, pid, workers, .. } = offer;
@@ -113,6 +119,17 @@ impl Nodes {
     /// Places that wait for a node.
     pub fn vacant(&self) -> Vec<Place> {
         self.seats.iter().filter(|(_, node)| node.is_none()).map(|(place, _)| *place).collect()
+    }
+
+    /// How many workers more a node can run.
+    pub fn room(&self, node: NodeId) -> u32 {
+        let has = self.places_of(node).len();
+        self.records.get(&node).map_or(0, |record| (record.workers as usize).saturating_sub(has) as u32)
+    }
+
+    /// A node that can run more workers.
+    pub fn with_room(&self) -> Option<NodeId> {
+        self.records.keys().copied().find(|node| self.room(*node) > 0)
     }
 
     /// Gives a place to a node.
@@ -208,6 +225,7 @@ mod tests {
         assert!(refused.contains("other") && refused.contains("run"), "{refused}");
         assert!(nodes.join(NodeOffer { protocol: 0, ..offer(1) }, "run", 0).is_err());
         assert!(nodes.join(NodeOffer { build: "x".into(), ..offer(1) }, "run", 0).is_err());
+        assert!(nodes.join(offer(0), "run", 0).is_err() && nodes.join(offer(u32::MAX), "run", 0).is_err());
         assert_eq!(nodes.count(), 0);
         let same = NodeOffer { run_id: Some("run".into()), ..offer(1) };
         assert!(nodes.join(same, "run", 0).is_ok());
@@ -220,9 +238,10 @@ mod tests {
         assert_eq!((nodes.order(FIRST), nodes.vacant()), (Home::Nowhere, vec![FIRST]));
         let node = nodes.join(offer(2), "run", 0).unwrap();
         nodes.seat(FIRST, node);
+        assert_eq!((nodes.room(node), nodes.with_room()), (1, Some(node)));
         nodes.seat(SECOND, node);
         assert_eq!((nodes.order(FIRST), nodes.order(SECOND)), (Home::Node(node), Home::Node(node)));
-        assert_eq!(nodes.vacant(), []);
+        assert_eq!((nodes.vacant(), nodes.room(node), nodes.with_room()), (vec![], 0, None));
         let before = nodes.orders(node).unwrap();
         // Another process in the place has another number; the end of the one before it is no news.
         nodes.order(FIRST);

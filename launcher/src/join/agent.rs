@@ -75,13 +75,12 @@ impl Agent {
         self.link.leave(reason).await;
     }
 
-    /// Ends all processes, which may end by themselves if the run ended well, and says goodbye.
+    /// Ends all processes, which may end by themselves if the run ended well.
     pub async fn stop(&mut self, is_well: bool) {
         if !is_well || tokio::time::timeout(GOODBYE, self.children.all_ended()).await.is_err() {
             // A child that even a kill does not end, stuck in a driver, does not hold up the end.
             let _ = tokio::time::timeout(GOODBYE, self.children.kill()).await;
         }
-        self.leave("the run is over").await;
     }
 
     /// Brings what runs in line with what is to run.

@@ -60,7 +60,7 @@ impl Link {
 
     /// Says goodbye, if anybody listens.
     pub async fn leave(&self, reason: &str) {
-        let _ = self.client.leave(self.node, reason).await;
+        let _ = tokio::time::timeout(super::GOODBYE, self.client.leave(self.node, reason)).await;
     }
 }
 

@@ -17,6 +17,7 @@ use convoy_proto::{
     process,
     transport::{Credentials, NodeClient, TransportError},
 };
+use convoy_worker::device::BackendReport;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -37,6 +38,9 @@ use agent::Agent;
 
 /// How long to wait before the next attempt to reach the coordinator.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// How a node's part of a run ended.
 enum End {
@@ -59,7 +63,9 @@ pub fn join(args: &JoinArgs, places: &Places) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|problem| Failure::Environment(format!("cannot start the runtime: {problem}")))?;
     let root = PathBuf::from(places.run_dir.as_deref().unwrap_or("runs"));
-    let joiner = Joiner { args, root, credentials: security.credentials(TokenRole::Worker) };
+    // Before it is a node: drivers may take their time.
+    let reports = if args.backend.as_deref() == Some("cpu") { Vec::new() } else { probe::probe() };
+    let joiner = Joiner { args, root, credentials: security.credentials(TokenRole::Worker), reports };
     let result = runtime.block_on(joiner.run());
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
@@ -70,6 +76,8 @@ struct Joiner<'a> {
     args: &'a JoinArgs,
     root: PathBuf,
     credentials: Credentials,
+    /// What devices there are.
+    reports: Vec<BackendReport>,
 }
 
 fn say(line: &str) {
@@ -79,14 +87,23 @@ fn say(line: &str) {
 impl Joiner<'_> {
     async fn run(&self) -> Result<(), Failure> {
         let mut signals = Signals::new()?;
+        // It may be lost and come back, but to the same run.
+        let mut id = self.args.id.clone();
         loop {
             let (client, admission) = tokio::select! {
-                found = self.find() => found?,
+                found = self.find(id.as_ref()) => found?,
                 signal = stopped(&mut signals) => return Err(Failure::Signal(signal)),
             };
-            let run = admission.run_id.clone();
+            let (run, node) = (admission.run_id.clone(), admission.node);
+            id = Some(run.clone());
             say(&format!("joined the run {run} at {}, with {}", self.args.coordinator, workers(self.args.workers)));
-            let mut agent = self.agent(client, admission)?;
+            let mut agent = match self.agent(client.clone(), admission) {
+                Ok(agent) => agent,
+                Err(failure) => {
+                    let _ = tokio::time::timeout(GOODBYE, client.leave(node, &failure.to_string())).await;
+                    return Err(failure);
+                }
+            };
             let end = tokio::select! {
                 end = agent.serve() => end?,
                 signal = stopped(&mut signals) => {
@@ -95,6 +112,9 @@ impl Joiner<'_> {
                 }
             };
             agent.stop(matches!(&end, End::Run(RunEnd { exit_code: 0, .. }))).await;
+            if let End::Run(_) = &end {
+                agent.leave("the run is over").await;
+            }
             match end {
                 End::Run(RunEnd { exit_code: 0, .. }) => {
                     say(&format!("the run {run} is done"));
@@ -113,12 +133,12 @@ impl Joiner<'_> {
     }
 
     /// Joins a run at the coordinator's address; waits for one to be there.
-    async fn find(&self) -> Result<(NodeClient, NodeAdmission), Failure> {
+    async fn find(&self, id: Option<&String>) -> Result<(NodeClient, NodeAdmission), Failure> {
         let patience = Duration::from_secs(self.args.wait);
         let (address, deadline) = (&self.args.coordinator, Instant::now() + patience);
         let mut said = String::new();
         loop {
-            let problem = match self.ask().await {
+            let problem = match self.ask(id).await {
                 Ok(joined) => return Ok(joined),
                 // It would be the same again.
                 Err(TransportError::Refused { peer, message }) => {
@@ -144,12 +164,12 @@ impl Joiner<'_> {
         }
     }
 
-    async fn ask(&self) -> Result<(NodeClient, NodeAdmission), TransportError> {
+    async fn ask(&self, id: Option<&String>) -> Result<(NodeClient, NodeAdmission), TransportError> {
         let client = NodeClient::connect(&self.args.coordinator, &self.credentials).await?;
         let offer = NodeOffer {
             protocol: PROTOCOL,
             build: BUILD.into(),
-            run_id: self.args.id.clone(),
+            run_id: id.cloned(),
             host: process::host_name(),
             pid: std::process::id(),
             workers: self.args.workers,
@@ -187,8 +207,7 @@ impl Joiner<'_> {
             }
             None => config.backend,
         };
-        let reports = if wanted == convoy_proto::config::Backend::Cpu { Vec::new() } else { probe::probe() };
-        let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?;
+        let devices = plan::choose(wanted, &self.reports, cores).map_err(Failure::Environment)?;
         Ok(devices.deal(self.args.workers, cores))
     }
 }

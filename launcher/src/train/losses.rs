@@ -17,7 +17,14 @@ use super::{
     restarts::{Place, Plan},
     signals::Signals,
 };
-use crate::{children::ChildExit, coordinator::nodes::Home, outcome::Failure};
+use crate::{
+    children::{ChildExit, exit_status},
+    coordinator::nodes::Home,
+    outcome::Failure,
+};
+
+/// What wait(2) tells of a process that SIGKILL ended.
+const KILLED: i32 = 9;
 
 /// What a process was when it ended.
 enum Standing {
@@ -81,12 +88,14 @@ impl Session {
             Role::Worker => cluster.workers()[at].as_ref().map(|worker| (worker.pid, worker.is_alive)).unzip(),
             _ => cluster.servers()[at].as_ref().map(|server| (server.pid, true)).unzip(),
         };
-        if pid == Some(exit.pid) {
-            return if is_alive == Some(true) { Standing::Member } else { Standing::Gone };
+        if pid == Some(exit.pid) && is_alive == Some(true) {
+            return Standing::Member;
         }
         // Not who is in the place now: on the way there, or there before.
         match self.starting.get(&(exit.role, exit.rank)) {
+            // Processes of different machines may have the same number.
             Some((pid, _)) if *pid == exit.pid => Standing::Starting,
+            _ if pid == Some(exit.pid) => Standing::Gone,
             // It never came to join.
             None if pid.is_none() && !cluster.has_begun() && exit.signal().is_some() => Standing::Starting,
             None if pid.is_none() && !cluster.has_begun() => Standing::Member,
@@ -190,17 +199,24 @@ impl Session {
     }
 
     /// Ends processes that do not come to join: others take their places.
-    pub(super) fn check_starting(&mut self) {
+    pub(super) async fn check_starting(&mut self, signals: &mut Signals) -> Result<(), Failure> {
         let limit = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());
-        let hang = self.starting.iter_mut().filter(|(_, (_, since))| since.elapsed() > limit);
-        for ((role, rank), (pid, since)) in hang {
+        let late = self.starting.iter().filter(|(_, (_, since))| since.elapsed() > limit);
+        let late: Vec<(Place, u32)> = late.map(|(place, (pid, _))| (*place, *pid)).collect();
+        for ((role, rank), pid) in late {
             self.progress.say(&format!("{role} {rank} (process {pid}) did not join within {limit:?}"));
-            if !self.nodes.cancel((*role, *rank)) {
-                self.children.kill_one(*role, *rank);
+            if self.nodes.cancel((role, rank)) {
+                // A node does not tell of the end of what is cancelled.
+                let log = self.run_dir.log(&format!("{role}-{rank}"));
+                let exit = ChildExit { role, rank, pid, status: exit_status(KILLED), log };
+                self.restart_failed(&exit, signals).await?;
+            } else {
+                self.children.kill_one(role, rank);
+                // Its end is told in a moment.
+                self.starting.insert((role, rank), (pid, Instant::now()));
             }
-            // Its end is told in a moment.
-            *since = Instant::now();
         }
+        Ok(())
     }
 
     /// A worker is gone that has nothing to do any more.

@@ -72,35 +72,51 @@ impl Session {
         else {
             return Ok(());
         };
-        let mut places = self.nodes.nodes().vacant();
-        places.truncate(offered as usize);
-        let more = offered - places.len() as u32;
         self.progress.say(&format!("{host} joins, with {}", workers(offered)));
         self.metric(json!({ "event": "node_joined", "host": host, "node": node.0, "workers": offered }));
-        for place in places {
+        self.fill_vacant()?;
+        self.offers.push(node);
+        Ok(())
+    }
+
+    /// Gives places that wait for a node to nodes that have room, whenever they came.
+    fn fill_vacant(&mut self) -> Result<(), Failure> {
+        let (phase, wanted) = {
+            let cluster = self.service.cluster();
+            (cluster.phase(), cluster.wanted())
+        };
+        if phase > Phase::Training {
+            return Ok(());
+        }
+        let mut vacant = self.nodes.nodes().vacant();
+        vacant.retain(|(_, rank)| *rank < wanted);
+        for place in vacant {
+            let Some(node) = self.nodes.nodes().with_room() else { break };
             self.nodes.nodes().seat(place, node);
             self.away.remove(&place);
             self.service.cluster().await_worker(place.1);
+            // Whoever has just been told to start has the time that a start takes.
+            self.last_change = Instant::now();
             self.start(place)?;
-        }
-        if more > 0 {
-            self.offers.push((node, more));
         }
         Ok(())
     }
 
     /// Makes room for the workers that nodes can run, once the run trains.
     pub(super) async fn take_offers(&mut self, signals: &mut Signals) -> Result<(), Failure> {
-        if self.offers.is_empty() || self.service.cluster().phase() != Phase::Training {
-            return Ok(());
-        }
-        for (node, more) in std::mem::take(&mut self.offers) {
-            let places = self.service.cluster().wanted();
-            let wanted = (places + more).min(self.prepared.config.max_workers);
-            let is_there = self.nodes.nodes().get(node).is_some();
-            if !is_there || wanted == places {
-                let most = self.prepared.config.max_workers;
-                self.progress.say(&format!("no more than {} (--max-workers): a node waits", workers(most)));
+        self.fill_vacant()?;
+        while self.service.cluster().phase() == Phase::Training {
+            let Some(node) = self.offers.pop() else { break };
+            let more = self.nodes.nodes().room(node);
+            if more == 0 {
+                continue;
+            }
+            let (places, most) = (self.service.cluster().wanted(), self.prepared.config.max_workers);
+            let wanted = places.saturating_add(more).min(most);
+            if wanted == places {
+                let told =
+                    format!("there are {} (--max-workers): a node has room until a place is free", workers(most));
+                self.progress.say(&told);
                 continue;
             }
             (places..wanted).for_each(|rank| self.nodes.nodes().seat((Role::Worker, rank), node));
@@ -118,12 +134,19 @@ impl Session {
     async fn lose_node(&mut self, node: NodeId, why: &str, signals: &mut Signals) -> Result<(), Failure> {
         let removed = self.nodes.nodes().remove(node);
         let Some((NodeRecord { host, .. }, places)) = removed else { return Ok(()) };
-        self.offers.retain(|(other, _)| *other != node);
+        self.offers.retain(|other| *other != node);
+        let since = Instant::now();
         let what = format!("node {host} is gone: {why}");
         self.fault(&what);
         self.metric(json!({ "event": "node_lost", "host": host, "node": node.0, "why": why }));
         let patience = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());
-        let is_awaited = self.service.cluster().phase() <= Phase::Training;
+        let (is_awaited, wanted) = {
+            let cluster = self.service.cluster();
+            (cluster.phase() <= Phase::Training, cluster.wanted())
+        };
+        if self.service.cluster().phase() < Phase::Training {
+            self.last_change = Instant::now();
+        }
         if is_awaited && !places.is_empty() {
             let seconds = patience.as_secs_f64();
             self.progress.say(&format!("{what}; another machine may take its place within {seconds:.0} s"));
@@ -131,6 +154,7 @@ impl Session {
             self.progress.say(&what);
         }
         for place in places {
+            let is_awaited = is_awaited && place.1 < wanted;
             self.restarts.cancel(place);
             self.starting.remove(&place);
             if is_awaited {
@@ -139,25 +163,30 @@ impl Session {
             let there = self.service.cluster().workers()[place.1 as usize].clone();
             match there.filter(|worker| worker.is_alive).map(|worker| worker.member) {
                 Some(member) if self.ended.is_some() => self.lose_at_end(member.rank, &what),
-                Some(member) => self.go_on_without(member, is_awaited, signals).await?,
+                Some(member) => {
+                    self.go_on_without(member, is_awaited, signals).await?;
+                    self.struck.get_or_insert((Role::Worker, since));
+                }
                 None if is_awaited => {}
                 None => self.give_up(place, signals).await?,
             }
         }
-        Ok(())
+        // It may have left the first parameters half set.
+        if self.service.cluster().is_broken() { self.begin_era() } else { Ok(()) }
     }
 
     /// Gives up places that no node has come for.
     pub(super) async fn check_away(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+        // Before training has begun, all are waited for, within a limit of its own.
+        if !self.service.cluster().has_begun() {
+            return Ok(());
+        }
         let now = Instant::now();
         let due: Vec<Place> = self.away.iter().filter(|(_, until)| **until <= now).map(|(place, _)| *place).collect();
         for place in due {
             self.away.remove(&place);
-            // Before training has begun, all are waited for, within a limit of its own.
-            if self.service.cluster().has_begun() {
-                self.progress.say(&format!("no node came for {} {}", place.0, place.1));
-                self.give_up(place, signals).await?;
-            }
+            self.progress.say(&format!("no node came for {} {}", place.0, place.1));
+            self.give_up(place, signals).await?;
         }
         Ok(())
     }

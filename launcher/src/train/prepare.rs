@@ -173,7 +173,7 @@ impl Prepared {
     /// One line for people.
     pub fn headline(&self) -> String {
         let config = &self.config;
-        let device = &self.workers[0].device;
+        let device = self.workers.first().map_or(&self.devices.devices[0], |worker| &worker.device);
         let plural = |n: u32, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let spares = if config.mode.is_dealt() { 0 } else { config.workers.saturating_sub(config.slices) };
         let servers = match Layout::of(config).servers() {

@@ -82,6 +82,65 @@ fn a_machine_that_is_lost_and_returns_changes_no_bit() {
 }
 
 #[test]
+fn a_machine_that_is_back_before_it_is_missed_gets_its_places_again() {
+    let Some(net) = Net::new(2) else { return };
+    let bench = bench();
+    let calm = bench.train("calm", &run(150, 20).replace("--backend cpu", ""));
+    // There is room for no more, so what it offers at once cannot be taken.
+    let child = head(&net, &bench, &format!("{} --max-workers 3 --insecure --name r", run(150, 20)));
+    let lost = join(&net, &bench, 1, "--workers 2");
+    bench.await_steps("r", 10);
+    send(lost.id() as i32, Signal::SIGKILL);
+    finish(lost);
+    let returned = join(&net, &bench, 1, "--workers 2");
+    for child in [child, returned] {
+        let ended = finish(child);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    let summary = bench.summary("r");
+    assert_eq!(summary["params_sha256"], calm["params_sha256"]);
+    assert!(has_event(&bench, "r", "node_lost") && summary["workers"].as_array().map(Vec::len) == Some(3));
+    bench.succeed("verify r");
+    bench.await_no_process();
+}
+
+#[test]
+fn the_coordinator_may_have_no_worker_of_its_own() {
+    let Some(net) = Net::new(2) else { return };
+    let bench = bench();
+    let two = run(40, 0).replace("--workers 3", "--workers 2");
+    let calm = bench.train("calm", &two.replace("--backend cpu", ""));
+    let listen = format!("--listen {}:{PORT} --local-workers 0 --insecure --name r", Net::address(0));
+    let child = net.command(&bench, 0, &format!("{two} {listen}")).spawn().unwrap();
+    let other = join(&net, &bench, 1, "--workers 2");
+    for child in [child, other] {
+        let ended = finish(child);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    assert_eq!(bench.summary("r")["params_sha256"], calm["params_sha256"]);
+}
+
+#[test]
+fn the_same_command_on_each_machine_makes_one_run() {
+    let Some(net) = Net::new(3) else { return };
+    let bench = bench();
+    let one = run(60, 5).replace("--workers 3", "--workers 1");
+    let calm = bench.train("calm", &one.replace("--backend cpu", "").replace("--slices 4", "--slices 3"));
+    let place = format!("--rdzv-endpoint {}:{PORT} --rdzv-id r", Net::address(0));
+    let same = format!("{} --nnodes 2:3 {place} --insecure", one.replace("--slices 4", ""));
+    let start = |machine: u32| {
+        let root = if machine == 0 { String::new() } else { format!("--run-dir machine-{machine}") };
+        net.command(&bench, machine, &format!("{same} {root}")).spawn().unwrap()
+    };
+    for child in [2, 0, 1].map(start) {
+        let ended = finish(child);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    assert_eq!(bench.summary("r")["params_sha256"], calm["params_sha256"]);
+    bench.succeed("verify r");
+}
+
+#[test]
 fn a_line_that_is_cut_and_healed_changes_no_bit() {
     let Some(net) = Net::new(2) else { return };
     let bench = bench();
