@@ -103,7 +103,8 @@ async fn swamp(address: &str) {
 #[test]
 fn a_flood_changes_nothing() {
     let bench = bench();
-    let train = format!("--backend cpu --workers 2 --steps 200 --slow-worker any:5ms {SMALL}");
+    // Delays leave time to disturb it, on a busy machine, too.
+    let train = format!("--backend cpu --workers 2 --steps 400 --slow-worker any:15ms {SMALL}");
     let child = bench.command(&format!("{train} --name flooded")).spawn().unwrap();
     bench.await_steps("flooded", 3);
     let server = bench.summary("flooded")["servers"][0]["address"].as_str().unwrap().to_string();
