@@ -6,7 +6,7 @@ use std::{
 };
 
 use convoy_proto::{
-    config::{Backend, Config, RawConfig},
+    config::{Backend, Config},
     hex, process,
 };
 use convoy_worker::{
@@ -19,7 +19,7 @@ use crate::{
     args::{Places, RunArgs, Which},
     model_file,
     outcome::Failure,
-    plan, probe, run_dir,
+    plan, probe, run_dir, settings,
 };
 
 /// A run that is finished, ready to compute.
@@ -51,11 +51,8 @@ impl Which {
 /// A run, model, data set or device that is not there or does not fit.
 pub fn open(args: &RunArgs, places: &Places, tasks: &[TaskEntry]) -> Result<Finished, Failure> {
     let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
-    let config = process::load_config(&path).map_err(|error| Failure::Usage(error.to_string()))?;
-    let wanted = match &args.backend {
-        None => config.backend,
-        Some(word) => RawConfig { backend: Some(word.clone()), ..Default::default() }.backend()?,
-    };
+    let config = process::load_config(&path)?;
+    let wanted = settings::backend_or(args.backend.as_ref(), config.backend)?;
     let cores = std::thread::available_parallelism().map_or(1, Into::into);
     let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
     let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?;

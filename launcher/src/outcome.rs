@@ -1,6 +1,6 @@
 //! How a command ends when it does not end well: a message for a person and an exit code for a script.
 
-use convoy_proto::config::ConfigError;
+use convoy_proto::{config::ConfigError, process::StartError};
 use convoy_worker::{data::DataError, task::OpenError};
 
 /// Exit codes, the same for every command.
@@ -73,6 +73,12 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
+        Failure::Usage(error.to_string())
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
         Failure::Usage(error.to_string())
     }
 }

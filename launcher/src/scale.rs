@@ -35,10 +35,8 @@ pub struct Whereabouts {
 pub fn scale(args: &ScaleArgs, places: &Places) -> Result<(), Failure> {
     let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
     let there = whereabouts(&path)?;
-    let config = process::load_config(&path).map_err(|problem| Failure::Usage(problem.to_string()))?;
-    let security =
-        process::load_security(config.network.certs_dir()).map_err(|problem| Failure::Usage(problem.to_string()))?;
-    let credentials = security.credentials(TokenRole::Admin);
+    let config = process::load_config(&path)?;
+    let credentials = process::load_security(config.network.certs_dir())?.credentials(TokenRole::Admin);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|problem| Failure::Environment(format!("cannot start the runtime: {problem}")))?;
     let before = runtime.block_on(async {

@@ -1,6 +1,6 @@
 //! From the command line, the environment and a file to one configuration. The only place that reads the environment.
 
-use convoy_proto::config::{RawConfig, layers::Layers};
+use convoy_proto::config::{Backend, RawConfig, layers::Layers};
 use convoy_worker::data::{self, Source};
 
 use crate::{
@@ -55,6 +55,17 @@ pub fn suit_task(raw: &mut RawConfig) -> Result<&'static Source, Failure> {
     let (source, _) = data::source(raw.data.as_deref().unwrap_or("digits"))?;
     raw.task.get_or_insert_with(|| source.task.into());
     Ok(source)
+}
+
+/// The backend that a word names, or the usual one without a word.
+///
+/// # Errors
+/// A word that names none.
+pub fn backend_or(word: Option<&String>, usual: Backend) -> Result<Backend, Failure> {
+    match word {
+        Some(word) => Ok(RawConfig { backend: Some(word.clone()), ..RawConfig::default() }.backend()?),
+        None => Ok(usual),
+    }
 }
 
 fn with_places(mut flags: Pairs, places: &Places) -> Pairs {

@@ -60,7 +60,7 @@ struct Verdict {
 /// There is no such run, its files cannot be read, or a sample was used too often or not at all.
 pub fn verify(args: &VerifyArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(), Failure> {
     let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
-    let config = process::load_config(&path).map_err(|error| Failure::Usage(error.to_string()))?;
+    let config = process::load_config(&path)?;
     let cannot = |file: &Path| {
         let file = file.display().to_string();
         move |problem: std::io::Error| Failure::Usage(format!("cannot read {file}: {problem}"))

@@ -89,7 +89,7 @@ fn any_of(roles: &[TokenRole]) -> String {
 
 /// What makes a cluster's tokens, and checks them. Not shown, not even for debugging.
 #[derive(Clone)]
-pub struct Secret(Vec<u8>);
+pub struct Secret([u8; SECRET_BYTES]);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -113,6 +113,9 @@ impl fmt::Debug for Token {
 /// The variable that may hold a token, or the secret, in place of a file.
 pub const VARIABLE: &str = "CONVOY_TOKEN";
 
+/// A key of HMAC-SHA-256.
+type Key256 = hmac::digest::Key<Hmac<Sha256>>;
+
 const SECRET: &str = "convoy-secret-";
 /// Bytes of a secret.
 pub const SECRET_BYTES: usize = 32;
@@ -120,7 +123,7 @@ pub const SECRET_BYTES: usize = 32;
 impl Secret {
     /// A secret of random bytes.
     pub fn new(bytes: [u8; SECRET_BYTES]) -> Secret {
-        Secret(bytes.to_vec())
+        Secret(bytes)
     }
 
     /// The secret as it is kept in a file.
@@ -129,8 +132,10 @@ impl Secret {
     }
 
     fn mac(&self, role: TokenRole) -> Hmac<Sha256> {
-        // Any length of a key will do.
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).unwrap_or_else(|_| Hmac::new(&Default::default()));
+        // A key is a block long; shorter ones are filled up with zeros.
+        let mut key = Key256::default();
+        key[..SECRET_BYTES].copy_from_slice(&self.0);
+        let mut mac = Hmac::<Sha256>::new(&key);
         mac.update(format!("convoy v1 {role}").as_bytes());
         mac
     }
@@ -208,7 +213,7 @@ impl Key {
     /// Reads what [`Secret::reveal`] or [`Token::reveal`] wrote.
     pub fn read(text: &str) -> Option<Key> {
         match text.trim().strip_prefix(SECRET) {
-            Some(secret) => Some(Key::Secret(Secret(bytes_of(secret).filter(|bytes| bytes.len() == SECRET_BYTES)?))),
+            Some(secret) => Some(Key::Secret(Secret(bytes_of(secret)?.try_into().ok()?))),
             None => Token::read(text).map(Key::Token),
         }
     }
@@ -256,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_lets_in_where_its_part_may_go() {
+    fn a_token_lets_in_where_its_role_may_go() {
         let (secret, other) = (Secret::new([7; 32]), Secret::new([8; 32]));
         let admit = |guard: &Guard, path: &str, shown: Option<&str>| guard.admit(path, shown);
         let guard = secret.guard();

@@ -28,16 +28,21 @@ fn start_of(bytes: &[u8]) -> String {
     hex(&bytes[..bytes.len().min(6)]) + "…"
 }
 
+/// Refuses who differs in something from the cluster, with both sides.
+///
+/// # Errors
+/// The difference.
+pub fn same(member: &str, what: &'static str, theirs: String, ours: String) -> Result<(), Refusal> {
+    if theirs == ours { Ok(()) } else { Err(Refusal::Different { member: member.into(), what, theirs, ours }) }
+}
+
 /// Compares what a process offers with the run.
 ///
 /// # Errors
 /// The first thing that differs, with both sides.
 pub fn compare(offer: &JoinOffer, config: &Config, reference: &Reference) -> Result<(), Refusal> {
     let member = format!("{} {} (process {} on {})", offer.role, offer.rank, offer.pid, offer.host);
-    let same = |what, theirs: String, ours: String| {
-        let member = member.clone();
-        if theirs == ours { Ok(()) } else { Err(Refusal::Different { member, what, theirs, ours }) }
-    };
+    let same = |what, theirs: String, ours: String| same(&member, what, theirs, ours);
     same("protocol version", offer.protocol.to_string(), PROTOCOL.to_string())?;
     same("build", offer.build.clone(), BUILD.into())?;
     same("run", offer.run_id.clone(), config.run_id().into())?;

@@ -101,6 +101,11 @@ impl NodesService {
         self.inner.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How the run ended, once it has.
+    fn ended(&self) -> MutexGuard<'_, Option<RunEnd>> {
+        self.inner.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn now_ms(&self) -> u64 {
         self.inner.start.elapsed().as_millis() as u64
     }
@@ -130,7 +135,7 @@ impl NodesService {
 
     /// Tells all nodes how the run ended.
     pub fn end(&self, end: RunEnd) {
-        *self.inner.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+        *self.ended() = Some(end);
         self.changed();
     }
 
@@ -142,7 +147,7 @@ impl NodesService {
 
     fn orders(&self, node: NodeId) -> Result<Orders, Status> {
         let orders = self.nodes().orders(node)?;
-        let end = self.inner.end.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let end = self.ended().clone();
         Ok(Orders { orders, end })
     }
 
@@ -241,7 +246,7 @@ impl NodeService for NodesService {
         let wire::LeaveNodeRequest { node, reason } = request.into_inner();
         let node = NodeId(node);
         self.orders(node)?;
-        if self.inner.end.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+        if self.ended().is_some() {
             // The run is over: nobody is there to look at events.
             self.nodes().remove(node);
             self.changed();

@@ -13,7 +13,7 @@ use convoy_proto::{
 
 use crate::train::restarts::Place;
 
-use super::refusal::Refusal;
+use super::{handshake::same, refusal::Refusal};
 
 /// More workers than a node has.
 const MOST_WORKERS: u32 = 4096;
@@ -70,10 +70,7 @@ impl Nodes {
     /// A difference, with both sides, or an offer of nothing.
     pub fn join(&mut self, offer: NodeOffer, run_id: &str, now_ms: u64) -> Result<NodeId, Refusal> {
         let member = format!("node {} (process {})", offer.host, offer.pid);
-        let same = |what, theirs: String, ours: String| {
-            let member = member.clone();
-            if theirs == ours { Ok(()) } else { Err(Refusal::Different { member, what, theirs, ours }) }
-        };
+        let same = |what, theirs: String, ours: String| same(&member, what, theirs, ours);
         same("protocol version", offer.protocol.to_string(), PROTOCOL.to_string())?;
         same("build", offer.build, BUILD.into())?;
         same("run", offer.run_id.unwrap_or_else(|| run_id.into()), run_id.into())?;
@@ -169,11 +166,9 @@ impl Nodes {
     /// # Errors
     /// The node is none.
     pub fn ended(&mut self, node: NodeId, order: Order) -> Result<bool, Refusal> {
-        let record = self.record(node)?;
-        let place = (order.role, order.rank);
-        let is_it = record.orders.get(&place) == Some(&order.number);
+        let is_it = self.holds(node, order)?;
         if is_it {
-            record.orders.remove(&place);
+            self.record(node)?.orders.remove(&(order.role, order.rank));
         }
         Ok(is_it)
     }

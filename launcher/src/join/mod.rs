@@ -24,7 +24,7 @@ use crate::{
     args::{JoinArgs, Places},
     outcome::Failure,
     plan::{self, WorkerPlan},
-    probe,
+    probe, settings,
     train::{
         losses::workers,
         signals::{Request, Signals},
@@ -58,8 +58,7 @@ enum End {
 /// No coordinator, a refusal, or how the run ended.
 pub fn join(args: &JoinArgs, places: &Places) -> Result<(), Failure> {
     process::init_logs();
-    let security = process::load_security(args.certs.as_deref());
-    let security = security.map_err(|problem| Failure::Usage(problem.to_string()))?;
+    let security = process::load_security(args.certs.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|problem| Failure::Environment(format!("cannot start the runtime: {problem}")))?;
     let root = PathBuf::from(places.run_dir.as_deref().unwrap_or("runs"));
@@ -201,12 +200,7 @@ impl Joiner<'_> {
     /// Where its workers compute.
     fn plans(&self, config: &Config) -> Result<Vec<WorkerPlan>, Failure> {
         let cores = std::thread::available_parallelism().map_or(1, Into::into);
-        let wanted = match &self.args.backend {
-            Some(word) => {
-                convoy_proto::config::RawConfig { backend: Some(word.clone()), ..Default::default() }.backend()?
-            }
-            None => config.backend,
-        };
+        let wanted = settings::backend_or(self.args.backend.as_ref(), config.backend)?;
         let devices = plan::choose(wanted, &self.reports, cores).map_err(Failure::Environment)?;
         Ok(devices.deal(self.args.workers, cores))
     }

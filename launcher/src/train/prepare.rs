@@ -96,8 +96,7 @@ pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Fail
 
 /// What a run shows to others, and asks of them: whoever makes one needs the secret, for others' tokens are checked with it.
 fn load_security(config: &Config) -> Result<Security, Failure> {
-    let security =
-        process::load_security(config.network.certs_dir()).map_err(|problem| Failure::Usage(problem.to_string()))?;
+    let security = process::load_security(config.network.certs_dir())?;
     match (&security.key, security.guard()) {
         (Some(_), None) => {
             let problem = "the token is one role's, but a launcher checks others' tokens, which takes the secret";

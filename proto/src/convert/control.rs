@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::{Result, WireError, present, role, weight, wrong};
+use super::{Result, WireError, lease, present, role, weight, wrong};
 use crate::{
     access::Guard,
     ids::{BlockId, Era, Generation, Incarnation, Member, Role, ServerId, SliceId, Step, WorkerId},
@@ -92,9 +92,7 @@ impl TryFrom<wire::JoinResponse> for Admission {
     type Error = WireError;
 
     fn try_from(response: wire::JoinResponse) -> Result<Self> {
-        if response.heartbeat_ms == 0 || response.lease_ms <= response.heartbeat_ms {
-            return Err(wrong("lease_ms", format!("{} is no lease", response.lease_ms)));
-        }
+        lease(response.heartbeat_ms, response.lease_ms)?;
         let digests = response.guard.into_iter().map(|(role, digest)| {
             let role = role.parse().map_err(|problem: String| wrong("guard", problem))?;
             Ok((role, digest.into()))

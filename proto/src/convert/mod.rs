@@ -45,6 +45,13 @@ fn present<T>(field: &'static str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| wrong(field, "is missing"))
 }
 
+fn lease(heartbeat_ms: u32, lease_ms: u32) -> Result<()> {
+    if heartbeat_ms == 0 || lease_ms <= heartbeat_ms {
+        return Err(wrong("lease_ms", format!("{lease_ms} is no lease")));
+    }
+    Ok(())
+}
+
 fn finite(field: &'static str, value: f64) -> Result<f64> {
     if value.is_finite() { Ok(value) } else { Err(wrong(field, format!("is {value}"))) }
 }

@@ -1,6 +1,6 @@
 //! Messages between the coordinator and nodes.
 
-use super::{Result, WireError, present, role, wrong};
+use super::{Result, WireError, lease, present, role, wrong};
 use crate::{
     ids::{NodeId, Role},
     node::{NodeAdmission, NodeOffer, Order, OrderReport, Orders, RunEnd},
@@ -37,9 +37,7 @@ impl TryFrom<wire::JoinNodeResponse> for NodeAdmission {
 
     fn try_from(response: wire::JoinNodeResponse) -> Result<Self> {
         let wire::JoinNodeResponse { node, run_id, config, heartbeat_ms, lease_ms } = response;
-        if heartbeat_ms == 0 || lease_ms <= heartbeat_ms {
-            return Err(wrong("lease_ms", format!("{lease_ms} is no lease")));
-        }
+        lease(heartbeat_ms, lease_ms)?;
         // It names a directory here.
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if run_id.is_empty() || run_id.starts_with('.') || !run_id.chars().all(is_plain) {

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use tokio_stream::{Stream, StreamExt};
-use tonic::Request;
 
-use super::{CALL_MS, Credentials, Peer, Shown, TransportError, control_channel};
+use super::{Credentials, Peer, Shown, TransportError, call, control_channel, within};
 use crate::{
     ids::{Era, Generation, Member},
     limits,
@@ -21,16 +20,6 @@ pub struct Coordinator {
     peer: Peer,
     credentials: Credentials,
     client: CoordinationServiceClient<Shown>,
-}
-
-fn within<T>(message: T, limit: Duration) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(limit);
-    request
-}
-
-fn call<T>(message: T) -> Request<T> {
-    within(message, Duration::from_millis(CALL_MS))
 }
 
 impl Coordinator {

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use tonic::{
+    Request,
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint, Server},
 };
@@ -161,6 +162,18 @@ fn failed(peer: Peer, problem: String) -> TransportError {
 
 fn unreachable(peer: &Peer, error: &dyn std::error::Error) -> TransportError {
     failed(peer.clone(), chain(error))
+}
+
+/// A request that is to be answered in time.
+fn within<T>(message: T, limit: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(limit);
+    request
+}
+
+/// A request of a unary control call.
+fn call<T>(message: T) -> Request<T> {
+    within(message, Duration::from_millis(CALL_MS))
 }
 
 /// A connection for control: small messages, each with a deadline.

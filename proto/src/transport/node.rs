@@ -1,11 +1,8 @@
 //! The client of the service for nodes.
 
-use std::time::Duration;
-
 use tokio_stream::{Stream, StreamExt};
-use tonic::Request;
 
-use super::{CALL_MS, Credentials, Peer, Shown, TransportError, control_channel};
+use super::{Credentials, Peer, Shown, TransportError, call, control_channel};
 use crate::{
     ids::NodeId,
     limits,
@@ -18,12 +15,6 @@ use crate::{
 pub struct NodeClient {
     peer: Peer,
     client: NodeServiceClient<Shown>,
-}
-
-fn call<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(Duration::from_millis(CALL_MS));
-    request
 }
 
 impl NodeClient {
