@@ -7,7 +7,8 @@ use clap::{ArgAction, Args};
 mod commands;
 
 pub use commands::{
-    CertsArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, ResumeArgs, RunArgs, ScaleArgs, VerifyArgs, Which,
+    CertsArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, PingArgs, ResumeArgs, RunArgs,
+    ScaleArgs, Target, VerifyArgs, Which,
 };
 
 /// Where runs are; before or after any subcommand.
@@ -39,6 +40,10 @@ pub struct TrainArgs {
     /// Those of the --workers that this machine runs; the rest wait for `launcher join` on others [default: all]
     #[arg(long, value_name = "N", help_heading = "Network")]
     pub local_workers: Option<String>,
+    /// Those of the server processes that this machine runs; the rest wait for `launcher join --servers` on others
+    /// [default: all]
+    #[arg(long, value_name = "N", help_heading = "Network")]
+    pub local_servers: Option<String>,
     /// Shards of the parameters, each on a server process of its own [default: 1]
     #[arg(long, value_name = "N", help_heading = "Cluster")]
     pub servers: Option<String>,
@@ -74,6 +79,9 @@ pub struct TrainArgs {
     /// Which machines take part.
     #[command(flatten)]
     pub rendezvous: RendezvousArgs,
+    /// Which are reached by ssh.
+    #[command(flatten)]
+    pub hosts: HostsArgs,
     /// Testing aid: faults on purpose, such as kill-worker:1@20,kill-server@30, or, with --mtbf, kill-worker,kill-server;
     /// also stop-worker, disk-full and torn-checkpoint
     #[arg(long, value_name = "KIND[:RANK][@STEP],…", help_heading = "Checkpoints")]
@@ -166,7 +174,11 @@ pub struct TrainArgs {
 /// The same command on several machines.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RendezvousArgs {
+    /// Train on this machine alone, whatever a scheduler's variables say
+    #[arg(long, action = ArgAction::SetTrue, conflicts_with = "nnodes", help_heading = "Network")]
+    pub standalone: bool,
     /// Machines that the run needs, or the least and the most: the same command on each; --workers is then the number on each
+    /// [default: what the scheduler says; see `launcher doctor --rank`]
     #[arg(long, value_name = "N|MIN:MAX", help_heading = "Network")]
     pub nnodes: Option<String>,
     /// This machine's number: 0 coordinates [default: the one that has the address of --rdzv-endpoint does]
@@ -183,12 +195,46 @@ pub struct RendezvousArgs {
     pub rdzv_wait: u64,
 }
 
+/// Machines that ssh reaches.
+#[derive(Args, Clone, Debug)]
+pub struct HostsArgs {
+    /// Machines that ssh reaches, one a line, `node1 slots=4`: a launcher is started on each; slots are workers
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["hosts", "nnodes"], help_heading = "Network")]
+    pub hostfile: Option<PathBuf>,
+    /// As --hostfile, on the command line
+    #[arg(short = 'H', long, value_name = "HOST:SLOTS,…", conflicts_with = "nnodes", help_heading = "Network")]
+    pub hosts: Option<String>,
+    /// Of the hosts, those with these names
+    #[arg(long, value_name = "HOST,…", help_heading = "Network")]
+    pub include: Option<String>,
+    /// Of the hosts, those without these names
+    #[arg(long, value_name = "HOST,…", help_heading = "Network")]
+    pub exclude: Option<String>,
+    /// The ssh client, and options for it
+    #[arg(long, value_name = "COMMAND", default_value = "ssh", help_heading = "Network")]
+    pub ssh: String,
+    /// This program, on the hosts [default: where it is here]
+    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    pub remote_launcher: Option<String>,
+}
+
+impl Default for HostsArgs {
+    /// None.
+    fn default() -> Self {
+        let (hostfile, hosts, include, exclude, remote_launcher) = (None, None, None, None, None);
+        HostsArgs { hostfile, hosts, include, exclude, ssh: "ssh".into(), remote_launcher }
+    }
+}
+
 /// Where the run can be reached, and by whom.
 #[derive(Args, Clone, Debug, Default)]
 pub struct NetworkArgs {
     /// Address to listen on; port 0 takes a free one; off loopback with --certs or --insecure only [default: 127.0.0.1:0]
     #[arg(long, value_name = "IP:PORT", help_heading = "Network")]
     pub listen: Option<String>,
+    /// Network interface whose address to listen on
+    #[arg(long, value_name = "NAME", conflicts_with = "listen", help_heading = "Network")]
+    pub interface: Option<String>,
     /// Name or address that others reach this machine at [default: that of --listen]
     #[arg(long, value_name = "HOST", help_heading = "Network")]
     pub advertise_addr: Option<String>,
@@ -343,6 +389,7 @@ impl From<&TrainArgs> for Pairs {
         let mut pairs = given([
             ("workers", &args.workers),
             ("local_workers", &args.local_workers),
+            ("local_servers", &args.local_servers),
             ("min_workers", &args.min_workers),
             ("max_workers", &args.max_workers),
             ("max_restarts", &args.max_restarts),

@@ -29,21 +29,10 @@ const DAYS: i64 = 365;
 pub fn certs(args: &CertsArgs) -> Result<(), Failure> {
     let hosts = if args.hosts.is_empty() { usual_hosts() } else { args.hosts.clone() };
     let role: TokenRole = args.role.parse().map_err(|problem: String| Failure::Usage(format!("--role: {problem}")))?;
-    fs::create_dir_all(&args.dir).map_err(|problem| cannot_write(&args.dir, &problem))?;
-    let (authority, secret) = match &args.from {
-        Some(from) => (Authority::read(from)?, read_secret(from)?),
-        None => {
-            let authority = Authority::create()?;
-            create(&args.dir, "ca.key", &authority.key.serialize_pem(), Mode::Owner)?;
-            (authority, Secret::new(random()?))
-        }
-    };
-    let (certificate, key) = authority.certify(&hosts)?;
-    create(&args.dir, "ca.crt", &authority.certificate, Mode::All)?;
-    create(&args.dir, "tls.crt", &certificate, Mode::All)?;
-    create(&args.dir, "tls.key", &key, Mode::Owner)?;
-    let token = if args.from.is_some() { secret.token(role).reveal() } else { secret.reveal() };
-    create(&args.dir, "token", &format!("{token}\n"), Mode::Owner)?;
+    match &args.from {
+        Some(from) => make_from(from, &args.dir, &hosts, role)?,
+        None => make(&args.dir, &hosts)?,
+    }
     let what = if args.from.is_some() { format!("the token of a {role}") } else { "the cluster's secret".into() };
     let dir = args.dir.display();
     say(format_args!("{dir}: a certificate for {}, good for {DAYS} days, and {what}", hosts.join(", ")))?;
@@ -51,6 +40,35 @@ pub fn certs(args: &CertsArgs) -> Result<(), Failure> {
         None => say(format_args!("no run needs {dir}/ca.key: keep it where none is, for `launcher certs --from`")),
         Some(_) => Ok(()),
     }
+}
+
+/// Makes an authority, a secret, and a certificate for a machine of these names.
+///
+/// # Errors
+/// As [`certs`].
+pub fn make(dir: &Path, hosts: &[String]) -> Result<(), Failure> {
+    fs::create_dir_all(dir).map_err(|problem| cannot_write(dir, &problem))?;
+    let authority = Authority::create()?;
+    create(dir, "ca.key", &authority.key.serialize_pem(), Mode::Owner)?;
+    let secret = Secret::new(random()?);
+    fill(dir, &authority, hosts, &secret.reveal())
+}
+
+/// Makes a certificate for another machine, and a token of a role, with what [`make`] made.
+///
+/// # Errors
+/// As [`certs`].
+pub fn make_from(from: &Path, dir: &Path, hosts: &[String], role: TokenRole) -> Result<(), Failure> {
+    fs::create_dir_all(dir).map_err(|problem| cannot_write(dir, &problem))?;
+    fill(dir, &Authority::read(from)?, hosts, &read_secret(from)?.token(role).reveal())
+}
+
+fn fill(dir: &Path, authority: &Authority, hosts: &[String], token: &str) -> Result<(), Failure> {
+    let (certificate, key) = authority.certify(hosts)?;
+    create(dir, "ca.crt", &authority.certificate, Mode::All)?;
+    create(dir, "tls.crt", &certificate, Mode::All)?;
+    create(dir, "tls.key", &key, Mode::Owner)?;
+    create(dir, "token", &format!("{token}\n"), Mode::Owner)
 }
 
 /// What a machine that is alone calls itself.

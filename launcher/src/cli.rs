@@ -8,11 +8,12 @@ use convoy_worker::{WorkerArgs, task::TaskEntry};
 
 use crate::{
     args::{
-        CertsArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, Places, ResumeArgs, ScaleArgs, TrainArgs, VerifyArgs,
+        CertsArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, PingArgs, Places, ResumeArgs,
+        ScaleArgs, TrainArgs, VerifyArgs,
     },
-    certs, eval, generate, inspect, join,
+    certs, doctor, emit, eval, generate, inspect, join,
     outcome::{Failure, exit},
-    probe,
+    ping, probe,
     rendezvous::{self, Part},
     resume, scale, train, verify,
 };
@@ -72,6 +73,12 @@ enum Command {
     Join(JoinArgs),
     /// Make an authority, certificates and a secret, for a cluster off loopback
     Certs(CertsArgs),
+    /// Print what Slurm, Kubernetes or Docker Compose needs to start a run on several machines
+    Emit(EmitArgs),
+    /// Ask whether a run's coordinator is there, as a probe
+    Ping(PingArgs),
+    /// Look at this machine, and what it would do among others
+    Doctor(DoctorArgs),
     /// Run one parameter server of a cluster
     Server(ServerArgs),
     /// Run one worker of a cluster
@@ -105,12 +112,15 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
         Some(Command::Scale(args)) => scale::scale(&args, &cli.places),
         Some(Command::Join(args)) => join::join(&args, &cli.places),
         Some(Command::Certs(args)) => certs::certs(&args),
+        Some(Command::Doctor(args)) => doctor::doctor(&args, &cli.places),
+        Some(Command::Emit(args)) => emit::emit(&args, &cli.places),
+        Some(Command::Ping(args)) => ping::ping(&args),
         Some(Command::Probe) => return probe::print(),
         Some(Command::Eval(args)) => eval::eval(&args, &cli.places, tasks),
         Some(Command::Generate(args)) => generate::generate(&args, &cli.places, tasks),
         Some(Command::Data(DataCommand::Inspect(args))) => inspect::inspect(&args, &cli.places, tasks),
         None => match rendezvous::part(&cli.train, &cli.places) {
-            Ok(Part::Coordinate(args, places)) => train::train(&args, &places, tasks),
+            Ok(Part::Coordinate(args, places, remotes)) => train::train(&args, &places, remotes, tasks),
             Ok(Part::Join(args)) => join::join(&args, &cli.places),
             Err(failure) => Err(failure),
         },

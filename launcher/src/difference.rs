@@ -14,6 +14,7 @@ const FREE: &[&str] = &[
     "workers",
     "min_workers",
     "local_workers",
+    "local_servers",
     "max_restarts",
     "max_workers",
     "servers",

@@ -14,6 +14,22 @@ pub struct Devices {
     pub passed_over: Vec<String>,
 }
 
+/// A launcher's part of a machine on which there are several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Which launcher of the machine's, from 0.
+    pub rank: u32,
+    /// How many there are.
+    pub size: u32,
+}
+
+impl Default for Share {
+    /// All of it.
+    fn default() -> Self {
+        Share { rank: 0, size: 1 }
+    }
+}
+
 /// One worker's part of the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerPlan {
@@ -83,6 +99,14 @@ fn hardware_first(devices: Vec<FoundDevice>) -> Vec<FoundDevice> {
 }
 
 impl Devices {
+    /// A launcher's part of the devices: every so-manieth, or where there are fewer, one that it shares.
+    pub fn shared(mut self, share: Share) -> Devices {
+        let (rank, size, count) = (share.rank as usize, share.size as usize, self.devices.len());
+        let mine = self.devices.iter().enumerate().filter(|(at, _)| at % size == rank % count.min(size));
+        self.devices = mine.map(|(_, device)| device.clone()).collect();
+        self
+    }
+
     /// How many workers `auto` means: one a GPU, and one that uses all cores on the CPU.
     pub fn auto_workers(&self) -> u32 {
         self.devices.len() as u32
@@ -150,5 +174,19 @@ mod tests {
         assert_eq!(cpu.deal(3, 8)[0].threads, Some(2));
         assert_eq!(cpu.deal(9, 8)[0].threads, Some(1));
         assert_eq!((gpus.auto_workers(), cpu.auto_workers()), (2, 1));
+    }
+
+    #[test]
+    fn launchers_of_one_machine_share_its_devices() {
+        let of = |count: usize, rank: u32, size: u32| {
+            let all = choose(Backend::Auto, &reports(Ok(count), &[]), 8).unwrap().shared(Share { rank, size });
+            all.devices.iter().map(|device| device.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (of(4, 0, 2), of(4, 1, 2)),
+            (vec!["cuda:0".into(), "cuda:2".into()], vec!["cuda:1".into(), "cuda:3".into()])
+        );
+        assert_eq!((of(1, 1, 2), of(2, 2, 3)), (vec!["cuda:0".to_string()], vec!["cuda:0".to_string()]));
+        assert_eq!(of(2, 0, 1).len(), 2);
     }
 }

@@ -1,6 +1,6 @@
 //! `launcher resume` and `--resume`: going on from the newest whole checkpoint.
 
-use std::{fs, path::Path};
+use std::{fs, net::SocketAddr, path::Path};
 
 use convoy_proto::{
     config::{Config, RawConfig, layers::Layers, raw::CountOrAuto},
@@ -16,8 +16,9 @@ use crate::{
     checkpoints::{self, Bad, Checkpoints, Cut, Found},
     cli::say,
     coordinator::core::Origin,
-    difference, finished, model_file,
+    difference, finished, machine, model_file,
     outcome::Failure,
+    remote::Remotes,
     run_dir::{self, RunDir},
     settings,
     train::{self, prepare::Prepared, review::Review},
@@ -47,22 +48,31 @@ pub struct Resumed {
 pub fn resume(args: &ResumeArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(), Failure> {
     process::init_logs();
     let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
-    go_on(&path, args.into(), tasks)
+    let mut args = args.clone();
+    if let Some(interface) = args.network.interface.take() {
+        args.network.listen = Some(SocketAddr::new(machine::address_of(&interface)?, 0).to_string());
+    }
+    go_on(&path, (&args).into(), Remotes::default(), tasks)
 }
 
-/// What `--resume` says to do with a run that is about to be trained: true if that is done.
+/// What `--resume` says to do with a run that is about to be trained: gives the machines back if that is not this.
 ///
 /// # Errors
 /// As [`resume`].
-pub fn instead(args: &TrainArgs, raw: &RawConfig, tasks: &[TaskEntry]) -> Result<bool, Failure> {
-    if args.resume.as_deref() != Some("auto") {
-        return Ok(false);
+pub fn instead(
+    args: &TrainArgs,
+    raw: &RawConfig,
+    remotes: Remotes,
+    tasks: &[TaskEntry],
+) -> Result<Option<Remotes>, Failure> {
+    if args.dry_run || args.resume.as_deref() != Some("auto") {
+        return Ok(Some(remotes));
     }
     let Some(name) = raw.name.as_ref().filter(|name| !name.is_empty()) else {
         return Err(Failure::Usage("--resume auto needs --name, which says what run to go on with".into()));
     };
     let path = Path::new(raw.run_dir.as_deref().unwrap_or("runs")).join(name);
-    let Some(theirs) = stored(&path)? else { return Ok(false) };
+    let Some(theirs) = stored(&path)? else { return Ok(Some(remotes)) };
     if let Some(difference) = difference::between(&theirs, raw)? {
         return Err(Failure::Usage(format!("cannot go on with the run {}: {difference}", path.display())));
     }
@@ -80,14 +90,16 @@ pub fn instead(args: &TrainArgs, raw: &RawConfig, tasks: &[TaskEntry]) -> Result
         count("insecure", raw.insecure.map(|insecure| insecure.to_string())),
     ];
     let local = raw.local_workers.map(|workers| workers.to_string());
+    let local_servers = raw.local_servers.map(|servers| servers.to_string());
     let flags = [
         count("workers", workers),
         count("local_workers", local),
+        count("local_servers", local_servers),
         count("servers", servers),
         count("replicas", replicas),
     ];
     let flags = flags.into_iter().chain(network).flatten().collect();
-    go_on(&path, flags, tasks).map(|()| true)
+    go_on(&path, flags, remotes, tasks).map(|()| None)
 }
 
 /// The configuration of a run that is there.
@@ -101,16 +113,19 @@ fn stored(run: &Path) -> Result<Option<RawConfig>, Failure> {
     Ok(Some(Layers::new().toml(&file.display().to_string(), &text)?.raw()?))
 }
 
-fn go_on(path: &Path, flags: Pairs, tasks: &[TaskEntry]) -> Result<(), Failure> {
+fn go_on(path: &Path, flags: Pairs, remotes: Remotes, tasks: &[TaskEntry]) -> Result<(), Failure> {
     if finished::field(path, "summary.json", "status").as_deref() == Some("done") {
         return say(format_args!("the run {} is done", path.display()));
     }
     let there = || Failure::Usage(format!("there is no run {}", path.display()));
     let mut raw = stored(path)?.ok_or_else(there)?;
-    let most = raw.workers;
-    let says_local = flags.iter().any(|(key, _)| key == "local_workers");
+    let (most, says) = (raw.clone(), |key: &str| flags.iter().any(|(known, _)| known == key));
+    let (says_local, says_servers) = (says("local_workers"), says("local_servers"));
     raw = settings::changed(&raw, flags)?;
-    fit_workers(&mut raw, most, says_local);
+    fit_workers(&mut raw, most.workers, says_local);
+    if !says_servers {
+        fit_servers(&mut raw, &most);
+    }
     // Where it is now, which may not be where it was.
     let whole = fs::canonicalize(path).unwrap_or_else(|_| path.into());
     let text = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
@@ -125,7 +140,8 @@ fn go_on(path: &Path, flags: Pairs, tasks: &[TaskEntry]) -> Result<(), Failure> 
         )));
     }
     (raw.name, raw.run_dir) = (name, text(whole.parent().map(Path::as_os_str)));
-    let prepared = train::prepare::prepare(raw, tasks)?;
+    let mut prepared = train::prepare::prepare(raw, tasks)?;
+    prepared.remotes = remotes;
     finished::check_data(path, &*prepared.data)?;
     let checkpoints = Checkpoints::of_run(&prepared.config, &whole)?;
     let run_dir = RunDir::reopen(&whole, &prepared.config.to_toml())?;
@@ -144,6 +160,13 @@ fn fit_workers(raw: &mut RawConfig, before: Option<CountOrAuto>, says_local: boo
         raw.local_workers = raw.local_workers.map(fit);
     }
     raw.max_workers = raw.max_workers.map(|most| most.max(now));
+}
+
+/// Where all servers were on this machine, all are; and no more than there are now.
+fn fit_servers(raw: &mut RawConfig, before: &RawConfig) {
+    let total = |raw: &RawConfig| raw.servers.unwrap_or(1) * (raw.replicas.unwrap_or(0) + 1);
+    let (before, now) = (total(before), total(raw));
+    raw.local_servers = raw.local_servers.map(|here| if here == before { now } else { here.min(now) });
 }
 
 /// A run's newest whole checkpoint, or its beginning.

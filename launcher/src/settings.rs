@@ -1,11 +1,17 @@
 //! From the command line, the environment and a file to one configuration. The only place that reads the environment.
 
-use convoy_proto::config::{Backend, RawConfig, layers::Layers};
+use std::ffi::OsString;
+
+use convoy_proto::{
+    access,
+    config::{Backend, RawConfig, layers::Layers},
+};
 use convoy_worker::data::{self, Source};
 
 use crate::{
     args::{Pairs, Places, TrainArgs},
     outcome::Failure,
+    rendezvous::{asked::VARIABLES, claims::Variables},
 };
 
 /// Gathers all layers.
@@ -23,11 +29,23 @@ pub fn gather(args: &TrainArgs, places: &Places) -> Result<RawConfig, Failure> {
             .map_err(|problem| Failure::Usage(format!("cannot read --config {origin}: {problem}")))?;
         layers = layers.toml(&origin, &text)?;
     }
-    let variables =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let mut variables = variables();
+    // They say what machine this is, not what the run is.
+    VARIABLES.iter().for_each(|name| drop(variables.remove(*name)));
     layers = layers.environment(variables)?;
     layers = layers.texts("--set", &assignments(&args.set)?)?;
     Ok(layers.texts("command line", &with_places(args.into(), places))?.raw()?)
+}
+
+/// The environment, as far as it is text.
+pub fn variables() -> Variables {
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    std::env::vars_os().filter_map(text).collect()
+}
+
+/// Whether a token, or a secret, comes from the environment.
+pub fn has_token() -> bool {
+    std::env::var_os(access::VARIABLE).is_some()
 }
 
 /// A run's configuration, with what a command says changed.

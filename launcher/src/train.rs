@@ -32,6 +32,7 @@ use crate::{
     },
     outcome::Failure,
     progress::Progress,
+    remote::{Remotes, sessions::Sessions},
     resume::{self, Resumed},
     run_dir::RunDir,
     scale::{self as whereabouts, Whereabouts},
@@ -48,6 +49,7 @@ mod listen;
 pub(crate) mod losses;
 mod nodes;
 pub mod prepare;
+mod remotes;
 pub(crate) mod restarts;
 pub mod review;
 mod saves;
@@ -78,13 +80,12 @@ const EVENTS_AHEAD: usize = 1024;
 ///
 /// # Errors
 /// Whatever keeps the run from its end; the exit code tells which kind.
-pub fn train(args: &TrainArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(), Failure> {
+pub fn train(args: &TrainArgs, places: &Places, remotes: Remotes, tasks: &[TaskEntry]) -> Result<(), Failure> {
     process::init_logs();
     let raw = settings::gather(args, places)?;
-    if !args.dry_run && resume::instead(args, &raw, tasks)? {
-        return Ok(());
-    }
+    let Some(remotes) = resume::instead(args, &raw, remotes, tasks)? else { return Ok(()) };
     let mut prepared = prepare(raw, tasks)?;
+    prepared.remotes = remotes;
     if args.dry_run {
         return say(prepared.describe());
     }
@@ -118,6 +119,8 @@ struct Session {
     nodes: NodesService,
     node_events: mpsc::Receiver<NodeEvent>,
     offers: Vec<NodeId>,
+    /// Launchers that ssh started on other machines.
+    sessions: Sessions,
     /// Places whose node is gone, and until when they wait for another.
     away: BTreeMap<Place, Instant>,
     /// Where others reach the coordinator.
@@ -191,6 +194,7 @@ impl Session {
             nodes,
             node_events,
             offers: Vec::new(),
+            sessions: Sessions::default(),
             away: BTreeMap::new(),
             address: config.network.reached_at(port),
             restarts: Restarts::new(config.max_restarts, Duration::from_millis(config.timeouts.restart_ms.into())),
@@ -249,7 +253,10 @@ impl Session {
         let here = |spec: &ChildSpec| self.nodes.order((spec.role, spec.rank)) == Home::Here;
         let specs: Vec<_> = self.children_of_run().into_iter().filter(here).collect();
         specs.into_iter().try_for_each(|spec| self.children.start(spec).map(drop))?;
-        self.tell_how_to_join();
+        match self.prepared.remotes.count() {
+            0 => self.tell_how_to_join(),
+            _ => self.start_remotes()?,
+        }
         loop {
             let end = self.watch(&mut signals).await?;
             if self.save_results(end, &mut signals).await? {
@@ -310,6 +317,7 @@ impl Session {
                 request = signals.next() => self.request(request)?,
                 Some(event) = self.events.recv() => self.heed(event, signals).await?,
                 Some(event) = self.node_events.recv() => self.heed_node(event, signals).await?,
+                Some(ended) = self.sessions.next_exit() => self.session_ended(ended)?,
                 done = self.keeper.next() => self.kept(done),
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
                 () = until(self.restarts.next()) => self.restart()?,
@@ -342,8 +350,8 @@ impl Session {
             _ => ("next step", timeouts.step_ms.into()),
         };
         if self.last_change.elapsed() > Duration::from_millis(limit_ms) {
-            let vacant = self.nodes.nodes().vacant().len();
-            let join = if vacant == 0 { String::new() } else { format!("; {}", self.how_to_join(vacant as u32)) };
+            let vacant = self.vacant();
+            let join = if vacant == (0, 0) { String::new() } else { format!("; {}", self.how_to_join(vacant)) };
             let problem = format!("no {what} within {limit_ms} ms; waiting for {}{join}", cluster.awaited());
             return Err(Failure::Failed(problem));
         }

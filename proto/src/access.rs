@@ -19,7 +19,7 @@ pub enum TokenRole {
     Observer,
     /// Take part as a worker.
     Worker,
-    /// Take part as a server.
+    /// Take part as a server, or as a worker.
     Server,
     /// Anything.
     Admin,
@@ -43,7 +43,8 @@ impl TokenRole {
     pub fn may_join_as(self, role: Role) -> bool {
         match self {
             TokenRole::Admin => true,
-            TokenRole::Server => role == Role::Server,
+            // It sees workers' tokens anyway, and has all that they could spoil.
+            TokenRole::Server => role != Role::Launcher,
             TokenRole::Worker => role == Role::Worker,
             TokenRole::Observer => false,
         }
@@ -246,10 +247,10 @@ pub fn allowed(path: &str) -> &'static [TokenRole] {
         ("convoy.v1.CoordinationService", "Join" | "Watch" | "Heartbeat" | "GetManifest" | "Leave") => {
             &[Worker, Server, Admin]
         }
-        ("convoy.v1.NodeService", _) => &[Worker, Admin],
-        ("convoy.v1.CoordinationService", "Deal" | "Report") => &[Worker, Admin],
+        ("convoy.v1.NodeService", _) => &[Worker, Server, Admin],
+        ("convoy.v1.CoordinationService", "Deal" | "Report") => &[Worker, Server, Admin],
         ("convoy.v1.CoordinationService", "Decide" | "Stage" | "ReportShard") => &[Server, Admin],
-        ("convoy.v1.ParametersService", "Initialise" | "Push" | "Pull" | "PushPull") => &[Worker, Admin],
+        ("convoy.v1.ParametersService", "Initialise" | "Push" | "Pull" | "PushPull") => &[Worker, Server, Admin],
         ("convoy.v1.ParametersService", "Copy") => &[Server, Admin],
         ("grpc.reflection.v1.ServerReflection", _) => &[Observer, Worker, Server, Admin],
         _ => &[Admin],

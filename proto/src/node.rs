@@ -17,6 +17,8 @@ pub struct NodeOffer {
     pub pid: u32,
     /// Worker processes that it can run.
     pub workers: u32,
+    /// Server processes that it can run.
+    pub servers: u32,
 }
 
 /// A node's admission.

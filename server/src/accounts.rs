@@ -36,6 +36,27 @@ pub fn files(run: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(ledgers)
 }
 
+/// The server that wrote a ledger, by the file's name.
+pub fn server_of(path: &Path) -> Option<ServerId> {
+    match path.file_name()?.to_str()? {
+        LEDGER => Some(ServerId(0)),
+        name => Some(ServerId(name.strip_prefix("ledger-")?.strip_suffix(".jsonl")?.parse().ok()?)),
+    }
+}
+
+/// Adds lines to a server's ledger in a run's directory that it wrote on another machine.
+///
+/// # Errors
+/// What is no line of a ledger, of which nothing is added, or the disk's.
+pub fn add_lines(run: &Path, server: ServerId, lines: &[u8]) -> io::Result<()> {
+    for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        serde_json::from_slice::<Line>(line)?;
+    }
+    let mut file = File::options().read(true).append(true).create(true).open(run.join(file_of(server)))?;
+    end_line(&file)?;
+    file.write_all(lines)
+}
+
 /// A line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

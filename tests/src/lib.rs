@@ -162,6 +162,17 @@ pub fn recomputed_sha256(run: &Path) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Whether a program of other people's is on this machine. Says so where it is not; in CI it must be.
+pub fn has(program: &str) -> bool {
+    let places = ["/usr/bin", "/usr/sbin", "/usr/local/bin"];
+    let is_there = places.iter().any(|place| Path::new(place).join(program).exists());
+    assert!(is_there || std::env::var("CI").is_err(), "{program} is not on this machine; .ci/run installs it");
+    if !is_there {
+        println!("SKIPPED: {program} is not on this machine");
+    }
+    is_there
+}
+
 /// The shared data set with this name, if it is on this machine. Says so where it is not.
 pub fn shared_data(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data").join(name);

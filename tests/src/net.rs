@@ -1,6 +1,9 @@
 //! Several machines on one: network namespaces with addresses of their own, joined by a bridge in one more.
 
 use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
@@ -73,14 +76,39 @@ impl Net {
         format!("10.77.0.{}", machine + 1)
     }
 
-    /// A program's command on a machine.
+    /// The program's command on a machine.
     pub fn command(&self, bench: &Bench, machine: u32, arguments: &str) -> Command {
         let inner = bench.command(arguments);
+        self.run(bench, machine, inner.get_program(), inner.get_args())
+    }
+
+    /// A command on a machine.
+    pub fn run<A: AsRef<OsStr>>(
+        &self,
+        bench: &Bench,
+        machine: u32,
+        program: impl AsRef<OsStr>,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name(machine)]).arg(inner.get_program()).args(inner.get_args());
+        command.args(["netns", "exec", &self.name(machine)]).arg(program).args(arguments);
         command.current_dir(bench.path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
+    }
+
+    /// Gives hosts names, on all machines.
+    pub fn name_hosts(&self, lines: &str) {
+        for machine in 0..self.machines {
+            let dir = self.own_files(machine);
+            fs::create_dir_all(&dir).expect("a place for a machine's own files");
+            fs::write(dir.join("hosts"), format!("127.0.0.1 localhost\n{lines}\n")).expect("a machine's names");
+        }
+    }
+
+    /// What `ip netns exec` puts in the place of files in /etc.
+    fn own_files(&self, machine: u32) -> PathBuf {
+        Path::new("/etc/netns").join(self.name(machine))
     }
 
     /// Cuts a machine off, without a word to anybody.
@@ -100,5 +128,7 @@ impl Drop for Net {
         for name in names {
             ip(&format!("netns del {name}"));
         }
+        // There are some only if names were given.
+        (0..self.machines).for_each(|machine| drop(fs::remove_dir_all(self.own_files(machine))));
     }
 }

@@ -1,10 +1,10 @@
 //! What the commands beside training are told.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::{InputArgs, NetworkArgs, Pairs, given};
+use super::{InputArgs, NetworkArgs, Pairs, RendezvousArgs, given};
 
 /// Which of a run's parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -44,6 +44,10 @@ pub struct ResumeArgs {
     /// Those of them that this machine runs; the rest wait for `launcher join` on others [default: as before]
     #[arg(long, value_name = "N")]
     pub local_workers: Option<String>,
+    /// Those of the server processes that this machine runs; the rest wait for `launcher join` on others
+    /// [default: as before]
+    #[arg(long, value_name = "N")]
+    pub local_servers: Option<String>,
     /// Shards of the parameters, each on a server process of its own [default: as before]
     #[arg(long, value_name = "N")]
     pub servers: Option<String>,
@@ -66,6 +70,7 @@ impl From<&ResumeArgs> for Pairs {
         let mut pairs = given([
             ("workers", &args.workers),
             ("local_workers", &args.local_workers),
+            ("local_servers", &args.local_servers),
             ("servers", &args.servers),
             ("replicas", &args.replicas),
             ("min_workers", &args.min_workers),
@@ -97,8 +102,20 @@ pub struct JoinArgs {
     #[arg(value_name = "HOST:PORT")]
     pub coordinator: String,
     /// Worker processes to run here
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=4096))]
     pub workers: u32,
+    /// Server processes to run here, of those that the run leaves to other machines (--local-servers)
+    #[arg(long, value_name = "M", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1024))]
+    pub servers: u32,
+    /// Address that servers here listen on [default: that on the way to the coordinator]
+    #[arg(long, value_name = "IP")]
+    pub listen: Option<IpAddr>,
+    /// Network interface whose address servers here listen on
+    #[arg(long, value_name = "NAME", conflicts_with = "listen")]
+    pub interface: Option<String>,
+    /// Name or address that others reach servers here at [default: the one they listen on]
+    #[arg(long, value_name = "HOST")]
+    pub advertise_addr: Option<String>,
     /// The name of the run that is meant [default: whatever run is there]
     #[arg(long, visible_alias = "rdzv-id", value_name = "NAME")]
     pub id: Option<String>,
@@ -111,9 +128,88 @@ pub struct JoinArgs {
     /// Directory with ca.crt, tls.crt, tls.key and token; see `launcher certs`
     #[arg(long, value_name = "DIR")]
     pub certs: Option<PathBuf>,
+    /// End when standard input ends
+    #[arg(long, hide = true)]
+    pub supervised: bool,
     /// How long to wait for the run to be there, or to be there again, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub wait: u64,
+}
+
+/// What to look at.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    /// This launcher's place among others: what flags and schedulers say, who is believed, and why
+    #[arg(long)]
+    pub rank: bool,
+    /// As training would be told
+    #[arg(long, value_name = "N|auto")]
+    pub workers: Option<String>,
+    /// As training would be told.
+    #[command(flatten)]
+    pub rendezvous: RendezvousArgs,
+}
+
+/// Whom to ask whether it is there.
+#[derive(Args, Clone, Debug)]
+pub struct PingArgs {
+    /// Where the launcher that coordinates listens [default: CONVOY_RDZV_ENDPOINT]
+    #[arg(value_name = "HOST:PORT")]
+    pub coordinator: Option<String>,
+    /// Directory with ca.crt, tls.crt, tls.key and token [default: CONVOY_CERTS]
+    #[arg(long, value_name = "DIR")]
+    pub certs: Option<PathBuf>,
+}
+
+/// What starts a run on several machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// A batch script.
+    Slurm,
+    /// An Indexed Job with a headless Service and a Secret.
+    K8s,
+    /// A JobSet with a Secret.
+    Jobset,
+    /// A file for Docker Compose.
+    Compose,
+}
+
+/// What to print for which system.
+#[derive(Args, Clone, Debug)]
+pub struct EmitArgs {
+    /// The system
+    #[arg(value_enum)]
+    pub target: Target,
+    /// Machines
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub nodes: u32,
+    /// Workers of each: a number, or auto
+    #[arg(long, value_name = "N|auto", default_value = "auto")]
+    pub workers: String,
+    /// GPUs of each
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub gpus: u32,
+    /// Cores of each
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// Memory of each, as the system has it, such as 16G or 16Gi
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Slurm: how long the run may take, such as 2:00:00
+    #[arg(long, value_name = "TIME")]
+    pub time: Option<String>,
+    /// Containers: the program's image; the Dockerfile makes it
+    #[arg(long, value_name = "IMAGE", default_value = "convoy:latest")]
+    pub image: String,
+    /// What keeps runs: a PersistentVolumeClaim of Kubernetes, or a directory
+    #[arg(long, value_name = "CLAIM|DIR")]
+    pub storage: Option<String>,
+    /// Directory with ca.crt, tls.crt, tls.key and token to put into the Secret [default: made now]
+    #[arg(long, value_name = "DIR")]
+    pub certs: Option<PathBuf>,
+    /// What the launchers are told beside that
+    #[arg(last = true, value_name = "FLAGS")]
+    pub arguments: Vec<String>,
 }
 
 /// What certificates to make, and where.

@@ -11,15 +11,17 @@ use std::{
 
 use convoy_proto::{
     config::Config,
-    ids::NodeId,
+    ids::{NodeId, Role, ServerId},
     node::{NodeAdmission, NodeOffer, OrderReport, Orders, RunEnd},
     wire::{self, node_service_server::NodeService},
 };
+use convoy_server::accounts;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
 use super::{
+    callers::{may_be, shown},
     nodes::{Home, Nodes},
     refusal::Refusal,
 };
@@ -48,19 +50,19 @@ pub struct RunCard {
     config: String,
     heartbeat_ms: u32,
     lease_ms: u32,
-    /// Where processes' logs are.
-    logs: PathBuf,
+    /// The run's directory.
+    run: PathBuf,
 }
 
 impl RunCard {
-    /// Of a run, whose logs are in a directory.
-    pub fn new(config: &Config, logs: PathBuf) -> RunCard {
+    /// Of a run, in its directory.
+    pub fn new(config: &Config, run: PathBuf) -> RunCard {
         RunCard {
             run_id: config.run_id().into(),
             config: config.to_toml(),
             heartbeat_ms: config.timeouts.heartbeat_ms,
             lease_ms: config.timeouts.lease_ms,
-            logs,
+            run,
         }
     }
 }
@@ -158,7 +160,7 @@ impl NodesService {
 
     /// Keeps what a node told of a process's log beside the logs of this machine's.
     fn keep_log(&self, (role, rank): Place, host: &str, lines: &[String]) -> PathBuf {
-        let path = self.inner.card.logs.join(format!("{role}-{rank}.log"));
+        let path = self.inner.card.run.join("logs").join(format!("{role}-{rank}.log"));
         let opened = OpenOptions::new().create(true).append(true).open(&path);
         let written = opened.and_then(|mut file| {
             writeln!(file, "-- on {host}, the last lines of its log:")?;
@@ -237,6 +239,25 @@ impl NodeService for NodesService {
             room.send(NodeEvent::Ended(ChildExit { role: order.role, rank: order.rank, pid, status, log }));
         }
         Ok(Response::new(wire::ReportOrderResponse {}))
+    }
+
+    async fn hand_over(
+        &self,
+        request: Request<wire::HandOverRequest>,
+    ) -> Result<Response<wire::HandOverResponse>, Status> {
+        may_be(shown(&request), Role::Server)?;
+        let wire::HandOverRequest { node, server, lines } = request.into_inner();
+        self.orders(NodeId(node))?;
+        let (run, server) = (self.inner.card.run.clone(), ServerId(server));
+        if !self.nodes().is_seat((Role::Server, server.0)) || self.ended().is_none() {
+            return Err(Status::failed_precondition(format!("the ledger of server {server} is not kept now")));
+        }
+        let added = tokio::task::spawn_blocking(move || accounts::add_lines(&run, server, &lines)).await;
+        match added {
+            Ok(Ok(())) => Ok(Response::new(wire::HandOverResponse {})),
+            Ok(Err(problem)) => Err(Status::invalid_argument(format!("the ledger of server {server}: {problem}"))),
+            Err(problem) => Err(Status::internal(problem.to_string())),
+        }
     }
 
     async fn leave_node(

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use convoy_proto::{
     BUILD, PROTOCOL,
-    ids::NodeId,
+    ids::{NodeId, Role},
     node::{NodeOffer, Order},
 };
 
@@ -15,8 +15,8 @@ use crate::train::restarts::Place;
 
 use super::{handshake::same, refusal::Refusal};
 
-/// More workers than a node has.
-const MOST_WORKERS: u32 = 4096;
+/// More processes than a node has.
+const MOST_PROCESSES: u32 = 4096;
 
 /// A machine's launcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct NodeRecord {
     pub pid: u32,
     /// Worker processes that it can run.
     pub workers: u32,
+    /// Server processes that it can run.
+    pub servers: u32,
     /// When it was last heard of.
     heard_ms: u64,
     /// The processes that it is to run.
@@ -74,13 +76,15 @@ impl Nodes {
         same("protocol version", offer.protocol.to_string(), PROTOCOL.to_string())?;
         same("build", offer.build, BUILD.into())?;
         same("run", offer.run_id.unwrap_or_else(|| run_id.into()), run_id.into())?;
-        if !(1..=MOST_WORKERS).contains(&offer.workers) {
-            return Err(Refusal::Scale(format!("{member} offers {} workers, which makes no sense", offer.workers)));
+        if !(1..=MOST_PROCESSES).contains(&offer.workers.saturating_add(offer.servers)) {
+            let offered = format!("{} workers and {} servers", offer.workers, offer.servers);
+            return Err(Refusal::Scale(format!("{member} offers {offered}, which makes no sense")));
         }
         self.last += 1;
         let node = NodeId(self.last);
-        let NodeOffer { host, pid, workers, .. } = offer;
-        self.records.insert(node, NodeRecord { node, host, pid, workers, heard_ms: now_ms, orders: BTreeMap::new() });
+        let NodeOffer { host, pid, workers, servers, .. } = offer;
+        let orders = BTreeMap::new();
+        self.records.insert(node, NodeRecord { node, host, pid, workers, servers, heard_ms: now_ms, orders });
         Ok(node)
     }
 
@@ -118,15 +122,22 @@ impl Nodes {
         self.seats.iter().filter(|(_, node)| node.is_none()).map(|(place, _)| *place).collect()
     }
 
-    /// How many workers more a node can run.
-    pub fn room(&self, node: NodeId) -> u32 {
-        let has = self.places_of(node).len();
-        self.records.get(&node).map_or(0, |record| (record.workers as usize).saturating_sub(has) as u32)
+    /// Whether a place is, or was, a node's to fill.
+    pub fn is_seat(&self, place: Place) -> bool {
+        self.seats.contains_key(&place)
     }
 
-    /// A node that can run more workers.
-    pub fn with_room(&self) -> Option<NodeId> {
-        self.records.keys().copied().find(|node| self.room(*node) > 0)
+    /// How many processes more of a role a node can run.
+    pub fn room(&self, node: NodeId, role: Role) -> u32 {
+        let has = self.places_of(node).into_iter().filter(|place| place.0 == role).count();
+        let can = |record: &NodeRecord| if role == Role::Server { record.servers } else { record.workers };
+        self.records.get(&node).map_or(0, |record| (can(record) as usize).saturating_sub(has) as u32)
+    }
+
+    /// A node that can run more processes of a role: the one that runs the fewest.
+    pub fn with_room(&self, role: Role) -> Option<NodeId> {
+        let free = self.records.keys().copied().filter(|node| self.room(*node, role) > 0);
+        free.min_by_key(|node| self.places_of(*node).iter().filter(|place| place.0 == role).count())
     }
 
     /// Gives a place to a node.
@@ -201,12 +212,18 @@ impl Nodes {
 
 #[cfg(test)]
 mod tests {
-    use convoy_proto::ids::Role;
-
     use super::*;
 
     fn offer(workers: u32) -> NodeOffer {
-        NodeOffer { protocol: PROTOCOL, build: BUILD.into(), run_id: None, host: "h".into(), pid: 1, workers }
+        NodeOffer {
+            protocol: PROTOCOL,
+            build: BUILD.into(),
+            run_id: None,
+            host: "h".into(),
+            pid: 1,
+            workers,
+            servers: 0,
+        }
     }
 
     const FIRST: Place = (Role::Worker, 1);
@@ -233,10 +250,10 @@ mod tests {
         assert_eq!((nodes.order(FIRST), nodes.vacant()), (Home::Nowhere, vec![FIRST]));
         let node = nodes.join(offer(2), "run", 0).unwrap();
         nodes.seat(FIRST, node);
-        assert_eq!((nodes.room(node), nodes.with_room()), (1, Some(node)));
+        assert_eq!((nodes.room(node, Role::Worker), nodes.with_room(Role::Worker)), (1, Some(node)));
         nodes.seat(SECOND, node);
         assert_eq!((nodes.order(FIRST), nodes.order(SECOND)), (Home::Node(node), Home::Node(node)));
-        assert_eq!((nodes.vacant(), nodes.room(node), nodes.with_room()), (vec![], 0, None));
+        assert_eq!((nodes.vacant(), nodes.room(node, Role::Worker), nodes.with_room(Role::Worker)), (vec![], 0, None));
         let before = nodes.orders(node).unwrap();
         // Another process in the place has another number; the end of the one before it is no news.
         nodes.order(FIRST);
@@ -267,5 +284,20 @@ mod tests {
         assert_ne!(again, node);
         nodes.seat(FIRST, again);
         assert_eq!(nodes.order(FIRST), Home::Node(again));
+    }
+
+    #[test]
+    fn servers_and_workers_have_room_of_their_own_and_are_spread() {
+        let server = (Role::Server, 1);
+        let mut nodes = Nodes::new([server, FIRST, SECOND], 0);
+        let both = nodes.join(NodeOffer { servers: 1, ..offer(1) }, "run", 0).unwrap();
+        let other = nodes.join(offer(2), "run", 0).unwrap();
+        assert_eq!((nodes.with_room(Role::Server), nodes.room(other, Role::Server)), (Some(both), 0));
+        nodes.seat(server, both);
+        assert_eq!((nodes.with_room(Role::Server), nodes.room(both, Role::Worker)), (None, 1));
+        nodes.seat(FIRST, both);
+        assert_eq!(nodes.with_room(Role::Worker), Some(other));
+        let only = nodes.join(NodeOffer { servers: 1, ..offer(0) }, "run", 0).unwrap();
+        assert_eq!(nodes.room(only, Role::Worker), 0);
     }
 }

@@ -29,8 +29,8 @@ const NOT_STARTED: i32 = 3 << 8;
 struct Running {
     order: Order,
     pid: u32,
-    /// Which of the node's devices it computes on.
-    slot: usize,
+    /// Which of the node's devices it computes on, if it is a worker.
+    slot: Option<usize>,
 }
 
 /// A node's processes.
@@ -39,8 +39,8 @@ pub(super) struct Agent {
     dir: PathBuf,
     children: Children,
     plans: Vec<WorkerPlan>,
-    /// What all workers are told.
-    arguments: Vec<String>,
+    /// What all processes of a role are told.
+    arguments: BTreeMap<Role, Vec<String>>,
     running: BTreeMap<Place, Running>,
     wanted: Vec<Order>,
     /// The number of the order that was carried out last in a place: none is twice.
@@ -49,7 +49,7 @@ pub(super) struct Agent {
 
 impl Agent {
     /// Nothing runs yet.
-    pub fn new(link: Link, dir: PathBuf, plans: Vec<WorkerPlan>, arguments: Vec<String>) -> Agent {
+    pub fn new(link: Link, dir: PathBuf, plans: Vec<WorkerPlan>, arguments: BTreeMap<Role, Vec<String>>) -> Agent {
         let (children, running) = (Children::default(), BTreeMap::new());
         Agent { link, dir, children, plans, arguments, running, wanted: Vec::new(), last: BTreeMap::new() }
     }
@@ -117,17 +117,21 @@ impl Agent {
     }
 
     /// How to start an ordered process, and on which of the devices.
-    fn spec(&self, order: Order) -> Result<(ChildSpec, usize), Failure> {
+    fn spec(&self, order: Order) -> Result<(ChildSpec, Option<usize>), Failure> {
         let Order { role, rank, .. } = order;
-        if role != Role::Worker {
-            return Err(Failure::Usage(format!("this node runs workers, no {role}")));
-        }
-        let is_free = |slot: &usize| self.running.values().all(|running| running.slot != *slot);
-        let slot = (0..self.plans.len()).find(is_free);
-        let slot =
-            slot.ok_or_else(|| Failure::Usage(format!("this node runs {} workers, no more", self.plans.len())))?;
+        let told = self.arguments.get(&role);
+        let told = told.ok_or_else(|| Failure::Usage(format!("this node runs no {role}s")))?.clone();
+        let (slot, device) = if role == Role::Worker {
+            let is_free = |slot: &usize| self.running.values().all(|running| running.slot != Some(*slot));
+            let slot = (0..self.plans.len()).find(is_free);
+            let slot =
+                slot.ok_or_else(|| Failure::Usage(format!("this node runs {} workers, no more", self.plans.len())))?;
+            (Some(slot), self.plans[slot].arguments())
+        } else {
+            (None, Vec::new())
+        };
         let own = ["--run".into(), self.dir.display().to_string(), "--rank".into(), rank.to_string()];
-        let arguments = [own.to_vec(), self.arguments.clone(), self.plans[slot].arguments()].concat();
+        let arguments = [own.to_vec(), told, device].concat();
         let log = self.dir.join("logs").join(format!("{role}-{rank}.log"));
         Ok((ChildSpec { role, rank, arguments, log }, slot))
     }

@@ -1,10 +1,13 @@
 //! `launcher join`: this machine's part of a run that another machine's launcher coordinates.
 //!
-//! [`agent`] starts the processes that the coordinator orders and tells what becomes of them; [`link`] keeps the connection.
+//! [`agent`] starts the processes that the coordinator orders and tells what becomes of them; [`link`] keeps the connection;
+//! [`ledgers`] are handed over at the end.
 //! Nothing is decided here: who is started again, and when a run is over, is the coordinator's to say.
 
 use std::{
+    collections::BTreeMap,
     fs,
+    net::{SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -13,25 +16,31 @@ use convoy_proto::{
     BUILD, PROTOCOL,
     access::TokenRole,
     config::Config,
+    ids::Role,
     node::{NodeAdmission, NodeOffer, RunEnd},
     process,
     transport::{Credentials, NodeClient, TransportError},
 };
 use convoy_worker::device::BackendReport;
+use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::{JoinArgs, Places},
+    machine,
     outcome::Failure,
     plan::{self, WorkerPlan},
-    probe, settings,
+    probe,
+    remote::credentials,
+    settings,
     train::{
-        losses::workers,
+        losses::processes,
         signals::{Request, Signals},
     },
 };
 
 mod agent;
+mod ledgers;
 mod link;
 
 use agent::Agent;
@@ -58,13 +67,28 @@ enum End {
 /// No coordinator, a refusal, or how the run ended.
 pub fn join(args: &JoinArgs, places: &Places) -> Result<(), Failure> {
     process::init_logs();
-    let security = process::load_security(args.certs.as_deref())?;
+    if args.workers + args.servers == 0 {
+        return Err(Failure::Usage("--workers 0: a machine that joins runs something, or say --servers M".into()));
+    }
+    // Kept until the end, and gone with it.
+    let handed = match &args.certs {
+        Some(certs) if certs.as_os_str() == "-" => Some(credentials::unpack(&first_line()?)?),
+        _ => None,
+    };
+    let certs = handed.as_ref().map(|dir| dir.path().to_path_buf()).or_else(|| args.certs.clone());
+    let security = process::load_security(certs.as_deref())?;
+    let gone = CancellationToken::new();
+    if args.supervised {
+        process::watch_parent(gone.clone());
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|problem| Failure::Environment(format!("cannot start the runtime: {problem}")))?;
     let root = PathBuf::from(places.run_dir.as_deref().unwrap_or("runs"));
     // Before it is a node: drivers may take their time.
     let reports = if args.backend.as_deref() == Some("cpu") { Vec::new() } else { probe::probe() };
-    let joiner = Joiner { args, root, credentials: security.credentials(TokenRole::Worker), reports };
+    // One that runs servers shows that it may; then it may run workers, too.
+    let role = if args.servers > 0 { TokenRole::Server } else { TokenRole::Worker };
+    let joiner = Joiner { args, root, certs, credentials: security.credentials(role), reports, gone };
     let result = runtime.block_on(joiner.run());
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
@@ -74,9 +98,21 @@ pub fn join(args: &JoinArgs, places: &Places) -> Result<(), Failure> {
 struct Joiner<'a> {
     args: &'a JoinArgs,
     root: PathBuf,
+    certs: Option<PathBuf>,
     credentials: Credentials,
     /// What devices there are.
     reports: Vec<BackendReport>,
+    /// Whoever started it is gone.
+    gone: CancellationToken,
+}
+
+/// The first line of standard input.
+fn first_line() -> Result<String, Failure> {
+    let mut line = String::new();
+    std::io::stdin()
+        .read_line(&mut line)
+        .map_err(|problem| Failure::Environment(format!("cannot read standard input: {problem}")))?;
+    Ok(line)
 }
 
 fn say(line: &str) {
@@ -88,16 +124,22 @@ impl Joiner<'_> {
         let mut signals = Signals::new()?;
         // It may be lost and come back, but to the same run.
         let mut id = self.args.id.clone();
+        // Where its processes wrote, each time that it joined.
+        let mut dirs = Vec::new();
         loop {
             let (client, admission) = tokio::select! {
                 found = self.find(id.as_ref()) => found?,
-                signal = stopped(&mut signals) => return Err(Failure::Signal(signal)),
+                signal = self.stopped(&mut signals) => return Err(Failure::Signal(signal)),
             };
             let (run, node) = (admission.run_id.clone(), admission.node);
             id = Some(run.clone());
-            say(&format!("joined the run {run} at {}, with {}", self.args.coordinator, workers(self.args.workers)));
+            let offered = processes(self.args.workers, self.args.servers);
+            say(&format!("joined the run {run} at {}, with {offered}", self.args.coordinator));
             let mut agent = match self.agent(client.clone(), admission) {
-                Ok(agent) => agent,
+                Ok((agent, dir)) => {
+                    dirs.push(dir);
+                    agent
+                }
                 Err(failure) => {
                     let _ = tokio::time::timeout(GOODBYE, client.leave(node, &failure.to_string())).await;
                     return Err(failure);
@@ -105,13 +147,18 @@ impl Joiner<'_> {
             };
             let end = tokio::select! {
                 end = agent.serve() => end?,
-                signal = stopped(&mut signals) => {
+                signal = self.stopped(&mut signals) => {
                     agent.leave("a person stopped it").await;
                     End::Signal(signal)
                 }
             };
             agent.stop(matches!(&end, End::Run(RunEnd { exit_code: 0, .. }))).await;
             if let End::Run(_) = &end {
+                for dir in &dirs {
+                    if let Err(problem) = ledgers::hand_over(dir, &client, node).await {
+                        say(&problem);
+                    }
+                }
                 agent.leave("the run is over").await;
             }
             match end {
@@ -172,13 +219,14 @@ impl Joiner<'_> {
             host: process::host_name(),
             pid: std::process::id(),
             workers: self.args.workers,
+            servers: self.args.servers,
         };
         let admission = client.join(offer).await?;
         Ok((client, admission))
     }
 
     /// What starts processes of a run here.
-    fn agent(&self, client: NodeClient, admission: NodeAdmission) -> Result<Agent, Failure> {
+    fn agent(&self, client: NodeClient, admission: NodeAdmission) -> Result<(Agent, PathBuf), Failure> {
         let NodeAdmission { node, run_id, config: text, heartbeat_ms, lease_ms } = admission;
         let config = Config::from_toml("the run's configuration", &text)?;
         let dir = self.root.join(".nodes").join(format!("{run_id}-{}-{node}", process::host_name()));
@@ -186,32 +234,64 @@ impl Joiner<'_> {
         prepare(&dir, &text).map_err(|problem| {
             Failure::Environment(format!("cannot write {}: {problem}; choose another --run-dir", dir.display()))
         })?;
-        let mut arguments = vec!["--coordinator".to_string(), self.args.coordinator.clone(), "--supervised".into()];
+        let mut common = vec!["--coordinator".to_string(), self.args.coordinator.clone(), "--supervised".into()];
         let data = self.args.data.iter().flat_map(|data| ["--data".into(), convoy_worker::data::absolute(data)]);
-        arguments.extend(data);
         // None but its own count here, whatever the coordinator's are called.
-        let certs = self.args.certs.iter().flat_map(|certs| ["--certs".into(), certs.display().to_string()]);
-        arguments.extend(certs);
+        let certs = self.certs.iter().flat_map(|certs| ["--certs".into(), certs.display().to_string()]);
+        common.extend(certs);
         let plans = self.plans(&config)?;
+        let mut told = BTreeMap::from([(Role::Worker, [common.clone(), data.collect()].concat())]);
+        if self.args.servers > 0 {
+            told.insert(Role::Server, [common, self.serving()?].concat());
+        }
         let link = link::Link::start(client, node, (heartbeat_ms, lease_ms), CancellationToken::new());
-        Ok(Agent::new(link, dir, plans, arguments))
+        Ok((Agent::new(link, dir.clone(), plans, told), dir))
+    }
+
+    /// Where its servers listen, and what others are told.
+    fn serving(&self) -> Result<Vec<String>, Failure> {
+        let JoinArgs { coordinator, listen, interface, advertise_addr, .. } = self.args;
+        let address = match (listen, interface) {
+            (Some(address), _) => Some(*address),
+            (None, Some(interface)) => Some(machine::address_of(interface)?),
+            (None, None) => {
+                let found = coordinator.to_socket_addrs().ok().and_then(|mut found| found.next());
+                found.and_then(|found| machine::way_to(found.ip()))
+            }
+        };
+        let address = address.ok_or_else(|| {
+            Failure::Environment(format!(
+                "cannot find the way to {coordinator}: say --listen IP, where servers here are"
+            ))
+        })?;
+        if address.is_unspecified() && advertise_addr.is_none() {
+            return Err(Failure::Usage(format!("--listen {address}: say with --advertise-addr where others reach it")));
+        }
+        let listen = ["--listen".into(), SocketAddr::new(address, 0).to_string()];
+        let advertised = advertise_addr.iter().flat_map(|host| ["--advertise-addr".into(), host.clone()]);
+        let threads = ["--threads".into(), machine::cores().to_string()];
+        Ok(listen.into_iter().chain(advertised).chain(threads).collect())
+    }
+
+    /// Waits until a person asks for the end, or whoever started this is gone.
+    async fn stopped(&self, signals: &mut Signals) -> i32 {
+        loop {
+            tokio::select! {
+                () = self.gone.cancelled() => return Signal::SIGHUP as i32,
+                request = signals.next() => if let Request::Stop(signal) = request {
+                    return signal;
+                }
+            }
+        }
     }
 
     /// Where its workers compute.
     fn plans(&self, config: &Config) -> Result<Vec<WorkerPlan>, Failure> {
-        let cores = std::thread::available_parallelism().map_or(1, Into::into);
+        let cores = machine::cores();
         let wanted = settings::backend_or(self.args.backend.as_ref(), config.backend)?;
-        let devices = plan::choose(wanted, &self.reports, cores).map_err(Failure::Environment)?;
+        let devices =
+            plan::choose(wanted, &self.reports, cores).map_err(Failure::Environment)?.shared(machine::share());
         Ok(devices.deal(self.args.workers, cores))
-    }
-}
-
-/// Waits until a person asks for the end.
-async fn stopped(signals: &mut Signals) -> i32 {
-    loop {
-        if let Request::Stop(signal) = signals.next().await {
-            return signal;
-        }
     }
 }
 

@@ -134,6 +134,7 @@ impl Session {
             let _ = tokio::time::timeout(GOODBYE, self.children.kill()).await;
         }
         let _ = tokio::time::timeout(GOODBYE, self.nodes.all_gone()).await;
+        let _ = tokio::time::timeout(GOODBYE, self.sessions.end()).await;
         self.progress.end();
         // Who asked for an end at once does not wait for it.
         if !matches!(result, Err(Failure::Signal(_))) || self.prepared.config.checkpoint.to.is_none() {

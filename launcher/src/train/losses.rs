@@ -161,6 +161,10 @@ impl Session {
     pub(super) fn restart(&mut self) -> Result<(), Failure> {
         for place in self.restarts.take_due(Instant::now()) {
             if !self.is_stopping() {
+                if place.0 == Role::Launcher {
+                    self.start_remote(place.1 as usize)?;
+                    continue;
+                }
                 self.metric(json!({ "event": "restart", "member": format!("{} {}", place.0, place.1) }));
                 if place.0 == Role::Server {
                     *self.notes.server_restarts.entry(place.1).or_default() += 1;
@@ -354,6 +358,19 @@ fn seconds(ms: u64) -> f64 {
 pub(super) fn again(next: Option<Plan>) -> String {
     next.map(|plan| format!(", starts again in {:.1} s (restart {})", plan.delay.as_secs_f64(), plan.number))
         .unwrap_or_default()
+}
+
+pub(super) fn servers(count: u32) -> String {
+    if count == 1 { "1 server".into() } else { format!("{count} servers") }
+}
+
+/// What a machine has, for people.
+pub(crate) fn processes(of_workers: u32, of_servers: u32) -> String {
+    match (of_workers, of_servers) {
+        (_, 0) => workers(of_workers),
+        (0, _) => servers(of_servers),
+        _ => format!("{} and {}", workers(of_workers), servers(of_servers)),
+    }
 }
 
 pub(crate) fn workers(count: u32) -> String {

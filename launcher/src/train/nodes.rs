@@ -7,13 +7,19 @@ use std::{
 
 use convoy_proto::{
     config::Config,
-    ids::{NodeId, Role},
+    ids::{NodeId, Role, ServerId},
+    layout::Layout,
     messages::Phase,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{EVENTS_AHEAD, Session, losses::workers, restarts::Place, signals::Signals};
+use super::{
+    EVENTS_AHEAD, Session,
+    losses::{self, workers},
+    restarts::Place,
+    signals::Signals,
+};
 use crate::{
     coordinator::{
         node_service::{NodeEvent, NodesService, RunCard},
@@ -24,10 +30,12 @@ use crate::{
 
 /// What nodes call, and what it tells this launcher.
 pub(super) fn open(config: &Config, run: &Path) -> (NodesService, mpsc::Receiver<NodeEvent>) {
-    let reserved = (config.local_workers..config.workers).map(|rank| (Role::Worker, rank));
+    let workers = (config.local_workers..config.workers).map(|rank| (Role::Worker, rank));
+    let servers = (config.local_servers..Layout::of(config).servers()).map(|rank| (Role::Server, rank));
+    let reserved = workers.chain(servers);
     let (sender, events) = mpsc::channel(EVENTS_AHEAD);
     let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
-    (NodesService::new(Nodes::new(reserved, now), RunCard::new(config, run.join("logs")), sender), events)
+    (NodesService::new(Nodes::new(reserved, now), RunCard::new(config, run.into()), sender), events)
 }
 
 /// How many heartbeats a node may lack before what is wrong with its workers counts as its own.
@@ -36,21 +44,35 @@ const BEATS_LACKING: u32 = 3;
 impl Session {
     /// Says where others can join, if they are waited for, or if they could.
     pub(super) fn tell_how_to_join(&mut self) {
-        let vacant = self.nodes.nodes().vacant().len() as u32;
-        if vacant > 0 || !self.prepared.config.network.listen.ip().is_loopback() {
+        let vacant = self.vacant();
+        if vacant != (0, 0) || !self.prepared.config.network.listen.ip().is_loopback() {
             self.progress.say(&self.how_to_join(vacant));
         }
     }
 
     /// What another machine joins with.
-    pub(super) fn how_to_join(&self, vacant: u32) -> String {
+    pub(super) fn how_to_join(&self, (workers, servers): (u32, u32)) -> String {
         let certs = if self.prepared.security.tls.is_some() { " --certs DIR" } else { "" };
-        let command = format!("`launcher join {} --workers {}{certs}`", self.address, vacant.max(1));
-        match vacant {
+        let processes = match (workers, servers) {
+            (_, 0) => format!("--workers {}", workers.max(1)),
+            _ => format!("--workers {workers} --servers {servers}"),
+        };
+        let command = format!("`launcher join {} {processes}{certs}`", self.address);
+        let waiting = [losses::workers(workers), losses::servers(servers)];
+        let waiting: Vec<_> = waiting.into_iter().zip([workers, servers]).filter(|(_, count)| *count > 0).collect();
+        let names: Vec<_> = waiting.iter().map(|(name, _)| name.as_str()).collect();
+        match workers + servers {
             0 => format!("other machines join with {command}"),
-            1 => format!("1 worker waits for another machine: {command}"),
-            _ => format!("{vacant} workers wait for other machines: {command}"),
+            1 => format!("{} waits for another machine: {command}", names.join("")),
+            _ => format!("{} wait for other machines: {command}", names.join(" and ")),
         }
+    }
+
+    /// How many workers and servers wait for a node.
+    pub(super) fn vacant(&self) -> (u32, u32) {
+        let vacant = self.nodes.nodes().vacant();
+        let servers = vacant.iter().filter(|place| place.0 == Role::Server).count() as u32;
+        (vacant.len() as u32 - servers, servers)
     }
 
     /// Follows what happened on a node.
@@ -68,12 +90,13 @@ impl Session {
 
     /// A node gets the places that wait for one; what it can run beyond them is room for more workers.
     fn node_joined(&mut self, node: NodeId) -> Result<(), Failure> {
-        let Some((host, offered)) = self.nodes.nodes().get(node).map(|record| (record.host.clone(), record.workers))
-        else {
+        let Some(NodeRecord { host, workers, servers, .. }) = self.nodes.nodes().get(node).cloned() else {
             return Ok(());
         };
-        self.progress.say(&format!("{host} joins, with {}", workers(offered)));
-        self.metric(json!({ "event": "node_joined", "host": host, "node": node.0, "workers": offered }));
+        self.progress.say(&format!("{host} joins, with {}", losses::processes(workers, servers)));
+        self.metric(json!({
+            "event": "node_joined", "host": host, "node": node.0, "workers": workers, "servers": servers,
+        }));
         self.fill_vacant()?;
         self.offers.push(node);
         Ok(())
@@ -89,12 +112,14 @@ impl Session {
             return Ok(());
         }
         let mut vacant = self.nodes.nodes().vacant();
-        vacant.retain(|(_, rank)| *rank < wanted);
+        vacant.retain(|(role, rank)| *role == Role::Server || *rank < wanted);
         for place in vacant {
-            let Some(node) = self.nodes.nodes().with_room() else { break };
+            let Some(node) = self.nodes.nodes().with_room(place.0) else { continue };
             self.nodes.nodes().seat(place, node);
             self.away.remove(&place);
-            self.service.cluster().await_worker(place.1);
+            if place.0 == Role::Worker {
+                self.service.cluster().await_worker(place.1);
+            }
             // Whoever has just been told to start has the time that a start takes.
             self.last_change = Instant::now();
             self.start(place)?;
@@ -107,7 +132,7 @@ impl Session {
         self.fill_vacant()?;
         while self.service.cluster().phase() == Phase::Training {
             let Some(node) = self.offers.pop() else { break };
-            let more = self.nodes.nodes().room(node);
+            let more = self.nodes.nodes().room(node, Role::Worker);
             if more == 0 {
                 continue;
             }
@@ -154,6 +179,10 @@ impl Session {
             self.progress.say(&what);
         }
         for place in places {
+            if place.0 == Role::Server {
+                self.lose_server_of_node(place, &what)?;
+                continue;
+            }
             let is_awaited = is_awaited && place.1 < wanted;
             self.restarts.cancel(place);
             self.starting.remove(&place);
@@ -175,6 +204,27 @@ impl Session {
         if self.service.cluster().is_broken() { self.begin_era() } else { Ok(()) }
     }
 
+    /// A server is gone with its node: its place waits for another.
+    fn lose_server_of_node(&mut self, place: Place, what: &str) -> Result<(), Failure> {
+        if self.ended.is_some() {
+            return Ok(());
+        }
+        let is_there = self.service.cluster().servers()[place.1 as usize].is_some();
+        if is_there && !self.may_replace_server(place.1, true) {
+            return Err(Failure::Lost(format!("{what}, and server {} with it, which nobody may replace", place.1)));
+        }
+        if is_there {
+            let log = self.run_dir.log(&format!("{}-{}", place.0, place.1));
+            self.lose_server(place.1, (&format!("server {}: {what}", place.1), &log))?;
+        }
+        // Not after a delay on this machine, but as soon as there is another.
+        self.restarts.cancel(place);
+        self.starting.remove(&place);
+        let patience = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());
+        self.away.insert(place, Instant::now() + patience);
+        Ok(())
+    }
+
     /// Gives up places that no node has come for.
     pub(super) async fn check_away(&mut self, signals: &mut Signals) -> Result<(), Failure> {
         // Before training has begun, all are waited for, within a limit of its own.
@@ -192,6 +242,13 @@ impl Session {
     }
 
     async fn give_up(&mut self, place: Place, signals: &mut Signals) -> Result<(), Failure> {
+        if place.0 == Role::Server {
+            if !self.service.cluster().has_copy(ServerId(place.1)) {
+                return Err(Failure::Lost(format!("no machine came for server {}, and nobody has its shard", place.1)));
+            }
+            self.service.cluster().abandon_server(place.1);
+            return Ok(());
+        }
         let events = self.service.cluster().give_up(place.1);
         for event in events {
             self.heed(event, signals).await?;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use convoy_proto::{
-    config::{Backend, Config, Length, LocalSteps, Mode, RawConfig},
+    config::{Backend, Config, Length, RawConfig},
     ids::Role,
     layout::Layout,
     manifest::{Manifest, TensorRole},
@@ -23,10 +23,11 @@ use crate::{
     checkpoints::Checkpoints,
     children::ChildSpec,
     coordinator::handshake::Reference,
-    eval,
+    eval, links, machine,
     outcome::Failure,
     plan::{self, Devices, WorkerPlan},
     probe,
+    remote::Remotes,
     run_dir::RunDir,
     settings,
 };
@@ -47,6 +48,8 @@ pub struct Prepared {
     pub horizon: Horizon,
     /// Where workers compute.
     pub devices: Devices,
+    /// Machines that ssh reaches.
+    pub remotes: Remotes,
     workers: Vec<WorkerPlan>,
     cores: usize,
     /// Whether a person chose the name; otherwise another is as good.
@@ -58,7 +61,7 @@ const INSPECTED: u32 = 10_000;
 
 /// Resolves and checks everything that can be without starting a process of the cluster.
 pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Failure> {
-    let cores = std::thread::available_parallelism().map_or(1, Into::into);
+    let cores = machine::cores();
     let wanted = raw.backend()?;
     let source = settings::suit_task(&mut raw)?;
     // Checked before drivers are started, which takes a while.
@@ -68,7 +71,7 @@ pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Fail
     let data = data::open(&config, entry.wanted)?;
     let report = data::inspect(&*data, INSPECTED)?;
     let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
-    let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?;
+    let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?.shared(machine::share());
     config = Config { name: config.name, backend: devices.backend, ..raw.clone().resolve(devices.auto_workers())? };
     if raw.steps.is_none() && raw.epochs.is_none() {
         config.length = usual_length(source, &config, data.info().train);
@@ -91,7 +94,8 @@ pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Fail
     config.optimizer.check_patterns(manifest.tensors().iter().map(|tensor| tensor.name.as_str()))?;
     let horizon = horizon(&config, data.info().train);
     let workers = devices.deal(config.local_workers, cores);
-    Ok(Prepared { config, data, report, security, manifest, horizon, devices, workers, cores, is_named })
+    let remotes = Remotes::default();
+    Ok(Prepared { config, data, report, security, manifest, horizon, devices, remotes, workers, cores, is_named })
 }
 
 /// What a run shows to others, and asks of them: whoever makes one needs the secret, for others' tokens are checked with it.
@@ -207,17 +211,10 @@ impl Prepared {
             let threads = worker.threads.map(|n| format!(", {n} threads")).unwrap_or_default();
             text += &format!("# worker {rank}: {} ({}){threads}\n", worker.device.name, worker.device.about);
         }
-        let megabytes = self.manifest.elements() as f64 * 4.0 / 1e6;
-        let (often, who) = match self.config.mode {
-            Mode::Local(LocalSteps { steps, .. }) => (format!("every {steps} steps"), "each worker"),
-            Mode::Sync(_) => ("each step".into(), "each worker"),
-            Mode::Async(_) | Mode::Ssp(..) => ("for each slice".into(), "the worker that it is dealt to"),
-        };
-        let traffic = match self.config.replicas {
-            0 => format!("pushes and pulls {megabytes:.1} MB"),
-            more => format!("pushes {:.1} MB and pulls {megabytes:.1} MB", megabytes * f64::from(more + 1)),
-        };
-        text + &format!("# {often}, {who} {traffic}\n\n{}", self.config.to_toml())
+        for line in links::describe(&self.config, &links::links(&self.config, &self.manifest)).lines() {
+            text += &format!("# {line}\n");
+        }
+        text + &format!("\n{}", self.config.to_toml())
     }
 
     /// The processes of the cluster.

@@ -77,6 +77,11 @@ pub const KEYS: &[Key] = &[
         Kind::Count,
         "worker processes that the coordinator's machine runs; the rest wait for `launcher join`; all by default",
     ),
+    key(
+        "local_servers",
+        Kind::Count,
+        "server processes that the coordinator's machine runs; the rest wait for `launcher join`; all by default",
+    ),
     key("max_workers", Kind::Count, "worker processes that `launcher scale` may ask for; 4096 by default"),
     key("max_restarts", Kind::Count, "how often each worker or server that dies is started again"),
     key("servers", Kind::Count, "shards of the parameters, each on a server process of its own"),

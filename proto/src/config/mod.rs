@@ -168,6 +168,8 @@ pub struct Config {
     pub workers: u32,
     /// Those of them that run on the coordinator's machine; the rest wait for others to join.
     pub local_workers: u32,
+    /// Server processes that run on the coordinator's machine, the first at least; the rest wait for others to join.
+    pub local_servers: u32,
     /// Worker processes that must be alive for the run to go on.
     pub min_workers: u32,
     /// Worker processes that may be asked for while the run goes on.

@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use super::{ConfigError, raw::value_error};
+use super::{
+    ConfigError,
+    checkpoint::RawCheckpoints,
+    raw::{count, value_error},
+};
 
 /// Where a run's processes listen, and what they ask of whoever calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +72,20 @@ pub(super) fn network(
         return Err(wrong("is no address that others can reach; say which is with --advertise-addr HOST"));
     }
     Ok(Network { listen, advertise_addr, certs, insecure })
+}
+
+/// How many of the servers are on the coordinator's machine. The first is, which keeps accounts there; others write their
+/// part of a checkpoint where they are, so those have to be kept where all reach them.
+pub(super) fn local_servers(said: Option<u64>, servers: u32, checkpoint: &RawCheckpoints) -> Result<u32, ConfigError> {
+    let here = count("local_servers", said.unwrap_or(servers.into()), 1, servers)?;
+    if here < servers && checkpoint.to.as_ref().is_none_or(String::is_empty) {
+        return Err(value_error(
+            "local_servers",
+            here,
+            "leaves servers to other machines, which takes checkpoints that all reach: say where with --checkpoint-to",
+        ));
+    }
+    Ok(here)
 }
 
 /// A name or address, without a port.

@@ -10,7 +10,7 @@ use super::{
     consistency::{Around, RawConsistency},
     input::RawInput,
     model::RawModel,
-    network::network,
+    network::{local_servers, network},
     optimizer::RawOptimizer,
     schedule::RawSchedule,
 };
@@ -43,6 +43,7 @@ pub struct RawConfig {
     pub run_dir: Option<String>,
     pub workers: Option<CountOrAuto>,
     pub local_workers: Option<u64>,
+    pub local_servers: Option<u64>,
     pub min_workers: Option<u64>,
     pub max_workers: Option<u64>,
     pub max_restarts: Option<u64>,
@@ -191,6 +192,9 @@ impl RawConfig {
             return Err(value_error("precision", "\"f16\"", problem));
         }
         let eval_every = self.eval_every.unwrap_or(100);
+        let servers = count("servers", self.servers.unwrap_or(1), 1, 1024)?;
+        let replicas = replicas(self.replicas.unwrap_or(0), mode)?;
+        let local_servers = local_servers(self.local_servers, servers * (replicas + 1), &self.checkpoint)?;
         Ok(Config {
             name: run_name(self.name.unwrap_or_default())?,
             run_dir: self.run_dir.unwrap_or_else(|| "runs".into()),
@@ -199,8 +203,9 @@ impl RawConfig {
             min_workers,
             max_workers,
             max_restarts: count("max_restarts", self.max_restarts.unwrap_or(3), 0, 1_000_000)?,
-            servers: count("servers", self.servers.unwrap_or(1), 1, 1024)?,
-            replicas: replicas(self.replicas.unwrap_or(0), mode)?,
+            servers,
+            replicas,
+            local_servers,
             mode,
             data: self.data.unwrap_or_else(|| "digits".into()),
             task: self.task.unwrap_or_else(|| "cnn".into()),
@@ -328,6 +333,7 @@ impl From<&Config> for RawConfig {
             run_dir: Some(config.run_dir.clone()),
             workers: Some(CountOrAuto::Count(config.workers.into())),
             local_workers: Some(config.local_workers.into()),
+            local_servers: Some(config.local_servers.into()),
             min_workers: Some(config.min_workers.into()),
             max_workers: Some(config.max_workers.into()),
             max_restarts: Some(config.max_restarts.into()),

@@ -13,15 +13,15 @@ const LINE_BYTES: usize = 1 << 12;
 
 impl From<NodeOffer> for wire::JoinNodeRequest {
     fn from(offer: NodeOffer) -> Self {
-        let NodeOffer { protocol, build, run_id, host, pid, workers } = offer;
-        wire::JoinNodeRequest { protocol, build, run_id: run_id.unwrap_or_default(), host, pid, workers }
+        let NodeOffer { protocol, build, run_id, host, pid, workers, servers } = offer;
+        wire::JoinNodeRequest { protocol, build, run_id: run_id.unwrap_or_default(), host, pid, workers, servers }
     }
 }
 
 impl From<wire::JoinNodeRequest> for NodeOffer {
     fn from(request: wire::JoinNodeRequest) -> Self {
-        let wire::JoinNodeRequest { protocol, build, run_id, host, pid, workers } = request;
-        NodeOffer { protocol, build, run_id: Some(run_id).filter(|id| !id.is_empty()), host, pid, workers }
+        let wire::JoinNodeRequest { protocol, build, run_id, host, pid, workers, servers } = request;
+        NodeOffer { protocol, build, run_id: Some(run_id).filter(|id| !id.is_empty()), host, pid, workers, servers }
     }
 }
 
@@ -135,7 +135,15 @@ mod tests {
         let end = Some(RunEnd { exit_code: 75, message: "stopped".into() });
         let orders = Orders { orders: vec![order], end };
         assert_eq!(Orders::try_from(wire::WatchOrdersResponse::from(orders.clone())), Ok(orders));
-        let offer = NodeOffer { protocol: 1, build: "b".into(), run_id: None, host: "h".into(), pid: 1, workers: 2 };
+        let offer = NodeOffer {
+            protocol: 1,
+            build: "b".into(),
+            run_id: None,
+            host: "h".into(),
+            pid: 1,
+            workers: 2,
+            servers: 3,
+        };
         assert_eq!(NodeOffer::from(wire::JoinNodeRequest::from(offer.clone())), offer);
     }
 

@@ -19,6 +19,7 @@ mod gate;
 mod incoming;
 mod membership;
 mod node;
+mod ping;
 mod security;
 mod shard;
 
@@ -27,6 +28,7 @@ pub use gate::Gate;
 pub use incoming::{Incoming, incoming};
 pub use membership::Membership;
 pub use node::NodeClient;
+pub use ping::ping;
 use security::Show;
 pub use security::{Credentials, Security, Tls};
 pub use shard::ShardClient;

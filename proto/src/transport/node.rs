@@ -1,10 +1,11 @@
 //! The client of the service for nodes.
 
+use bytes::Bytes;
 use tokio_stream::{Stream, StreamExt};
 
 use super::{Credentials, Peer, Shown, TransportError, call, control_channel};
 use crate::{
-    ids::NodeId,
+    ids::{NodeId, ServerId},
     limits,
     node::{NodeAdmission, NodeOffer, OrderReport, Orders},
     wire::{self, node_service_client::NodeServiceClient},
@@ -76,6 +77,15 @@ impl NodeClient {
     pub async fn report(&self, node: NodeId, report: OrderReport) -> Result<(), TransportError> {
         let request = call(report.into_request(node));
         self.client.clone().report_order(request).await.map_err(self.failed()).map(drop)
+    }
+
+    /// Hands over lines of a server's ledger, once the run is over.
+    ///
+    /// # Errors
+    /// The coordinator does not know the node or the server as its, cannot keep them, or is gone.
+    pub async fn hand_over(&self, node: NodeId, server: ServerId, lines: Bytes) -> Result<(), TransportError> {
+        let request = wire::HandOverRequest { node: node.0, server: server.0, lines };
+        self.client.clone().hand_over(call(request)).await.map_err(self.failed()).map(drop)
     }
 
     /// Goes, on purpose.

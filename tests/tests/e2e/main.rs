@@ -17,7 +17,9 @@ mod modes;
 mod nodes;
 mod outputs;
 mod replicas;
+mod schedulers;
 mod security;
+mod ssh;
 mod strikes;
 
 use convoy_tests::Bench;
