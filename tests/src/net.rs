@@ -3,10 +3,11 @@
 use std::{
     ffi::OsStr,
     fs,
-    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
+
+use tempfile::NamedTempFile;
 
 use crate::Bench;
 
@@ -18,6 +19,7 @@ static NETWORKS: AtomicU32 = AtomicU32::new(0);
 pub struct Net {
     stem: String,
     machines: u32,
+    hosts: Option<NamedTempFile>,
 }
 
 fn ip(arguments: &str) -> bool {
@@ -29,7 +31,7 @@ impl Net {
     /// So many machines; nothing where they cannot be made, which is said, and no excuse in CI.
     pub fn new(machines: u32) -> Option<Net> {
         let number = NETWORKS.fetch_add(1, Relaxed);
-        let net = Net { stem: format!("cv{}x{number}", std::process::id()), machines };
+        let net = Net { stem: format!("cv{}x{number}", std::process::id()), machines, hosts: None };
         if net.build() {
             return Some(net);
         }
@@ -90,25 +92,31 @@ impl Net {
         program: impl AsRef<OsStr>,
         arguments: impl IntoIterator<Item = A>,
     ) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name(machine)]).arg(program).args(arguments);
-        command.current_dir(bench.path());
+        let mut command = match &self.hosts {
+            None => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", &self.name(machine)]);
+                command
+            }
+            // With what the machine calls others in the place of /etc/hosts, and all else as it is.
+            Some(hosts) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{}", self.name(machine)));
+                command.args(["unshare", "--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
+                command.arg(hosts.path());
+                command
+            }
+        };
+        command.arg(program).args(arguments).current_dir(bench.path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
     /// Gives hosts names, on all machines.
-    pub fn name_hosts(&self, lines: &str) {
-        for machine in 0..self.machines {
-            let dir = self.own_files(machine);
-            fs::create_dir_all(&dir).expect("a place for a machine's own files");
-            fs::write(dir.join("hosts"), format!("127.0.0.1 localhost\n{lines}\n")).expect("a machine's names");
-        }
-    }
-
-    /// What `ip netns exec` puts in the place of files in /etc.
-    fn own_files(&self, machine: u32) -> PathBuf {
-        Path::new("/etc/netns").join(self.name(machine))
+    pub fn name_hosts(&mut self, lines: &str) {
+        let file = NamedTempFile::new().expect("a file");
+        fs::write(file.path(), format!("127.0.0.1 localhost\n{lines}\n")).expect("names of hosts");
+        self.hosts = Some(file);
     }
 
     /// Cuts a machine off, without a word to anybody.
@@ -128,7 +136,5 @@ impl Drop for Net {
         for name in names {
             ip(&format!("netns del {name}"));
         }
-        // There are some only if names were given.
-        (0..self.machines).for_each(|machine| drop(fs::remove_dir_all(self.own_files(machine))));
     }
 }

@@ -154,8 +154,8 @@ volumes:
 }
 
 fn resources(job: &Job) -> String {
-    let gpus = (job.gpus > 0).then(|| format!("nvidia.com/gpu: {}", job.gpus));
-    let cpus = job.cpus.map(|cpus| format!("cpu: {cpus}"));
+    let gpus = (job.gpus > 0).then(|| format!("nvidia.com/gpu: \"{}\"", job.gpus));
+    let cpus = job.cpus.map(|cpus| format!("cpu: \"{cpus}\""));
     let memory = job.memory.as_ref().map(|memory| format!("memory: {}", text(memory)));
     let limits: Vec<_> = [gpus, cpus, memory].into_iter().flatten().collect();
     if limits.is_empty() { String::new() } else { format!("  resources:\n    limits: {{{}}}\n", limits.join(", ")) }

@@ -58,7 +58,13 @@ impl Credentials {
 
 /// A directory that only its owner reads.
 fn private_dir() -> std::io::Result<TempDir> {
-    tempfile::Builder::new().prefix("convoy-").tempdir()
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o700));
+    }
+    builder.prefix("convoy-").tempdir()
 }
 
 /// Puts what a machine was handed where processes find it. It is gone with what this gives.

@@ -293,7 +293,8 @@ mod tests {
     fn no_secret_is_in_a_command() {
         let credentials = Credentials::new(&["127.0.0.1".into()]).unwrap();
         let own = credentials.own();
-        let spec = remotes(Certs::Handed(credentials)).session(0, &place()).unwrap();
+        let remotes = remotes(Certs::Handed(credentials));
+        let spec = remotes.session(0, &place()).unwrap();
         let secret = fs::read_to_string(own.join("token")).unwrap();
         let command = spec.command.join(" ");
         assert!(command.ends_with("--certs -") && !command.contains("convoy-"), "{command}");

@@ -160,7 +160,11 @@ fn part_of(args: &TrainArgs, places: &Places, asked: &Asked) -> Result<Part, Fai
     // To look at the plan takes no other machine.
     let anywhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
     let listen = listen.or_else(|| args.dry_run.then_some(anywhere));
+    // A name that a person gave to this run is meant before a scheduler's.
     let id = asked.id.as_ref().map(|told| told.text.clone());
+    let is_flag = asked.id.as_ref().is_some_and(|told| told.by == "--rdzv-id");
+    let said = raw.name.clone().filter(|name| !name.is_empty());
+    let name = if is_flag { id } else { said.or(id) };
     let Some(listen) = listen else {
         return Ok(Part::Join(JoinArgs {
             coordinator: place.text.clone(),
@@ -169,7 +173,7 @@ fn part_of(args: &TrainArgs, places: &Places, asked: &Asked) -> Result<Part, Fai
             listen: None,
             interface: None,
             advertise_addr: None,
-            id: id.or(raw.name),
+            id: name,
             backend: raw.backend,
             data: raw.data.filter(|data| data.contains(':')),
             certs: raw.certs.filter(|certs| !certs.is_empty()).map(Into::into),
@@ -179,9 +183,6 @@ fn part_of(args: &TrainArgs, places: &Places, asked: &Asked) -> Result<Part, Fai
     };
     let mut args = coordinating(args, &raw, range, local);
     reachable(&mut args, &raw, endpoint, listen);
-    // A name that a person gave to this run is meant before a scheduler's.
-    let is_flag = asked.id.as_ref().is_some_and(|told| told.by == "--rdzv-id");
-    let name = if is_flag { id.or_else(|| places.name.clone()) } else { places.name.clone().or(raw.name).or(id) };
     Ok(Part::Coordinate(Box::new(args), Places { name, ..places.clone() }, Remotes::default()))
 }
 

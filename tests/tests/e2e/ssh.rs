@@ -60,9 +60,9 @@ fn site(bench: &Bench) -> Option<Site> {
             "ListenAddress {address}\nHostKey {path}/host\nAuthorizedKeysFile {path}/authorized\nPidFile none\nUsePAM \
              no\nStrictModes no\nPermitRootLogin prohibit-password\n"
         );
-        let file = dir.join(format!("sshd-{machine}"));
-        fs::write(&file, config).unwrap();
-        let arguments = ["-D", "-e", "-f", file.to_str().unwrap()];
+        fs::write(dir.join(format!("sshd-{machine}")), config).unwrap();
+        // Relative: what has the place in its command line is a process of a run.
+        let arguments = ["-D", "-e", "-f", &format!("ssh/sshd-{machine}")];
         sshds.push(net.run(bench, machine, "/usr/sbin/sshd", arguments).spawn().unwrap());
     }
     fs::write(dir.join("known"), known).unwrap();
@@ -124,8 +124,10 @@ fn remote_processes_end_with_the_launcher_whatever_kills_it() {
     // The same command goes on, and a person stops it.
     let again = format!("-H node1:1,node2:1 --servers 1 {} --name r --resume auto", run(5000, 20));
     let child = site.head(&bench, &again);
-    let before = bench.summary("r")["steps"].as_u64().unwrap();
-    bench.await_steps("r", before + 5);
+    until("it trains again", || {
+        let events = bench.metrics("r");
+        events.iter().skip_while(|event| event["event"] != "resume").any(|event| event["event"] == "step")
+    });
     // To the program: `ip` has become it.
     send(child.id() as i32, Signal::SIGINT);
     let ended = finish(child);
