@@ -14,7 +14,7 @@ use std::{
 
 use convoy_proto::{
     BUILD, PROTOCOL,
-    access::TokenRole,
+    access::{Key, TokenRole},
     config::Config,
     ids::Role,
     node::{NodeAdmission, NodeOffer, RunEnd},
@@ -86,6 +86,13 @@ pub fn join(args: &JoinArgs, places: &Places) -> Result<(), Failure> {
     let root = PathBuf::from(places.run_dir.as_deref().unwrap_or("runs"));
     // Before it is a node: drivers may take their time.
     let reports = if args.backend.as_deref() == Some("cpu") { Vec::new() } else { probe::probe() };
+    if let (true, Some(Key::Token(token))) = (args.servers > 0, &security.key)
+        && !token.role().may_join_as(Role::Server)
+    {
+        let problem = format!("--servers takes a server's token, this is one of the role {}", token.role());
+        let advice = "`launcher certs DIR --from … --role server` makes one, which is good for workers, too";
+        return Err(Failure::Usage(format!("{problem}: {advice}")));
+    }
     // One that runs servers shows that it may; then it may run workers, too.
     let role = if args.servers > 0 { TokenRole::Server } else { TokenRole::Worker };
     let joiner = Joiner { args, root, certs, credentials: security.credentials(role), reports, gone };

@@ -19,6 +19,8 @@ mod outputs;
 mod replicas;
 mod schedulers;
 mod security;
+mod servers;
+mod slow_link;
 mod ssh;
 mod strikes;
 
