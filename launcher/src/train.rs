@@ -3,7 +3,7 @@
 //! [`train`] prepares (configuration, data, devices, directory), [`Session`] runs the cluster and sees it to its end.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -119,6 +119,8 @@ struct Session {
     nodes: NodesService,
     node_events: mpsc::Receiver<NodeEvent>,
     offers: Vec<NodeId>,
+    /// What nodes told while something else had to be found out first.
+    put_off: VecDeque<NodeEvent>,
     /// Launchers that ssh started on other machines.
     sessions: Sessions,
     /// Places whose node is gone, and until when they wait for another.
@@ -194,6 +196,7 @@ impl Session {
             nodes,
             node_events,
             offers: Vec::new(),
+            put_off: VecDeque::new(),
             sessions: Sessions::default(),
             away: BTreeMap::new(),
             address: config.network.reached_at(port),
@@ -309,6 +312,9 @@ impl Session {
         loop {
             if let Some(end) = self.ended {
                 return Ok(end);
+            }
+            while let Some(event) = self.put_off.pop_front() {
+                self.heed_node(event, signals).await?;
             }
             self.scale_if_asked(signals).await?;
             self.take_offers(signals).await?;

@@ -71,6 +71,8 @@ pub mod limits {
     pub const CONTROL_STREAMS: u32 = 1 << 13;
     /// Calls at once on a connection for blocks.
     pub const BULK_STREAMS: u32 = 256;
+    /// Calls that a connection may make in a second; a worker makes a few for each step.
+    pub const CALLS_PER_SECOND: f64 = 10_000.0;
     /// Connections at once to a listener, where the system has file handles for twice as many.
     pub const CONNECTIONS: usize = 1 << 14;
 }

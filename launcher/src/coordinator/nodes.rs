@@ -122,6 +122,13 @@ impl Nodes {
         self.seats.iter().filter(|(_, node)| node.is_none()).map(|(place, _)| *place).collect()
     }
 
+    /// A place that waits for a node in vain is the coordinator's own from now on.
+    pub fn free(&mut self, place: Place) {
+        if self.seats.get(&place) == Some(&None) {
+            self.seats.remove(&place);
+        }
+    }
+
     /// Whether a place is, or was, a node's to fill.
     pub fn is_seat(&self, place: Place) -> bool {
         self.seats.contains_key(&place)
@@ -279,6 +286,8 @@ mod tests {
         assert_eq!((record.workers, places), (1, vec![FIRST]));
         assert_eq!((nodes.order(FIRST), nodes.vacant(), nodes.count()), (Home::Nowhere, vec![FIRST], 0));
         assert!(nodes.renew(node, 152).is_err() && nodes.orders(node).is_err() && nodes.remove(node).is_none());
+        nodes.free(SECOND);
+        assert_eq!((nodes.order(SECOND), nodes.vacant()), (Home::Here, vec![FIRST]));
         // It has another name when it comes back.
         let again = nodes.join(offer(1), "run", 200).unwrap();
         assert_ne!(again, node);

@@ -51,6 +51,9 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+/// How long a run may take to end that was told to at the same time as this node.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// How a node's part of a run ended.
 enum End {
     /// The run is over.
@@ -154,10 +157,7 @@ impl Joiner<'_> {
             };
             let end = tokio::select! {
                 end = agent.serve() => end?,
-                signal = self.stopped(&mut signals) => {
-                    agent.leave("a person stopped it").await;
-                    End::Signal(signal)
-                }
+                signal = self.stopped(&mut signals) => self.end_soon(&mut agent, (&mut signals, signal)).await?,
             };
             agent.stop(matches!(&end, End::Run(RunEnd { exit_code: 0, .. }))).await;
             if let End::Run(_) = &end {
@@ -183,6 +183,21 @@ impl Joiner<'_> {
                 End::Lost(why) => say(&format!("{why}; tries to join again")),
             }
         }
+    }
+
+    /// A signal asks for the end: if the whole run was asked, it ends by itself in a moment, else this node leaves it.
+    async fn end_soon(&self, agent: &mut Agent, (signals, signal): (&mut Signals, i32)) -> Result<End, Failure> {
+        if !self.gone.is_cancelled() {
+            let seconds = GRACE.as_secs();
+            say(&format!("leaves the run in {seconds} s, if that does not end before; once more leaves at once"));
+            tokio::select! {
+                end = agent.serve() => return end,
+                () = tokio::time::sleep(GRACE) => {}
+                _ = self.stopped(signals) => {}
+            }
+        }
+        agent.leave("a person stopped it").await;
+        Ok(End::Signal(signal))
     }
 
     /// Joins a run at the coordinator's address; waits for one to be there.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     children::{ChildExit, exit_status},
-    coordinator::nodes::Home,
+    coordinator::{node_service::NodeEvent, nodes::Home},
     outcome::Failure,
 };
 
@@ -235,11 +235,25 @@ impl Session {
     /// The other children that end at about the same time: members, and those that were about to be.
     async fn more_exits(&mut self, members: &mut Vec<ChildExit>, coming: &mut Vec<ChildExit>) {
         let deadline = tokio::time::Instant::now() + GATHER_EXITS;
-        while let Ok(Some(exit)) = tokio::time::timeout_at(deadline, self.children.next_exit()).await {
+        while let Ok(Some(exit)) = tokio::time::timeout_at(deadline, self.next_exit()).await {
             match self.standing(&exit) {
                 Standing::Member => members.push(exit),
                 Standing::Starting => coming.push(exit),
                 Standing::Gone => {}
+            }
+        }
+    }
+
+    /// The next process to end, here or on a node; what else nodes tell is kept for later.
+    async fn next_exit(&mut self) -> Option<ChildExit> {
+        loop {
+            let event = tokio::select! {
+                exit = self.children.next_exit() => return exit,
+                Some(event) = self.node_events.recv() => event,
+            };
+            match event {
+                NodeEvent::Ended(exit) => return Some(exit),
+                other => self.put_off.push_back(other),
             }
         }
     }

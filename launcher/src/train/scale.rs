@@ -33,8 +33,13 @@ impl Session {
         for rank in start {
             // One that is on its way will be there soon.
             let is_new = self.service.cluster().workers()[rank as usize].is_none();
-            if !is_new || !self.starting.contains_key(&(Role::Worker, rank)) {
-                self.start((Role::Worker, rank))?;
+            let place = (Role::Worker, rank);
+            if !self.away.contains_key(&place) {
+                // It was a node's that nobody waits for any more.
+                self.nodes.nodes().free(place);
+            }
+            if !is_new || !self.starting.contains_key(&place) {
+                self.start(place)?;
             }
         }
         self.stop_coming(wanted, signals).await?;

@@ -19,9 +19,10 @@ use tokio::{
     time::{Sleep, sleep},
 };
 use tokio_stream::Stream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 use tracing::warn;
 
+use super::pace::Pace;
 use crate::{limits, process};
 
 /// What HTTP/2 begins with, in bytes; TLS begins with more.
@@ -105,6 +106,7 @@ struct Beginning {
 pub struct Caller {
     socket: TcpStream,
     begins: Option<Beginning>,
+    pace: Pace,
     _place: OwnedSemaphorePermit,
 }
 
@@ -115,15 +117,15 @@ impl Caller {
         silence: Duration,
     ) -> Caller {
         let begins = Beginning { missing: PREFACE, deadline: Box::pin(sleep(silence)), _place: stranger };
-        Caller { socket, begins: Some(begins), _place: place }
+        Caller { socket, begins: Some(begins), pace: Pace::new(), _place: place }
     }
 }
 
 impl Connected for Caller {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Pace;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.socket.connect_info()
+    fn connect_info(&self) -> Pace {
+        self.pace.clone()
     }
 }
 

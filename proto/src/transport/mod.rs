@@ -19,6 +19,7 @@ mod gate;
 mod incoming;
 mod membership;
 mod node;
+mod pace;
 mod ping;
 mod security;
 mod shard;

@@ -107,7 +107,10 @@ fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(),
     let config = process::load_config(&args.run)?;
     let security = process::load_security(args.certs.as_deref().or(config.network.certs_dir()))?;
     let entry = task::find(tasks, &config.task)?;
-    let here = Config { data: args.data.clone().unwrap_or_else(|| config.data.clone()), ..config.clone() };
+    // What the run says holds for the coordinator's machine: here, data and caches may be elsewhere.
+    let data = args.data.clone().unwrap_or_else(|| config.data.clone());
+    let root = args.run.parent().map_or_else(|| config.run_dir.clone(), |root| root.display().to_string());
+    let here = Config { data, run_dir: root, ..config.clone() };
     let data = data::open(&here, entry.wanted)?;
     let replica = entry.open(&config, data.info(), args.device)?;
     let offer = offer(args, &config, &*data, &*replica);
