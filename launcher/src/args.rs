@@ -226,6 +226,13 @@ impl Default for HostsArgs {
     }
 }
 
+impl HostsArgs {
+    /// Whether any are said, or chosen of.
+    pub fn are_said(&self) -> bool {
+        [self.hosts.is_some(), self.hostfile.is_some(), self.include.is_some(), self.exclude.is_some()].contains(&true)
+    }
+}
+
 /// Where the run can be reached, and by whom.
 #[derive(Args, Clone, Debug, Default)]
 pub struct NetworkArgs {

@@ -9,7 +9,7 @@ use crate::{
     plan::Share,
     rendezvous::{
         self, Part,
-        asked::{Asked, Told, asked, believed},
+        asked::{Asked, Told, asked, believed, is_same_group},
         claims::{self, Claim, Group, Variables, Word},
     },
     settings,
@@ -27,7 +27,9 @@ pub fn doctor(args: &DoctorArgs, places: &Places) -> Result<(), Failure> {
     let train =
         TrainArgs { workers: args.workers.clone(), rendezvous: args.rendezvous.clone(), ..TrainArgs::default() };
     let asked = asked(&args.rendezvous, &variables);
-    cli::print(sources(&variables, asked.as_ref().is_ok_and(|asked| asked.nnodes.is_some())))?;
+    let counted =
+        asked.as_ref().ok().and_then(|asked| asked.nnodes.clone()).filter(|told| told.by.starts_with(['-', 'C']));
+    cli::print(sources(&variables, counted.as_ref()))?;
     let asked = asked.map_err(|problem| Failure::Usage(problem.to_string()))?;
     cli::print(values(&asked, claims::share(&variables)))?;
     let part = rendezvous::part(&train, places)?;
@@ -44,14 +46,14 @@ pub fn doctor(args: &DoctorArgs, places: &Places) -> Result<(), Failure> {
 }
 
 /// A line for each source, and which is believed.
-fn sources(variables: &Variables, is_counted: bool) -> String {
+fn sources(variables: &Variables, counted: Option<&Told>) -> String {
     let claims = claims::claims(variables);
-    let first = believed(&claims, is_counted).ok().flatten().map(|(source, _)| source);
+    let first = believed(&claims, counted).ok().flatten().map(|(source, _)| source);
     let mut text = String::from("sources, those that are believed first\n");
     for source in claims::sources() {
         let what = match claims.iter().find(|claim| claim.source == source) {
             None => "says nothing".to_string(),
-            Some(claim) => told(claim, first, is_counted),
+            Some(claim) => told(claim, first, counted),
         };
         // Writing to a string cannot fail.
         let _ = writeln!(text, "  {source:<18}{what}");
@@ -60,12 +62,15 @@ fn sources(variables: &Variables, is_counted: bool) -> String {
 }
 
 /// What a source says, and what comes of it.
-fn told(claim: &Claim, first: Option<&str>, is_counted: bool) -> String {
+fn told(claim: &Claim, first: Option<&str>, counted: Option<&Told>) -> String {
     let variables: Vec<_> = claim.variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let verdict = match (&claim.word, first) {
         (Word::Group(_), Some(first)) if first == claim.source => "believed".to_string(),
-        (Word::Group(group), _) if group.nnodes.is_none() && !is_counted => {
+        (Word::Group(group), _) if group.nnodes.is_none() && counted.is_none() => {
             "passed over: it does not say of how many, and neither does --nnodes".into()
+        }
+        (Word::Group(group), _) if !is_same_group(group, counted) => {
+            "passed over: it counts others than are meant".into()
         }
         (Word::Group(_), Some(first)) => format!("passed over: {first} comes first"),
         (Word::Group(_), None) => "passed over: what comes first makes no sense".into(),
@@ -73,8 +78,8 @@ fn told(claim: &Claim, first: Option<&str>, is_counted: bool) -> String {
         (Word::Nonsense(why), _) => format!("makes no sense: {why}"),
     };
     let place = match &claim.word {
-        Word::Group(Group { nnodes: Some(nnodes), rank, .. }) => format!("rank {rank} of {nnodes}, "),
-        Word::Group(Group { rank, .. }) => format!("rank {rank}, "),
+        Word::Group(Group { nnodes: Some(nnodes), rank: Some(rank), .. }) => format!("rank {rank} of {nnodes}, "),
+        Word::Group(Group { rank: Some(rank), .. }) => format!("rank {rank}, "),
         _ => String::new(),
     };
     format!("{place}{verdict}  [{}]", variables.join(" "))

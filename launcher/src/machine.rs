@@ -15,9 +15,19 @@ use crate::{
     settings,
 };
 
+/// What says that each launcher sees its own GPUs alone.
+const DIVIDED: [&str; 2] = ["SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND"];
+
 /// This launcher's part of the machine.
-pub fn share() -> Share {
+fn share() -> Share {
     claims::share(&settings::variables())
+}
+
+/// This launcher's part of the GPUs that it sees.
+pub fn share_of_devices() -> Share {
+    let variables = settings::variables();
+    let is_divided = DIVIDED.iter().any(|name| variables.contains_key(*name));
+    if is_divided { Share::default() } else { claims::share(&variables) }
 }
 
 /// The cores that this launcher's processes may use.
@@ -81,7 +91,7 @@ pub fn address_of(interface: &str) -> Result<IpAddr, Failure> {
 pub fn auto_workers(wanted: Backend) -> Result<u32, Failure> {
     let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
     let devices = plan::choose(wanted, &reports, cores()).map_err(Failure::Environment)?;
-    Ok(devices.shared(share()).auto_workers())
+    Ok(devices.shared(share_of_devices()).auto_workers())
 }
 
 #[cfg(test)]

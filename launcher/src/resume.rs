@@ -52,7 +52,13 @@ pub fn resume(args: &ResumeArgs, places: &Places, tasks: &[TaskEntry]) -> Result
     if let Some(interface) = args.network.interface.take() {
         args.network.listen = Some(SocketAddr::new(machine::address_of(&interface)?, 0).to_string());
     }
-    go_on(&path, (&args).into(), Remotes::default(), tasks)
+    let mut train = TrainArgs { hosts: args.hosts.clone(), network: args.network.clone(), ..TrainArgs::default() };
+    (train.workers, train.local_workers) = (args.workers.clone(), args.local_workers.clone());
+    let remotes = Remotes::gather(&mut train)?;
+    (args.workers, args.local_workers, args.network) = (train.workers, train.local_workers, train.network);
+    let mut flags = Pairs::from(&args);
+    flags.extend(train.max_workers.map(|most| ("max_workers".to_string(), most)));
+    go_on(&path, flags, remotes, tasks)
 }
 
 /// What `--resume` says to do with a run that is about to be trained: gives the machines back if that is not this.
@@ -140,6 +146,12 @@ fn go_on(path: &Path, flags: Pairs, remotes: Remotes, tasks: &[TaskEntry]) -> Re
         )));
     }
     (raw.name, raw.run_dir) = (name, text(whole.parent().map(Path::as_os_str)));
+    if let Some(certs) = raw.certs.as_ref().filter(|certs| !certs.is_empty() && !Path::new(certs).exists()) {
+        return Err(Failure::Usage(format!(
+            "the run's certificates, in {certs}, are gone (what --hostfile makes is, with its launcher): say --hostfile \
+             again, or --certs DIR"
+        )));
+    }
     let mut prepared = train::prepare::prepare(raw, tasks)?;
     prepared.remotes = remotes;
     finished::check_data(path, &*prepared.data)?;

@@ -121,8 +121,9 @@ struct Session {
     offers: Vec<NodeId>,
     /// What nodes told while something else had to be found out first.
     put_off: VecDeque<NodeEvent>,
-    /// Launchers that ssh started on other machines.
+    /// Launchers that ssh started on other machines, and those that are to be started again.
     sessions: Sessions,
+    sessions_again: Restarts,
     /// Places whose node is gone, and until when they wait for another.
     away: BTreeMap<Place, Instant>,
     /// Where others reach the coordinator.
@@ -198,6 +199,7 @@ impl Session {
             offers: Vec::new(),
             put_off: VecDeque::new(),
             sessions: Sessions::default(),
+            sessions_again: Restarts::new(u32::MAX, remotes::AGAIN),
             away: BTreeMap::new(),
             address: config.network.reached_at(port),
             restarts: Restarts::new(config.max_restarts, Duration::from_millis(config.timeouts.restart_ms.into())),
@@ -327,6 +329,7 @@ impl Session {
                 done = self.keeper.next() => self.kept(done),
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
                 () = until(self.restarts.next()) => self.restart()?,
+                () = until(self.sessions_again.next()) => self.begin_sessions(),
                 () = until(self.turmoil.next()) => self.chaos_due(),
                 _ = tick.tick() => {
                     self.check_nodes(signals).await?;

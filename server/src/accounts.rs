@@ -44,17 +44,21 @@ pub fn server_of(path: &Path) -> Option<ServerId> {
     }
 }
 
-/// Adds lines to a server's ledger in a run's directory that it wrote on another machine.
+/// Adds lines to a server's ledger in a run's directory that it wrote on another machine. What is none, such as a line that
+/// was torn when its writer died, is left out.
 ///
 /// # Errors
-/// What is no line of a ledger, of which nothing is added, or the disk's.
+/// The disk's.
 pub fn add_lines(run: &Path, server: ServerId, lines: &[u8]) -> io::Result<()> {
-    for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        serde_json::from_slice::<Line>(line)?;
+    let is_line = |line: &&[u8]| serde_json::from_slice::<Line>(line).is_ok();
+    let mut whole = Vec::with_capacity(lines.len());
+    for line in lines.split(|byte| *byte == b'\n').filter(is_line) {
+        whole.extend_from_slice(line);
+        whole.push(b'\n');
     }
     let mut file = File::options().read(true).append(true).create(true).open(run.join(file_of(server)))?;
     end_line(&file)?;
-    file.write_all(lines)
+    file.write_all(&whole)
 }
 
 /// A line.
@@ -172,5 +176,18 @@ mod tests {
         let commit = Some(Line::of(Era(0), &used));
         let eras = [0, 1].map(|era| Some(Line::Era { era, from: 3 }));
         assert_eq!(lines, [eras[0].clone(), commit, None, eras[1].clone()]);
+    }
+
+    #[test]
+    fn what_another_machine_wrote_is_added_but_for_what_was_torn() {
+        let run = std::env::temp_dir().join(format!("convoy-accounts-{}", std::process::id()));
+        std::fs::create_dir_all(&run).unwrap();
+        let line = r#"{"era":0,"from":3}"#;
+        add_lines(&run, ServerId(2), format!("{line}\n{{\"era\":0,\"co\nrubbish\n").as_bytes()).unwrap();
+        add_lines(&run, ServerId(2), format!("{line}\n").as_bytes()).unwrap();
+        let path = run.join("ledger-2.jsonl");
+        assert_eq!((server_of(&path), server_of(&run.join("ledger-x.jsonl"))), (Some(ServerId(2)), None));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{line}\n{line}\n"));
+        std::fs::remove_dir_all(&run).unwrap();
     }
 }

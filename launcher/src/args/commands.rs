@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::{InputArgs, NetworkArgs, Pairs, RendezvousArgs, given};
+use super::{HostsArgs, InputArgs, NetworkArgs, Pairs, RendezvousArgs, given};
 
 /// Which of a run's parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -63,6 +63,9 @@ pub struct ResumeArgs {
     /// How it is reached.
     #[command(flatten)]
     pub network: NetworkArgs,
+    /// Which machines are reached by ssh.
+    #[command(flatten)]
+    pub hosts: HostsArgs,
 }
 
 impl From<&ResumeArgs> for Pairs {

@@ -183,7 +183,11 @@ impl NodeService for NodesService {
         &self,
         request: Request<wire::JoinNodeRequest>,
     ) -> Result<Response<wire::JoinNodeResponse>, Status> {
+        let shown = shown(&request);
         let offer = NodeOffer::from(request.into_inner());
+        if offer.servers > 0 {
+            may_be(shown, Role::Server)?;
+        }
         let RunCard { run_id, config, heartbeat_ms, lease_ms, .. } = self.inner.card.clone();
         let room = self.room().await?;
         let node = self.nodes().join(offer, &run_id, self.now_ms())?;

@@ -102,6 +102,11 @@ impl Nodes {
         self.records.len()
     }
 
+    /// Whether one of them runs a server.
+    pub fn has_servers(&self) -> bool {
+        self.seats.iter().any(|(place, node)| place.0 == Role::Server && node.is_some())
+    }
+
     /// Notes that a node is alive.
     ///
     /// # Errors

@@ -14,12 +14,16 @@ pub fn file(job: &Job, certs: &Path) -> String {
     let count = nodes.to_string();
     let meeting = ["--nnodes", &count, "--workers", workers, "--rdzv-endpoint", &endpoint, "--rdzv-id", name];
     let place = ["--run-dir", "/runs", "--resume", "auto"];
+    // Compose puts variables in where there is a $.
+    let arguments: Vec<String> = job.arguments.iter().map(|argument| argument.replace('$', "$$")).collect();
     let command = |rank: &str| {
         let own = meeting.into_iter().chain(["--node-rank", rank]).chain(place);
-        list(own.chain(job.arguments.iter().map(String::as_str)))
+        list(own.chain(arguments.iter().map(String::as_str)))
     };
     let (directory, image) = (certs.display(), text(image));
     let runs = job.storage.as_deref().unwrap_or("./runs");
+    // Without, it would be the name of a volume.
+    let runs = if runs.starts_with(['.', '/', '~']) { runs.into() } else { format!("./{runs}") };
     let secrets: String =
         FILES.iter().map(|file| format!("  {file}: {{file: {}}}\n", text(&format!("{directory}/{file}")))).collect();
     let mounts: String =
@@ -36,7 +40,7 @@ pub fn file(job: &Job, certs: &Path) -> String {
     };
     format!(
         r#"# Before: launcher certs {directory} --host coordinator --host localhost --host 127.0.0.1
-name: {name}
+name: {quoted}
 x-launcher: &launcher
   image: {image}
   environment:
@@ -50,7 +54,7 @@ services:
     <<: *launcher
     command: {command}
     healthcheck:
-      test: [CMD, launcher, ping, "127.0.0.1:{port}"]
+      test: [CMD, launcher, ping, "{endpoint}"]
       start_period: 60s
       start_interval: 1s
     deploy:
@@ -59,19 +63,21 @@ services:
 {secrets}"#,
         runs = text(&format!("{runs}:/runs")),
         command = command("0"),
+        quoted = text(name),
     )
 }
 
 fn resources(job: &Job) -> String {
     let cpus = job.cpus.map(|cpus| format!("cpus: \"{cpus}\""));
-    let memory = job.memory.as_ref().map(|memory| format!("memory: {}", text(memory)));
+    let memory =
+        job.memory.as_ref().map(|memory| format!("memory: {}", text(&memory.replace("Gi", "g").replace("Mi", "m"))));
     let limits: Vec<_> = [cpus, memory].into_iter().flatten().collect();
     let limits = if limits.is_empty() { String::new() } else { format!("        limits: {{{}}}\n", limits.join(", ")) };
     let gpus = if job.gpus == 0 {
         String::new()
     } else {
         format!(
-            "        reservations:\n          devices:\n          - {{driver: nvidia, count: {}, capabilities: [gpu]}}\n",
+            "        # Each container takes the first ones: on one machine, say device_ids in place of count.\n        reservations:\n          devices:\n          - {{driver: nvidia, count: {}, capabilities: [gpu]}}\n",
             job.gpus
         )
     };

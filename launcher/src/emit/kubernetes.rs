@@ -45,7 +45,7 @@ pub fn job_set(job: &Job, files: &[(&str, String)]) -> String {
     format!(
         "{}---\n# Each pod starts a launcher; that of index 0 coordinates.\napiVersion: jobset.x-k8s.io/v1alpha2\nkind: \
          JobSet\nmetadata:\n  name: {name}\nspec:\n  network:\n    enableDNSHostnames: true\n    subdomain: {name}\n    \
-         publishNotReadyAddresses: true\n  failurePolicy:\n    maxRestarts: 3\n  replicatedJobs:\n  - name: node\n    \
+         publishNotReadyAddresses: true\n  failurePolicy:\n    maxRestarts: 3\n    rules:\n    - name: asked-for-wrongly\n      action: FailJobSet\n      onJobFailureReasons: [PodFailurePolicy]\n  replicatedJobs:\n  - name: node\n    \
          replicas: 1\n    template:\n      spec:\n{spec}",
         secret(job, files),
     )
@@ -92,7 +92,11 @@ podFailurePolicy:
       values: [2, 5]
   - action: Ignore
     onPodConditions:
-    - type: DisruptionTarget
+    - {{type: DisruptionTarget, status: "True"}}
+# The run is over when the coordinator says so.
+successPolicy:
+  rules:
+  - {{succeededIndexes: "0"}}
 template:
   spec:
 {pod}"#,
@@ -105,7 +109,9 @@ template:
 fn pod_spec(job: &Job, first: &str, rank: &str) -> String {
     let Job { name, workers, image, .. } = job;
     let command = ["--workers", workers, "--name", name, "--resume", "auto", "--run-dir", RUNS];
-    let arguments = list(command.into_iter().chain(job.arguments.iter().map(String::as_str)));
+    // What the launcher is to have as it is, and not what it names.
+    let own: Vec<String> = job.arguments.iter().map(|argument| argument.replace("$(", "$$(")).collect();
+    let arguments = list(command.into_iter().chain(own.iter().map(String::as_str)));
     let storage = match &job.storage {
         Some(claim) => format!("persistentVolumeClaim: {{claimName: {}}}", text(claim)),
         // Gone with the pod: --storage names a claim that is not.
@@ -117,6 +123,8 @@ restartPolicy: Never
 # Finishes the step and writes a checkpoint.
 terminationGracePeriodSeconds: 90
 automountServiceAccountToken: false
+# Variables of services would be taken for the launcher's.
+enableServiceLinks: false
 containers:
 - name: launcher
   image: {image}
@@ -124,14 +132,16 @@ containers:
   env:
   - {{name: CONVOY_NNODES, value: "{nodes}"}}
   - {{name: CONVOY_RDZV_ENDPOINT, value: "{first}:{port}"}}
-  - {{name: CONVOY_RDZV_ID, value: {name}}}
+  - {{name: CONVOY_RDZV_ID, value: {quoted}}}
   - {{name: CONVOY_CERTS, value: {CERTS}}}{rank}
   ports:
   - {{name: coordinator, containerPort: {port}}}
   startupProbe:
     exec: {{command: [launcher, ping]}}
-    periodSeconds: 2
-    failureThreshold: 150
+    periodSeconds: 5
+    timeoutSeconds: 5
+    # An image, data and the first pod may take their time.
+    failureThreshold: 360
   readinessProbe:
     exec: {{command: [launcher, ping]}}
     periodSeconds: 10
@@ -146,6 +156,7 @@ volumes:
   {storage}
 "#,
         image = text(image),
+        quoted = text(name),
         nodes = job.nodes,
         port = port(),
         rank = indented(rank, 2).trim_end_matches('\n'),

@@ -11,7 +11,8 @@ pub fn script(job: &Job) -> String {
         vec![format!("--job-name={}", job.name), format!("--nodes={}", job.nodes), "--ntasks-per-node=1".to_string()];
     options.extend(job.cpus.map(|cpus| format!("--cpus-per-task={cpus}")));
     options.extend((job.gpus > 0).then(|| format!("--gpus-per-node={}", job.gpus)));
-    options.extend(job.memory.as_ref().map(|memory| format!("--mem={memory}")));
+    // Its units are binary ones without saying so.
+    options.extend(job.memory.as_ref().map(|memory| format!("--mem={}", memory.trim_end_matches('i'))));
     options.extend(job.time.as_ref().map(|time| format!("--time={time}")));
     // Before time is up, a checkpoint; after a node was lost, the same job again, which goes on.
     options.extend(["--signal=TERM@120", "--requeue", "--open-mode=append", "--output=%x-%j.log"].map(String::from));
@@ -29,18 +30,19 @@ name={name}-$SLURM_JOB_ID
 certs=$PWD/certs-$SLURM_JOB_ID
 
 # Certificates for the nodes of this job, and its secret; other nodes if it was requeued.
-umask 077
 rm -rf "$certs"
 hosts=()
 for host in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do hosts+=(--host "$host"); done
-launcher certs "$certs" "${{hosts[@]}}" --host localhost --host 127.0.0.1
+(umask 077; launcher certs "$certs" "${{hosts[@]}}" --host localhost --host 127.0.0.1)
 trap 'rm -rf "$certs"' EXIT
 
 # The first node coordinates: launchers find each other by Slurm's variables (launcher doctor --rank).
-srun --kill-on-bad-exit=0 launcher --workers {workers} --name "$name" --rdzv-id "$name" --resume auto \
+srun --kill-on-bad-exit=0 --wait=0{cores} launcher --workers {workers} --name "$name" --rdzv-id "$name" --resume auto \
     --certs "$certs"{root}{arguments}
 "#,
         name = job.name,
         workers = job.workers,
+        // Steps do not get the job's by themselves in some versions.
+        cores = job.cpus.map(|cpus| format!(" --cpus-per-task={cpus}")).unwrap_or_default(),
     )
 }

@@ -37,6 +37,7 @@ struct Running {
 pub(super) struct Agent {
     link: Link,
     dir: PathBuf,
+    stop_within: Duration,
     children: Children,
     plans: Vec<WorkerPlan>,
     /// What all processes of a role are told.
@@ -49,9 +50,14 @@ pub(super) struct Agent {
 
 impl Agent {
     /// Nothing runs yet.
-    pub fn new(link: Link, dir: PathBuf, plans: Vec<WorkerPlan>, arguments: BTreeMap<Role, Vec<String>>) -> Agent {
+    pub fn new(
+        link: Link,
+        (dir, stop_within): (PathBuf, Duration),
+        plans: Vec<WorkerPlan>,
+        arguments: BTreeMap<Role, Vec<String>>,
+    ) -> Agent {
         let (children, running) = (Children::default(), BTreeMap::new());
-        Agent { link, dir, children, plans, arguments, running, wanted: Vec::new(), last: BTreeMap::new() }
+        Agent { link, dir, stop_within, children, plans, arguments, running, wanted: Vec::new(), last: BTreeMap::new() }
     }
 
     /// Does what is ordered, until the run ends or the coordinator is lost.
@@ -68,6 +74,11 @@ impl Agent {
             }
             self.obey().await;
         }
+    }
+
+    /// How long the run may take to end once it is told to.
+    pub fn stop_within(&self) -> Duration {
+        self.stop_within
     }
 
     /// Says goodbye, if anybody listens.

@@ -51,7 +51,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// How long a run may take to end that was told to at the same time as this node.
+/// How long a run may take to end that was told to at the same time as this node, which runs workers only.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How a node's part of a run ended.
@@ -188,11 +188,13 @@ impl Joiner<'_> {
     /// A signal asks for the end: if the whole run was asked, it ends by itself in a moment, else this node leaves it.
     async fn end_soon(&self, agent: &mut Agent, (signals, signal): (&mut Signals, i32)) -> Result<End, Failure> {
         if !self.gone.is_cancelled() {
-            let seconds = GRACE.as_secs();
+            // Without its servers, the run has no last checkpoint.
+            let grace = if self.args.servers > 0 { agent.stop_within() } else { GRACE };
+            let seconds = grace.as_secs();
             say(&format!("leaves the run in {seconds} s, if that does not end before; once more leaves at once"));
             tokio::select! {
                 end = agent.serve() => return end,
-                () = tokio::time::sleep(GRACE) => {}
+                () = tokio::time::sleep(grace) => {}
                 _ = self.stopped(signals) => {}
             }
         }
@@ -267,7 +269,8 @@ impl Joiner<'_> {
             told.insert(Role::Server, [common, self.serving()?].concat());
         }
         let link = link::Link::start(client, node, (heartbeat_ms, lease_ms), CancellationToken::new());
-        Ok((Agent::new(link, dir.clone(), plans, told), dir))
+        let stop_within = Duration::from_millis(config.timeouts.stop_ms.into());
+        Ok((Agent::new(link, (dir.clone(), stop_within), plans, told), dir))
     }
 
     /// Where its servers listen, and what others are told.
@@ -311,8 +314,9 @@ impl Joiner<'_> {
     fn plans(&self, config: &Config) -> Result<Vec<WorkerPlan>, Failure> {
         let cores = machine::cores();
         let wanted = settings::backend_or(self.args.backend.as_ref(), config.backend)?;
-        let devices =
-            plan::choose(wanted, &self.reports, cores).map_err(Failure::Environment)?.shared(machine::share());
+        let devices = plan::choose(wanted, &self.reports, cores)
+            .map_err(Failure::Environment)?
+            .shared(machine::share_of_devices());
         Ok(devices.deal(self.args.workers, cores))
     }
 }

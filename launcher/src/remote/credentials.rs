@@ -18,7 +18,22 @@ pub const FILES: [&str; 4] = ["ca.crt", "tls.crt", "tls.key", "token"];
 /// A run's own authority and secret. They are gone with this.
 #[derive(Debug)]
 pub struct Credentials {
+    dir: PrivateDir,
+}
+
+/// A directory that only its owner reads. It is gone with this.
+#[derive(Debug)]
+pub struct PrivateDir {
     dir: TempDir,
+    /// Locked for as long as it is needed: what clears old files away leaves it alone.
+    _lock: fs::File,
+}
+
+impl PrivateDir {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
 }
 
 fn cannot(problem: &std::io::Error) -> Failure {
@@ -56,22 +71,24 @@ impl Credentials {
     }
 }
 
-/// A directory that only its owner reads.
-fn private_dir() -> std::io::Result<TempDir> {
+fn private_dir() -> std::io::Result<PrivateDir> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o700));
     }
-    builder.prefix("convoy-").tempdir()
+    let dir = builder.prefix("convoy-").tempdir()?;
+    let lock = fs::File::open(dir.path())?;
+    lock.lock()?;
+    Ok(PrivateDir { dir, _lock: lock })
 }
 
 /// Puts what a machine was handed where processes find it. It is gone with what this gives.
 ///
 /// # Errors
 /// A line that is none, or a directory that cannot be written.
-pub fn unpack(line: &str) -> Result<TempDir, Failure> {
+pub fn unpack(line: &str) -> Result<PrivateDir, Failure> {
     let files: BTreeMap<String, String> = serde_json::from_str(line)
         .map_err(|_| Failure::Usage("--certs -: standard input does not begin with a line of certificates".into()))?;
     let dir = private_dir().map_err(|problem| cannot(&problem))?;

@@ -73,7 +73,10 @@ fn together(hosts: Vec<Host>) -> Result<Vec<Host>, String> {
 /// # Errors
 /// A name that no host has, or nobody left.
 pub fn filter(hosts: Vec<Host>, names: &str, is_exclude: bool) -> Result<Vec<Host>, String> {
-    let names: Vec<&str> = names.split([',', '@']).map(str::trim).filter(|name| !name.is_empty()).collect();
+    // DeepSpeed separates them by @, which may be part of a name here.
+    let has_users = hosts.iter().any(|host| host.name.contains('@'));
+    let separates = |c: char| c == ',' || c == '@' && !has_users;
+    let names: Vec<&str> = names.split(separates).map(str::trim).filter(|name| !name.is_empty()).collect();
     for name in &names {
         if let Some((host, _)) = name.split_once(':').filter(|(host, _)| hosts.iter().any(|known| known.name == *host))
         {
@@ -126,6 +129,8 @@ mod tests {
         let hosts = || vec![host("a", 1), host("b", 2), host("c", 3)];
         assert_eq!(filter(hosts(), "a@c", false), Ok(vec![host("a", 1), host("c", 3)]));
         assert_eq!(filter(hosts(), "a,c", true), Ok(vec![host("b", 2)]));
+        let users = vec![host("me@a", 1), host("b", 1)];
+        assert_eq!(filter(users, "me@a", true), Ok(vec![host("b", 1)]));
         assert!(filter(hosts(), "d", true).unwrap_err().contains("d is none of the hosts, which are a, b, c"));
         assert!(filter(hosts(), "a,b,c", true).unwrap_err().contains("leaves no host"));
         assert!(filter(hosts(), "a:0,1", false).unwrap_err().contains("CUDA_VISIBLE_DEVICES"));

@@ -9,10 +9,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use convoy_proto::process;
+use convoy_proto::{config::RawConfig, process};
 
 use crate::{
-    args::{HostsArgs, TrainArgs},
+    args::{HostsArgs, Places, TrainArgs},
     machine,
     outcome::Failure,
     settings,
@@ -28,6 +28,10 @@ use sessions::SessionSpec;
 
 /// How long a launcher on another machine looks for the coordinator that it has lost, in seconds.
 const WAIT_SECONDS: u32 = 60;
+
+/// What ssh is told: not to ask for a password, which would wait for ever for an answer, and to find out in time that a
+/// machine cannot be reached, or not any more.
+const OPTIONS: [&str; 4] = ["BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=10", "ServerAliveCountMax=3"];
 
 /// The machines that ssh reaches, and how.
 #[derive(Debug, Default)]
@@ -70,6 +74,7 @@ impl Remotes {
         if args.workers.is_some() || args.local_workers.is_some() {
             return Err(Failure::Usage("the hosts' slots say how many workers there are: leave --workers out".into()));
         }
+        let raw = settings::gather(args, &Places { run_dir: None, name: None })?;
         let ssh: Vec<String> = args.hosts.ssh.split_whitespace().map(Into::into).collect();
         let reached: Result<Vec<_>, _> = hosts.into_iter().map(|host| reach(&ssh, host)).collect();
         let (here, there): (Vec<_>, Vec<_>) = reached?.into_iter().partition(Reached::is_here);
@@ -79,17 +84,20 @@ impl Remotes {
         let own = std::env::current_exe()
             .map_err(|problem| Failure::Environment(format!("cannot find this program: {problem}")))?;
         let launcher = args.hosts.remote_launcher.clone().unwrap_or_else(|| own.display().to_string());
-        let backend = args.backend.clone().unwrap_or_else(|| "auto".into());
+        let backend = raw.backend.clone().unwrap_or_else(|| "auto".into());
+        if raw.max_workers.is_none() {
+            // A launcher that comes back takes the places that it had, and brings no more of them.
+            args.max_workers = args.workers.clone();
+        }
         let mut remotes = Remotes { hosts: there, ssh, launcher, backend, certs: Certs::None };
         if !remotes.hosts.is_empty() {
-            remotes.reachable(args)?;
+            remotes.reachable(args, raw)?;
         }
         Ok(remotes)
     }
 
     /// Where this launcher listens, and what it asks of whoever calls.
-    fn reachable(&mut self, args: &mut TrainArgs) -> Result<(), Failure> {
-        let raw = settings::gather(args, &crate::args::Places { run_dir: None, name: None })?;
+    fn reachable(&mut self, args: &mut TrainArgs, raw: RawConfig) -> Result<(), Failure> {
         let listen = match raw.listen.filter(|listen| !listen.is_empty()) {
             Some(listen) => listen,
             None => SocketAddr::new(self.way_there()?, 0).to_string(),
@@ -174,9 +182,11 @@ impl Remotes {
             }
         }
         let line: Vec<_> = words.iter().map(|word| quoted(word)).collect();
-        // A question for a password would wait for ever for an answer.
-        let options = ["-T", "-o", "BatchMode=yes", name, &format!("exec {}", line.join(" "))].map(String::from);
-        Ok(SessionSpec { host, command: [self.ssh.clone(), options.to_vec()].concat(), input, log: run.log(name) })
+        let mut command = self.ssh.clone();
+        command.push("-T".into());
+        command.extend(OPTIONS.iter().flat_map(|option| ["-o".to_string(), option.to_string()]));
+        command.extend([name.clone(), format!("exec {}", line.join(" "))]);
+        Ok(SessionSpec { host, command, input, log: run.log(name) })
     }
 }
 
@@ -285,7 +295,8 @@ mod tests {
     fn a_launcher_is_started_through_ssh() {
         let spec = remotes(Certs::There("/certs".into())).session(0, &place()).unwrap();
         let command = r"exec '/opt/it'\''s here/launcher' join 10.0.0.1:7 --workers 4 --id r --run-dir /runs --backend auto --wait 60 --supervised --certs /certs";
-        assert_eq!(spec.command, ["ssh", "-F", "config", "-T", "-o", "BatchMode=yes", "me@node1", command]);
+        assert_eq!(spec.command[..6], ["ssh", "-F", "config", "-T", "-o", "BatchMode=yes"]);
+        assert_eq!(spec.command[spec.command.len() - 2..], ["me@node1", command]);
         assert_eq!((spec.input.as_str(), spec.log), ("", "/runs/r/logs/ssh-me@node1.log".into()));
     }
 

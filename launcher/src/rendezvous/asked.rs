@@ -73,31 +73,43 @@ pub fn asked(args: &RendezvousArgs, variables: &Variables) -> Result<Asked, Nons
         ..Asked::default()
     };
     let claims = claims::claims(variables);
-    let Some((source, group)) = believed(&claims, asked.nnodes.is_some())? else {
-        let nothing = |claim: &Claim| match &claim.word {
-            Word::Nothing(why) => Some(format!("{}: {why}", claim.source)),
-            _ => None,
-        };
-        // Of who says that there are others, in vain.
-        asked.note = claims.iter().filter(|claim| claim.source == "Slurm").find_map(nothing);
+    let Some((source, group)) = believed(&claims, asked.nnodes.as_ref())? else {
+        if asked.nnodes.is_none() {
+            asked.note = claims.iter().find_map(in_vain);
+        }
         return Ok(asked);
     };
     let tell = |text: Option<String>| text.map(|text| Told { text, by: source });
     let master = master(variables).map(|text| Told { text, by: "MASTER_ADDR" });
     asked.source = Some(source);
     asked.nnodes = asked.nnodes.or_else(|| tell(group.nnodes.clone()));
-    asked.node_rank = asked.node_rank.or_else(|| tell(Some(group.rank.to_string())));
+    asked.node_rank = asked.node_rank.or_else(|| tell(group.rank.map(|rank| rank.to_string())));
     asked.endpoint = asked.endpoint.or(master).or_else(|| tell(group.endpoint.clone()));
     asked.id = asked.id.or_else(|| tell(group.id.clone()));
     asked.workers = tell(group.workers.clone());
     Ok(asked)
 }
 
-/// The first source that says something of use: how many there are, unless that is known already.
-pub fn believed(claims: &[Claim], is_counted: bool) -> Result<Option<(&'static str, &Group)>, Nonsense> {
+/// What a source says, or would like to, and nobody makes use of.
+fn in_vain(claim: &Claim) -> Option<String> {
+    match &claim.word {
+        Word::Nothing(why) => Some(format!("{} is passed over: {why}", claim.source)),
+        Word::Group(Group { nnodes: None, rank: Some(rank), .. }) => Some(format!(
+            "{} says that this is number {rank}, and nobody of how many: --nnodes, or CONVOY_NNODES",
+            claim.source
+        )),
+        _ => None,
+    }
+}
+
+/// The first source that says something of use: how many there are, or, where that is known already, a place among as many.
+pub fn believed<'a>(
+    claims: &'a [Claim],
+    counted: Option<&Told>,
+) -> Result<Option<(&'static str, &'a Group)>, Nonsense> {
     for claim in claims {
         match &claim.word {
-            Word::Group(group) if is_counted || group.nnodes.is_some() => return Ok(Some((claim.source, group))),
+            Word::Group(group) if is_same_group(group, counted) => return Ok(Some((claim.source, group))),
             Word::Group(_) | Word::Nothing(_) => {}
             Word::Nonsense(problem) => {
                 return Err(Nonsense { source_name: claim.source, problem: problem.clone() });
@@ -105,6 +117,14 @@ pub fn believed(claims: &[Claim], is_counted: bool) -> Result<Option<(&'static s
         }
     }
     Ok(None)
+}
+
+/// Whether a group is the one that is meant: another count is that of another group.
+pub fn is_same_group(group: &Group, counted: Option<&Told>) -> bool {
+    match (&group.nnodes, counted) {
+        (Some(theirs), Some(said)) => *theirs == said.text,
+        (theirs, said) => theirs.is_some() || said.is_some(),
+    }
 }
 
 #[cfg(test)]
@@ -142,11 +162,22 @@ mod tests {
     #[test]
     fn an_index_counts_where_the_number_is_known() {
         let index = ("JOB_COMPLETION_INDEX", "2");
-        assert_eq!(asked(&RendezvousArgs::default(), &vars(&[index])), Ok(Asked::default()));
+        let alone = asked(&RendezvousArgs::default(), &vars(&[index])).unwrap();
+        assert!(alone.nnodes.is_none() && alone.note.is_some_and(|note| note.contains("this is number 2")));
         let variables = vars(&[index, ("CONVOY_NNODES", "3"), ("CONVOY_RDZV_ENDPOINT", "job-0.job:29400")]);
         let all = asked(&RendezvousArgs::default(), &variables).unwrap();
         assert_eq!((all.nnodes, all.node_rank), (told("3", "CONVOY_NNODES"), told("2", "Kubernetes")));
         assert_eq!(all.endpoint, told("job-0.job:29400", "CONVOY_RDZV_ENDPOINT"));
+    }
+
+    #[test]
+    fn a_place_in_another_group_is_none_in_this() {
+        // One step for each machine: in each, task 0 of 1.
+        let args = RendezvousArgs { nnodes: Some("2".into()), ..RendezvousArgs::default() };
+        let all = asked(&args, &vars(&[("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "n1")])).unwrap();
+        assert_eq!((all.source, all.node_rank, all.endpoint), (None, None, None));
+        let all = asked(&args, &vars(&[("RANK", "1"), ("WORLD_SIZE", "2")])).unwrap();
+        assert_eq!((all.source, all.node_rank), (Some("torch"), told("1", "torch")));
     }
 
     #[test]

@@ -17,8 +17,8 @@ pub const PORT: u16 = 29_400;
 pub struct Group {
     /// How many there are, or the least and the most, as `--nnodes` has it.
     pub nnodes: Option<String>,
-    /// Which this is, from 0.
-    pub rank: u32,
+    /// Which this is, from 0; where nobody says, it is 0 at whose address they meet.
+    pub rank: Option<u32>,
     /// Which it is of those on this machine.
     pub share: Option<Share>,
     /// Workers of each.
@@ -59,14 +59,19 @@ struct Source {
 }
 
 /// In the order in which they are believed: what starts processes inside of another comes before that.
-const SOURCES: [Source; 6] = [
+const SOURCES: [Source; 7] = [
     Source {
         name: "torch",
         variables: &["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"],
         read: torch,
     },
     Source {
-        name: "Kubeflow Trainer",
+        name: "Horovod",
+        variables: &["HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"],
+        read: horovod,
+    },
+    Source {
+        name: "Kubeflow",
         variables: &[
             "PET_NODE_RANK",
             "PET_NNODES",
@@ -133,7 +138,10 @@ pub fn sources() -> impl Iterator<Item = &'static str> {
 pub fn master(variables: &Variables) -> Option<String> {
     let host = variables.get("MASTER_ADDR").filter(|host| !host.is_empty())?;
     let port = variables.get("MASTER_PORT").cloned().unwrap_or_else(|| PORT.to_string());
-    Some(at(host, &port))
+    // torchrun listens there itself and says so; another port that all its processes agree on is as good.
+    let is_taken = variables.get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|text| text == "True");
+    let run = variables.get("TORCHELASTIC_RUN_ID").map_or("", String::as_str);
+    Some(at(host, &if is_taken { port_of(&format!("{run}:{host}:{port}")).to_string() } else { port }))
 }
 
 /// This launcher's part of its machine, as the first source says that knows.
@@ -189,23 +197,44 @@ fn outside(rank: &str, at: u32, size: &str, of: u32) -> Word {
 }
 
 fn torch(reader: Reader<'_>) -> Result<Group, Word> {
+    if reader.text("LOCAL_RANK").is_none() && reader.text("PET_NNODES").is_some() {
+        // A PyTorchJob: these count processes, of which torchrun would start several.
+        return Err(Word::Nothing("Kubeflow's own variables are there, which count launchers".into()));
+    }
     let (rank, size) = reader.place("RANK", "WORLD_SIZE")?;
     let share = reader.share("LOCAL_RANK", "LOCAL_WORLD_SIZE")?;
+    let rank = Some(rank);
     let id = reader.text("TORCHELASTIC_RUN_ID").filter(|id| *id != "none").map(Into::into);
     Ok(Group { nnodes: Some(size.to_string()), rank, share, id, endpoint: loopback(share, size, PORT), workers: None })
 }
 
+fn horovod(reader: Reader<'_>) -> Result<Group, Word> {
+    let (rank, size) = reader.place("HOROVOD_RANK", "HOROVOD_SIZE")?;
+    let share = reader.share("HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")?;
+    let (nnodes, endpoint) = (Some(size.to_string()), loopback(share, size, PORT));
+    Ok(Group { nnodes, rank: Some(rank), share, endpoint, ..Group::default() })
+}
+
 fn kubeflow(reader: Reader<'_>) -> Result<Group, Word> {
-    let rank = reader.need("PET_NODE_RANK")?;
+    let rank = reader.number("PET_NODE_RANK")?;
     let port = reader.text("PET_MASTER_PORT").map_or_else(|| PORT.to_string(), Into::into);
     let master = reader.text("PET_MASTER_ADDR").map(|host| at(host, &port));
+    let endpoint = reader.text("PET_RDZV_ENDPOINT").map(Into::into).or(master);
+    if rank.is_none() && endpoint.is_none() {
+        // Enough to know that there are others, and too little to find them.
+        let problem = "neither PET_NODE_RANK nor PET_RDZV_ENDPOINT is there";
+        return Err(match reader.text("PET_NNODES") {
+            Some(nodes) if nodes != "1" => Word::Nonsense(format!("PET_NNODES={nodes}, but {problem}")),
+            _ => Word::Nothing(problem.into()),
+        });
+    }
     Ok(Group {
         nnodes: reader.text("PET_NNODES").map(Into::into),
         rank,
         share: None,
         // Of the words that torchrun has, those that mean something here.
         workers: reader.text("PET_NPROC_PER_NODE").map(|text| if text == "gpu" { "auto" } else { text }.into()),
-        endpoint: reader.text("PET_RDZV_ENDPOINT").map(Into::into).or(master),
+        endpoint,
         id: reader.text("PET_RDZV_ID").map(Into::into),
     })
 }
@@ -217,7 +246,7 @@ fn open_mpi(reader: Reader<'_>) -> Result<Group, Word> {
     let port = job.map_or(PORT, port_of);
     Ok(Group {
         nnodes: Some(size.to_string()),
-        rank,
+        rank: Some(rank),
         share,
         workers: None,
         endpoint: loopback(share, size, port),
@@ -229,14 +258,20 @@ fn mpich(reader: Reader<'_>) -> Result<Group, Word> {
     let (rank, size) = reader.place("PMI_RANK", "PMI_SIZE")?;
     let share = reader.share("MPI_LOCALRANKID", "MPI_LOCALNRANKS")?;
     if share.is_none() {
-        // Slurm's srun has these, too, without those of the machine.
-        return Err(Word::Nothing("MPI_LOCALRANKID and MPI_LOCALNRANKS, which mpiexec sets, are not there".into()));
+        let problem = "MPI_LOCALRANKID and MPI_LOCALNRANKS, which mpiexec sets, are not there";
+        // Slurm's srun has these, too, without those of the machine, and its own say more.
+        let is_slurm = reader.text("SLURM_STEP_NUM_TASKS").is_some();
+        return Err(match size {
+            2.. if !is_slurm => Word::Nonsense(format!("PMI_SIZE={size}, but {problem}")),
+            _ => Word::Nothing(problem.into()),
+        });
     }
-    Ok(Group { nnodes: Some(size.to_string()), rank, share, endpoint: loopback(share, size, PORT), ..Group::default() })
+    let (nnodes, endpoint) = (Some(size.to_string()), loopback(share, size, PORT));
+    Ok(Group { nnodes, rank: Some(rank), share, endpoint, ..Group::default() })
 }
 
 fn kubernetes(reader: Reader<'_>) -> Result<Group, Word> {
-    Ok(Group { rank: reader.need("JOB_COMPLETION_INDEX")?, ..Group::default() })
+    Ok(Group { rank: Some(reader.need("JOB_COMPLETION_INDEX")?), ..Group::default() })
 }
 
 /// Where a group meets that is all on one machine.
@@ -280,7 +315,10 @@ mod tests {
     #[test]
     fn torch_says_who_is_where() {
         let said = word(&[("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")]);
-        assert_eq!(said, Word::Group(Group { nnodes: text("4"), rank: 3, share: share(1, 2), ..Group::default() }));
+        assert_eq!(
+            said,
+            Word::Group(Group { nnodes: text("4"), rank: Some(3), share: share(1, 2), ..Group::default() })
+        );
         assert_eq!(word(&[("RANK", "0")]), Word::Nothing("WORLD_SIZE is not there".into()));
         assert_eq!(word(&[("RANK", "a"), ("WORLD_SIZE", "4")]), Word::Nonsense("RANK=a is no number".into()));
         assert_eq!(
@@ -300,12 +338,25 @@ mod tests {
         ]);
         let group = Group {
             nnodes: text("2:4"),
-            rank: 1,
+            rank: Some(1),
             workers: text("auto"),
             endpoint: text("job-node-0-0.job:29500"),
             ..Group::default()
         };
         assert_eq!(said, Word::Group(group));
+    }
+
+    #[test]
+    fn a_pytorchjob_is_counted_by_launchers_and_may_leave_ranks_out() {
+        let pairs = [("RANK", "1"), ("WORLD_SIZE", "16"), ("PET_NODE_RANK", "1"), ("PET_NNODES", "2")];
+        let both = of(&pairs);
+        assert!(matches!(&both[0].word, Word::Nothing(why) if why.contains("count launchers")), "{both:?}");
+        assert!(matches!(&both[1].word, Word::Group(group) if group.nnodes == text("2")), "{both:?}");
+        let Word::Group(elastic) = word(&[("PET_NNODES", "2:3"), ("PET_RDZV_ENDPOINT", "job-worker-0:23456")]) else {
+            panic!()
+        };
+        assert_eq!((elastic.rank, elastic.endpoint), (None, text("job-worker-0:23456")));
+        assert!(matches!(word(&[("PET_NNODES", "2")]), Word::Nonsense(_)));
     }
 
     #[test]
@@ -326,9 +377,11 @@ mod tests {
         assert_eq!(together.id, text("mpi-2948530177"));
         let hydra = [("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("MPI_LOCALRANKID", "1"), ("MPI_LOCALNRANKS", "2")];
         let Word::Group(hydra_says) = word(&hydra) else { panic!() };
-        assert_eq!((hydra_says.rank, hydra_says.endpoint), (1, text("127.0.0.1:29400")));
+        assert_eq!((hydra_says.rank, hydra_says.endpoint), (Some(1), text("127.0.0.1:29400")));
         // As Slurm's own process manager interface has it.
-        assert!(matches!(word(&hydra[..2]), Word::Nothing(why) if why.contains("MPI_LOCALRANKID")));
+        let of_slurm = [hydra[0], hydra[1], ("SLURM_STEP_NUM_TASKS", "2")];
+        assert!(matches!(&of(&of_slurm)[0].word, Word::Nothing(why) if why.contains("MPI_LOCALRANKID")));
+        assert!(matches!(word(&hydra[..2]), Word::Nonsense(why) if why.contains("MPI_LOCALRANKID")));
     }
 
     #[test]
@@ -348,7 +401,7 @@ mod tests {
     #[test]
     fn an_index_alone_says_of_how_many_not() {
         let said = word(&[("JOB_COMPLETION_INDEX", "2")]);
-        assert_eq!(said, Word::Group(Group { rank: 2, ..Group::default() }));
+        assert_eq!(said, Word::Group(Group { rank: Some(2), ..Group::default() }));
     }
 
     #[test]
@@ -359,6 +412,8 @@ mod tests {
         assert_eq!(vars(&[("MASTER_ADDR", "n1"), ("MASTER_PORT", "5")]), text("n1:5"));
         assert_eq!(vars(&[("MASTER_ADDR", "fe80::1")]), text("[fe80::1]:29400"));
         assert_eq!(vars(&[("MASTER_PORT", "5")]), None);
+        let beside = vars(&[("MASTER_ADDR", "n1"), ("MASTER_PORT", "5"), ("TORCHELASTIC_USE_AGENT_STORE", "True")]);
+        assert!(beside.as_ref().is_some_and(|at| at.starts_with("n1:") && at != "n1:5"), "{beside:?}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 use convoy_proto::config::{RawConfig, raw::CountOrAuto};
 
 use crate::{
-    args::{JoinArgs, Places, TrainArgs},
+    args::{JoinArgs, Places, RendezvousArgs, TrainArgs},
     machine,
     outcome::Failure,
     remote::Remotes,
@@ -71,7 +71,9 @@ fn endpoint(told: &Told) -> Result<Endpoint, Failure> {
     let problem = "must be a host and a port, such as node1:29400";
     let (host, port) = told.text.rsplit_once(':').ok_or_else(|| wrong(told, problem))?;
     let port = port.parse().ok().filter(|port| *port > 0);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    // An address of version 6 without brackets could have any part of it as its port.
+    let host = inner.or_else(|| Some(host).filter(|host| !host.contains(':'))).unwrap_or_default();
     match port {
         Some(port) if !host.is_empty() && !is_anywhere(host) => Ok(Endpoint { host: host.into(), port }),
         _ => Err(wrong(told, problem)),
@@ -113,7 +115,12 @@ pub fn part(args: &TrainArgs, places: &Places) -> Result<Part, Failure> {
         args.network.listen = Some(SocketAddr::new(machine::address_of(&interface)?, 0).to_string());
     }
     let args = &args;
-    if args.hosts.hostfile.is_some() || args.hosts.hosts.is_some() {
+    if args.hosts.are_said() {
+        let RendezvousArgs { node_rank, rdzv_endpoint, rdzv_id, .. } = &args.rendezvous;
+        if node_rank.is_some() || rdzv_endpoint.is_some() || rdzv_id.is_some() {
+            let problem = "--node-rank and --rdzv-… are for machines that come by themselves, --hostfile starts them";
+            return Err(Failure::Usage(format!("{problem}; --name is the run's name")));
+        }
         let mut args = args.clone();
         let remotes = Remotes::gather(&mut args)?;
         return Ok(Part::Coordinate(Box::new(args), places.clone(), remotes));
@@ -130,7 +137,10 @@ fn part_of(args: &TrainArgs, places: &Places, asked: &Asked) -> Result<Part, Fai
     let is_head = args.local_workers.is_some() && args.rendezvous.nnodes.is_none();
     let Some(told) = asked.nnodes.as_ref().filter(|_| !is_head) else { return alone(args, places, asked) };
     let range = nodes(told)?;
-    if range == (1, 1) && asked.endpoint.is_none() {
+    // One that is alone needs no place to meet, unless a person says one.
+    let is_said =
+        asked.endpoint.as_ref().is_some_and(|told| told.by.starts_with("--") || told.by.starts_with("CONVOY_"));
+    if range == (1, 1) && !is_said {
         return Ok(Part::Coordinate(Box::new(args.clone()), places.clone(), Remotes::default()));
     }
     // From wherever it is said: a file, a variable or the command line.
@@ -152,10 +162,21 @@ fn part_of(args: &TrainArgs, places: &Places, asked: &Asked) -> Result<Part, Fai
             let addresses = resolve(place, &endpoint, patience)?;
             // Others may reach it at an address that it does not know of itself.
             let anywhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), endpoint.port);
-            Some(mine(&addresses).unwrap_or(anywhere))
+            match mine(&addresses) {
+                Seat::Mine(address) => Some(address),
+                Seat::Elsewhere => Some(anywhere),
+                Seat::Taken => {
+                    let Endpoint { host, port } = &endpoint;
+                    let problem = format!("the port of {} {host}:{port} is taken on this machine", place.by);
+                    return Err(Failure::Environment(format!("{problem}: say another with --rdzv-endpoint on all")));
+                }
+            }
         }
         Some(false) => None,
-        None => mine(&resolve(place, &endpoint, patience)?),
+        None => match mine(&resolve(place, &endpoint, patience)?) {
+            Seat::Mine(address) => Some(address),
+            Seat::Elsewhere | Seat::Taken => None,
+        },
     };
     // To look at the plan takes no other machine.
     let anywhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
@@ -263,15 +284,25 @@ fn resolve(told: &Told, endpoint: &Endpoint, patience: Duration) -> Result<Vec<S
     }
 }
 
-/// The address of an endpoint that is this machine's, unless somebody on this machine has its port at any of them.
-fn mine(addresses: &[SocketAddr]) -> Option<SocketAddr> {
+/// Whose an endpoint is.
+enum Seat {
+    /// This machine's, at an address that is free.
+    Mine(SocketAddr),
+    /// Another machine's.
+    Elsewhere,
+    /// This machine's, and somebody has it.
+    Taken,
+}
+
+/// Whose an endpoint with these addresses is.
+fn mine(addresses: &[SocketAddr]) -> Seat {
     let bind = |address: &SocketAddr| TcpListener::bind(address).map(drop).map_err(|problem| problem.kind());
     let tried: Vec<_> = addresses.iter().map(|address| (*address, bind(address))).collect();
     if tried.iter().any(|(_, bound)| *bound == Err(ErrorKind::AddrInUse)) {
-        return None;
+        return Seat::Taken;
     }
     let is_mine = |bound: &Result<(), ErrorKind>| matches!(bound, Ok(()) | Err(ErrorKind::PermissionDenied));
-    tried.into_iter().find(|(_, bound)| is_mine(bound)).map(|(address, _)| address)
+    tried.into_iter().find(|(_, bound)| is_mine(bound)).map_or(Seat::Elsewhere, |(address, _)| Seat::Mine(address))
 }
 
 #[cfg(test)]
@@ -311,7 +342,7 @@ mod tests {
         let read = |text: &str| endpoint(&told(text)).map(|Endpoint { host, port }| (host, port)).ok();
         assert_eq!(read("node1:29400"), Some(("node1".into(), 29400)));
         assert_eq!(read("[::1]:5"), Some(("::1".into(), 5)));
-        for text in ["node1", "node1:", ":5", "0.0.0.0:5", "[::]:5", "node1:0", "node1:70000"] {
+        for text in ["node1", "node1:", ":5", "0.0.0.0:5", "[::]:5", "node1:0", "node1:70000", "fd00::1:5"] {
             assert_eq!(read(text), None, "{text}");
         }
     }

@@ -30,7 +30,14 @@ pub(super) fn read(reader: Reader<'_>) -> Result<Group, Word> {
             endpoint.or_else(|| Some(format!("{first}:{port}")))
         }
     };
-    Ok(Group { nnodes: Some(size.to_string()), rank, share, workers: None, endpoint, id: Some(format!("slurm-{job}")) })
+    Ok(Group {
+        nnodes: Some(size.to_string()),
+        rank: Some(rank),
+        share,
+        workers: None,
+        endpoint,
+        id: Some(format!("slurm-{job}")),
+    })
 }
 
 /// Which task this is of those on its node.
@@ -111,7 +118,10 @@ mod tests {
     #[test]
     fn a_task_knows_its_place_and_where_the_first_node_is() {
         let group = of(&STEP).unwrap();
-        assert_eq!((group.rank, group.nnodes.as_deref(), group.id.as_deref()), (5, Some("7"), Some("slurm-123-4")));
+        assert_eq!(
+            (group.rank, group.nnodes.as_deref(), group.id.as_deref()),
+            (Some(5), Some("7"), Some("slurm-123-4"))
+        );
         assert_eq!(group.share, Some(Share { rank: 1, size: 2 }));
         assert_eq!(group.endpoint, Some(format!("node003:{}", port_of("123-4"))));
     }

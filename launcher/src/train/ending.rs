@@ -109,7 +109,11 @@ impl Session {
                 // The first asks for an end with the parameters saved, and that is what this is.
                 signal = signals.next() => self.request(signal)?,
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
-                _ = tick.tick() => self.check_leases(signals).await?,
+                Some(event) = self.node_events.recv() => Box::pin(self.heed_node(event, signals)).await?,
+                _ = tick.tick() => {
+                    Box::pin(self.check_nodes(signals)).await?;
+                    self.check_leases(signals).await?;
+                }
             }
             if self.service.cluster().era() != view.era {
                 return Ok(None);
@@ -133,7 +137,13 @@ impl Session {
             // A child that even a kill does not end, stuck in a driver, does not hold up the end.
             let _ = tokio::time::timeout(GOODBYE, self.children.kill()).await;
         }
-        let _ = tokio::time::timeout(GOODBYE, self.nodes.all_gone()).await;
+        // Those with servers hand over what these wrote down.
+        let stop = Duration::from_millis(self.prepared.config.timeouts.stop_ms.into());
+        let patience = if result.is_ok() && self.nodes.nodes().has_servers() { stop } else { GOODBYE };
+        if tokio::time::timeout(patience, self.nodes.all_gone()).await.is_err() {
+            let left = self.nodes.nodes().count();
+            self.progress.say(&format!("of the other machines, {left} did not say goodbye within {patience:?}"));
+        }
         let _ = tokio::time::timeout(GOODBYE, self.sessions.end()).await;
         self.progress.end();
         // Who asked for an end at once does not wait for it.

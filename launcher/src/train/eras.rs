@@ -49,15 +49,21 @@ impl Session {
     /// Goes on without a server: at once if another has its shard, and else from the newest checkpoint, when another is in
     /// its place.
     pub(super) fn lose_server(&mut self, rank: u32, (what, log): (&str, &Path)) -> Result<(), Failure> {
-        let since = Instant::now();
         self.fault(what);
         self.starting.remove(&(Role::Server, rank));
         let is_needed = !self.service.cluster().has_copy(ServerId(rank));
         let next = self.plan_restart((Role::Server, rank), is_needed);
+        let told = with_log(&format!("{what}{}", again(next)), log);
+        self.go_on_without_server(rank, next.is_some(), &told)
+    }
+
+    /// What becomes of a run without a server, in whose place another is awaited or not.
+    pub(super) fn go_on_without_server(&mut self, rank: u32, is_awaited: bool, told: &str) -> Result<(), Failure> {
+        let since = Instant::now();
         let (lost, is_broken) = {
             let mut cluster = self.service.cluster();
             let lost = cluster.lose_server(rank);
-            if next.is_none() {
+            if !is_awaited {
                 cluster.abandon_server(rank);
             }
             (lost, cluster.is_broken())
@@ -66,7 +72,6 @@ impl Session {
         if let Some(member) = lost {
             self.metric(json!({ "event": "lost", "member": member.to_string() }));
         }
-        let told = with_log(&format!("{what}{}", again(next)), log);
         if !is_broken {
             self.notes.takeovers += 1;
             self.progress.say(&format!("{told}\nanother server has its shard, and training goes on"));
@@ -74,7 +79,7 @@ impl Session {
             self.save_summary();
             return Ok(());
         }
-        self.progress.say(&told);
+        self.progress.say(told);
         self.begin_era()?;
         self.struck = Some((Role::Server, since));
         Ok(())

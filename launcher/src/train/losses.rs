@@ -161,10 +161,6 @@ impl Session {
     pub(super) fn restart(&mut self) -> Result<(), Failure> {
         for place in self.restarts.take_due(Instant::now()) {
             if !self.is_stopping() {
-                if place.0 == Role::Launcher {
-                    self.start_remote(place.1 as usize)?;
-                    continue;
-                }
                 self.metric(json!({ "event": "restart", "member": format!("{} {}", place.0, place.1) }));
                 if place.0 == Role::Server {
                     *self.notes.server_restarts.entry(place.1).or_default() += 1;
@@ -253,6 +249,7 @@ impl Session {
             };
             match event {
                 NodeEvent::Ended(exit) => return Some(exit),
+                NodeEvent::Started(place, pid) => self.started(place, pid),
                 other => self.put_off.push_back(other),
             }
         }

@@ -80,12 +80,17 @@ impl Session {
         match event {
             NodeEvent::Joined(node) => self.node_joined(node),
             NodeEvent::Started(place, pid) => {
-                self.starting.get_mut(&place).into_iter().for_each(|(known, _)| *known = pid);
+                self.started(place, pid);
                 Ok(())
             }
             NodeEvent::Ended(exit) => self.child_ended(exit, signals).await,
             NodeEvent::Left(node, reason) => self.lose_node(node, &reason, signals).await,
         }
+    }
+
+    /// A node has started a process in a place.
+    pub(super) fn started(&mut self, place: Place, pid: u32) {
+        self.starting.get_mut(&place).into_iter().for_each(|(known, _)| *known = pid);
     }
 
     /// A node gets the places that wait for one; what it can run beyond them is room for more workers.
@@ -210,14 +215,18 @@ impl Session {
             return Ok(());
         }
         let is_there = self.service.cluster().servers()[place.1 as usize].is_some();
+        let has_copy = self.service.cluster().has_copy(ServerId(place.1));
+        if let (true, false, Some(signal), Some(_)) = (is_there, has_copy, self.stopping, self.saving.newest) {
+            // What it had since the newest checkpoint is gone; another launcher makes it again.
+            return Err(self.stopped(signal));
+        }
         if is_there && !self.may_replace_server(place.1, true) {
             return Err(Failure::Lost(format!("{what}, and server {} with it, which nobody may replace", place.1)));
         }
         if is_there {
-            let log = self.run_dir.log(&format!("{}-{}", place.0, place.1));
-            self.lose_server(place.1, (&format!("server {}: {what}", place.1), &log))?;
+            self.fault(&format!("server {} is gone with its machine", place.1));
+            self.go_on_without_server(place.1, true, &format!("server {} is gone with its machine", place.1))?;
         }
-        // Not after a delay on this machine, but as soon as there is another.
         self.restarts.cancel(place);
         self.starting.remove(&place);
         let patience = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());

@@ -71,7 +71,8 @@ pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Fail
     let data = data::open(&config, entry.wanted)?;
     let report = data::inspect(&*data, INSPECTED)?;
     let reports = if wanted == Backend::Cpu { Vec::new() } else { probe::probe() };
-    let devices = plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?.shared(machine::share());
+    let devices =
+        plan::choose(wanted, &reports, cores).map_err(Failure::Environment)?.shared(machine::share_of_devices());
     config = Config { name: config.name, backend: devices.backend, ..raw.clone().resolve(devices.auto_workers())? };
     if raw.steps.is_none() && raw.epochs.is_none() {
         config.length = usual_length(source, &config, data.info().train);

@@ -1,6 +1,6 @@
 //! Machines that ssh reaches: a session is started for each, and again if it ends before the run does.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use convoy_proto::{ids::Role, messages::Phase};
 use serde_json::json;
@@ -11,6 +11,8 @@ use crate::{
     remote::{RunPlace, sessions::SessionExit},
 };
 
+/// How long to wait with a session after one has ended, at first.
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
 /// What ssh ends with if it could not connect.
 const NOT_CONNECTED: i32 = 255;
 /// What a shell ends with if there is no such program.
@@ -66,14 +68,25 @@ impl Session {
             });
         }
         self.fault(&how);
-        let plan = self.restarts.plan(place(ended.host), Instant::now());
-        self.metric(json!({ "event": "session_ended", "host": name, "again": plan.map(|plan| plan.number) }));
-        self.progress.say(&with_log(&format!("{how}{}", again(plan)), &ended.log));
+        self.metric(json!({ "event": "session_ended", "host": name }));
+        self.begin_again(ended.host, &with_log(&how, &ended.log));
         Ok(())
     }
-}
 
-/// What stands for a host among the places of processes that are started again.
-pub(super) fn place(host: usize) -> super::Place {
-    (Role::Launcher, host as u32)
+    /// Starts a session again after a while. A machine may be away for long: that is tried for as long as the run goes on.
+    fn begin_again(&mut self, host: usize, what: &str) {
+        let plan = self.sessions_again.plan((Role::Launcher, host as u32), Instant::now());
+        self.progress.say(&format!("{what}{}", again(plan)));
+    }
+
+    /// Starts the sessions that are due.
+    pub(super) fn begin_sessions(&mut self) {
+        for (_, host) in self.sessions_again.take_due(Instant::now()) {
+            if self.service.cluster().phase() <= Phase::Training
+                && let Err(problem) = self.start_remote(host as usize)
+            {
+                self.begin_again(host as usize, &problem.to_string());
+            }
+        }
+    }
 }

@@ -251,7 +251,11 @@ impl Session {
                 Some(event) = self.events.recv() => self.follow(event)?,
                 done = self.keeper.next() => self.kept(done),
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
-                _ = tick.tick() => self.check_leases(signals).await?,
+                Some(event) = self.node_events.recv() => Box::pin(self.heed_node(event, signals)).await?,
+                _ = tick.tick() => {
+                    Box::pin(self.check_nodes(signals)).await?;
+                    self.check_leases(signals).await?;
+                }
             }
             if self.service.cluster().era() != era {
                 return Ok(false);

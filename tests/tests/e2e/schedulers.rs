@@ -121,7 +121,21 @@ fn recorded_environments_are_understood() {
             "joins job-node-0-0.job:29400, with 1 workers",
         ),
         // Kubeflow Training Operator, a PyTorchJob.
-        ("WORLD_SIZE=3 RANK=2 MASTER_ADDR=job-master-0 MASTER_PORT=23456", "", "joins job-master-0:23456"),
+        (
+            "WORLD_SIZE=6 RANK=2 MASTER_ADDR=job-master-0 MASTER_PORT=23456 PET_NNODES=3 PET_NODE_RANK=2 \
+             PET_NPROC_PER_NODE=2 PET_MASTER_ADDR=job-master-0 PET_MASTER_PORT=23456",
+            "",
+            "joins job-master-0:23456",
+        ),
+        // torchrun, whose own store has the port.
+        (
+            "RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 \
+             TORCHELASTIC_RUN_ID=none TORCHELASTIC_USE_AGENT_STORE=True",
+            "",
+            "joins 127.0.0.1:3",
+        ),
+        // Horovod, on one machine.
+        ("HOROVOD_RANK=1 HOROVOD_SIZE=2 HOROVOD_LOCAL_RANK=1 HOROVOD_LOCAL_SIZE=2", "", "joins 127.0.0.1:29400"),
         // An Indexed Job, as `launcher emit k8s` makes it.
         (
             "JOB_COMPLETION_INDEX=1 CONVOY_NNODES=2 CONVOY_RDZV_ENDPOINT=convoy-0.convoy:29400 CONVOY_RDZV_ID=convoy",
@@ -150,6 +164,8 @@ fn recorded_environments_are_understood() {
     for (environment, code, expected) in [
         ("RANK=2 WORLD_SIZE=2 MASTER_ADDR=node1", 2, "torch started this, but RANK=2 is not below WORLD_SIZE=2"),
         ("PMI_RANK=0 PMI_SIZE=2 MPI_LOCALRANKID=0 MPI_LOCALNRANKS=1", 2, "MPICH starts launchers on several machines"),
+        ("PET_NNODES=2:3 PET_NPROC_PER_NODE=2", 2, "neither PET_NODE_RANK nor PET_RDZV_ENDPOINT is there"),
+        ("PMI_RANK=0 PMI_SIZE=2 PMI_LOCAL_RANK=0", 2, "PMI_SIZE=2, but MPI_LOCALRANKID"),
         ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=no.such.host.invalid --rdzv-wait", 3, "cannot resolve MASTER_ADDR"),
     ] {
         let (environment, arguments) =
@@ -229,12 +245,15 @@ fn credentials_in_a_secret_start_a_run() {
 #[test]
 fn a_compose_file_is_one() {
     let bench = bench();
-    let text = bench.succeed("emit compose --nodes 3 --workers 2 --gpus 1 --memory 8g -- --epochs 1").stdout;
+    let text =
+        bench.succeed("emit compose --nodes 3 --workers 2 --gpus 1 --memory 8Gi --storage my -- --epochs 1").stdout;
     let file = &documents(&text)[0];
     let services = file["services"].as_object().unwrap();
     assert_eq!(services.keys().collect::<Vec<_>>(), ["coordinator", "node"]);
     assert_eq!(services["node"]["deploy"]["replicas"], 2);
-    assert_eq!(services["coordinator"]["healthcheck"]["test"][2], "ping");
+    let test = &services["coordinator"]["healthcheck"]["test"];
+    assert_eq!(*test, serde_json::json!(["CMD", "launcher", "ping", "coordinator:29400"]));
+    assert_eq!(services["node"]["volumes"][0], "./my:/runs");
     for service in services.values() {
         // What is common to both is there by reference.
         assert_eq!((&service["image"], &service["secrets"][3]["source"]), (&"convoy:latest".into(), &"token".into()));

@@ -121,9 +121,8 @@ fn remote_processes_end_with_the_launcher_whatever_kills_it() {
     send(child.id() as i32, Signal::SIGKILL);
     finish(child);
     bench.await_no_process();
-    // The same command goes on, and a person stops it.
-    let again = format!("-H node1:1,node2:1 --servers 1 {} --name r --resume auto", run(5000, 20));
-    let child = site.head(&bench, &again);
+    // It goes on with the same hosts, and a person stops it.
+    let child = site.head(&bench, "resume r -H node1:1,node2:1");
     until("it trains again", || {
         let events = bench.metrics("r");
         events.iter().skip_while(|event| event["event"] != "resume").any(|event| event["event"] == "step")
@@ -133,6 +132,9 @@ fn remote_processes_end_with_the_launcher_whatever_kills_it() {
     let ended = finish(child);
     assert_eq!(ended.code, Some(75), "{}", ended.stderr);
     bench.await_no_process();
+    // The certificates that it had made are gone with it.
+    let alone = finish(site.net.command(&bench, 0, "resume r").spawn().unwrap());
+    assert!(alone.code == Some(2) && alone.stderr.contains("say --hostfile again"), "{}", alone.stderr);
 }
 
 #[test]
@@ -171,6 +173,9 @@ fn hosts_that_cannot_be_reached_are_named_with_what_ssh_says() {
     let (code, told) = ends("-H node1:1 --workers 3");
     assert_eq!(code, Some(2), "{told}");
     assert!(told.contains("leave --workers out"), "{told}");
+    let (code, told) = ends("--include node1");
+    assert_eq!(code, Some(2), "{told}");
+    assert!(told.contains("--include means nothing without"), "{told}");
     let (code, told) = ends("-H node1:0");
     assert_eq!(code, Some(2), "{told}");
     assert!(told.contains("node1 has 0 slots"), "{told}");
