@@ -135,8 +135,8 @@ fn network(config: &Config, links: &[Link]) -> String {
 fn bytes(count: u64) -> String {
     match count {
         0 => "nothing".into(),
-        ..10_000 => format!("{count} B"),
-        ..10_000_000 => format!("{:.1} kB", count as f64 / 1e3),
+        1..=9_999 => format!("{count} B"),
+        10_000..=9_999_999 => format!("{:.1} kB", count as f64 / 1e3),
         _ => format!("{:.1} MB", count as f64 / 1e6),
     }
 }

@@ -32,7 +32,7 @@ use crate::{
     },
     outcome::Failure,
     progress::Progress,
-    remote::{Remotes, sessions::Sessions},
+    remote::Remotes,
     resume::{self, Resumed},
     run_dir::RunDir,
     scale::{self as whereabouts, Whereabouts},
@@ -60,6 +60,7 @@ mod stopping;
 use chaos::Turmoil;
 use keeper::Keeper;
 use prepare::{Prepared, prepare};
+use remotes::Remote;
 use restarts::{Place, Restarts};
 use review::Review;
 use saves::Saving;
@@ -119,11 +120,10 @@ struct Session {
     nodes: NodesService,
     node_events: mpsc::Receiver<NodeEvent>,
     offers: Vec<NodeId>,
-    /// What nodes told while something else had to be found out first.
+    /// What they told while something else had to be found out first.
     put_off: VecDeque<NodeEvent>,
-    /// Launchers that ssh started on other machines, and those that are to be started again.
-    sessions: Sessions,
-    sessions_again: Restarts,
+    /// Launchers that ssh started on other machines.
+    remote: Remote,
     /// Places whose node is gone, and until when they wait for another.
     away: BTreeMap<Place, Instant>,
     /// Where others reach the coordinator.
@@ -180,14 +180,12 @@ impl Session {
         };
         let config = &prepared.config;
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
-        let commits = cluster.engine().commits();
-        let guard = prepared.security.guard();
+        let (commits, guard) = (cluster.engine().commits(), prepared.security.guard());
         let service = CoordinatorService::new(cluster, config, sender, guard.clone());
         let stop = CancellationToken::new();
         let defence = Defence { tls: prepared.security.tls.clone(), guard };
         let (nodes, node_events) = nodes::open(config, run_dir.path());
-        let services = (service.clone(), nodes.clone());
-        let (port, serving) = listen::serve(listener, services, &defence, stop.clone())?;
+        let (port, serving) = listen::serve(listener, (service.clone(), nodes.clone()), &defence, stop.clone())?;
         let checkpoints = Checkpoints::of_run(config, run_dir.path())?;
         let keeper = Keeper::new(checkpoints.clone())
             .map_err(|problem| Failure::Environment(format!("cannot start a thread: {problem}")))?;
@@ -198,8 +196,7 @@ impl Session {
             node_events,
             offers: Vec::new(),
             put_off: VecDeque::new(),
-            sessions: Sessions::default(),
-            sessions_again: Restarts::new(u32::MAX, remotes::AGAIN),
+            remote: Remote::default(),
             away: BTreeMap::new(),
             address: config.network.reached_at(port),
             restarts: Restarts::new(config.max_restarts, Duration::from_millis(config.timeouts.restart_ms.into())),
@@ -325,11 +322,11 @@ impl Session {
                 request = signals.next() => self.request(request)?,
                 Some(event) = self.events.recv() => self.heed(event, signals).await?,
                 Some(event) = self.node_events.recv() => self.heed_node(event, signals).await?,
-                Some(ended) = self.sessions.next_exit() => self.session_ended(ended)?,
+                Some(ended) = self.remote.sessions.next_exit() => self.session_ended(ended)?,
                 done = self.keeper.next() => self.kept(done),
                 Some(exit) = self.children.next_exit() => self.child_ended(exit, signals).await?,
                 () = until(self.restarts.next()) => self.restart()?,
-                () = until(self.sessions_again.next()) => self.begin_sessions(),
+                () = until(self.remote.again.next()) => self.begin_sessions(),
                 () = until(self.turmoil.next()) => self.chaos_due(),
                 _ = tick.tick() => {
                     self.check_nodes(signals).await?;

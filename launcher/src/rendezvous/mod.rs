@@ -151,33 +151,7 @@ fn part_of(args: &TrainArgs, places: &Places, asked: &Asked) -> Result<Part, Fai
     }
     let place = asked.endpoint.as_ref().ok_or_else(|| nowhere(asked))?;
     let endpoint = endpoint(place)?;
-    let is_first = match &asked.node_rank {
-        None => None,
-        Some(rank) => Some(node_rank(rank, range.1)? == 0),
-    };
-    let patience =
-        if args.dry_run { Duration::ZERO } else { Duration::from_secs(args.rendezvous.rdzv_wait).min(RESOLVE) };
-    let listen = match is_first {
-        Some(true) => {
-            let addresses = resolve(place, &endpoint, patience)?;
-            // Others may reach it at an address that it does not know of itself.
-            let anywhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), endpoint.port);
-            match mine(&addresses) {
-                Seat::Mine(address) => Some(address),
-                Seat::Elsewhere => Some(anywhere),
-                Seat::Taken => {
-                    let Endpoint { host, port } = &endpoint;
-                    let problem = format!("the port of {} {host}:{port} is taken on this machine", place.by);
-                    return Err(Failure::Environment(format!("{problem}: say another with --rdzv-endpoint on all")));
-                }
-            }
-        }
-        Some(false) => None,
-        None => match mine(&resolve(place, &endpoint, patience)?) {
-            Seat::Mine(address) => Some(address),
-            Seat::Elsewhere | Seat::Taken => None,
-        },
-    };
+    let listen = seat(args, (place, &endpoint), asked.node_rank.as_ref(), range.1)?;
     // To look at the plan takes no other machine.
     let anywhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
     let listen = listen.or_else(|| args.dry_run.then_some(anywhere));
@@ -205,6 +179,31 @@ fn part_of(args: &TrainArgs, places: &Places, asked: &Asked) -> Result<Part, Fai
     let mut args = coordinating(args, &raw, range, local);
     reachable(&mut args, &raw, endpoint, listen);
     Ok(Part::Coordinate(Box::new(args), Places { name, ..places.clone() }, Remotes::default()))
+}
+
+/// Where this machine listens, if it is the one that coordinates.
+fn seat(
+    args: &TrainArgs,
+    (place, endpoint): (&Told, &Endpoint),
+    rank: Option<&Told>,
+    most: u32,
+) -> Result<Option<SocketAddr>, Failure> {
+    let is_first = rank.map(|rank| node_rank(rank, most)).transpose()?.map(|rank| rank == 0);
+    if is_first == Some(false) {
+        return Ok(None);
+    }
+    let wait = if args.dry_run { 0 } else { args.rendezvous.rdzv_wait };
+    let addresses = resolve(place, endpoint, Duration::from_secs(wait).min(RESOLVE))?;
+    match (mine(&addresses), is_first) {
+        (Seat::Mine(address), _) => Ok(Some(address)),
+        (_, None) => Ok(None),
+        // Others may reach it at an address that it does not know of itself.
+        (Seat::Elsewhere, _) => Ok(Some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), endpoint.port))),
+        (Seat::Taken, _) => {
+            let problem = format!("the port of {} {} is taken on this machine", place.by, place.text);
+            Err(Failure::Environment(format!("{problem}: say another with --rdzv-endpoint on all")))
+        }
+    }
 }
 
 /// Where the machine that coordinates listens, and what others are told.

@@ -144,7 +144,7 @@ impl Session {
             let left = self.nodes.nodes().count();
             self.progress.say(&format!("of the other machines, {left} did not say goodbye within {patience:?}"));
         }
-        let _ = tokio::time::timeout(GOODBYE, self.sessions.end()).await;
+        let _ = tokio::time::timeout(GOODBYE, self.remote.sessions.end()).await;
         self.progress.end();
         // Who asked for an end at once does not wait for it.
         if !matches!(result, Err(Failure::Signal(_))) || self.prepared.config.checkpoint.to.is_none() {

@@ -5,18 +5,34 @@ use std::time::{Duration, Instant};
 use convoy_proto::{ids::Role, messages::Phase};
 use serde_json::json;
 
-use super::{Session, ending::with_log, losses::again};
+use super::{Session, ending::with_log, losses::again, restarts::Restarts};
 use crate::{
     outcome::{Failure, exit},
-    remote::{RunPlace, sessions::SessionExit},
+    remote::{
+        RunPlace,
+        sessions::{SessionExit, Sessions},
+    },
 };
 
 /// How long to wait with a session after one has ended, at first.
-pub(super) const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_secs(5);
 /// What ssh ends with if it could not connect.
 const NOT_CONNECTED: i32 = 255;
 /// What a shell ends with if there is no such program.
 const NO_PROGRAM: [i32; 2] = [126, 127];
+
+/// The sessions on other machines, and those that are to be begun again.
+pub(super) struct Remote {
+    pub sessions: Sessions,
+    pub again: Restarts,
+}
+
+impl Default for Remote {
+    /// None yet.
+    fn default() -> Self {
+        Remote { sessions: Sessions::default(), again: Restarts::new(u32::MAX, AGAIN) }
+    }
+}
 
 impl Session {
     /// Starts a launcher on each.
@@ -36,7 +52,8 @@ impl Session {
         };
         let spec = self.prepared.remotes.session(host, &place)?;
         let name = self.prepared.remotes.name(host);
-        self.sessions
+        self.remote
+            .sessions
             .start(spec)
             .map_err(|problem| Failure::Environment(format!("cannot start a session on {name}: {problem}")))
     }
@@ -75,13 +92,13 @@ impl Session {
 
     /// Starts a session again after a while. A machine may be away for long: that is tried for as long as the run goes on.
     fn begin_again(&mut self, host: usize, what: &str) {
-        let plan = self.sessions_again.plan((Role::Launcher, host as u32), Instant::now());
+        let plan = self.remote.again.plan((Role::Launcher, host as u32), Instant::now());
         self.progress.say(&format!("{what}{}", again(plan)));
     }
 
     /// Starts the sessions that are due.
     pub(super) fn begin_sessions(&mut self) {
-        for (_, host) in self.sessions_again.take_due(Instant::now()) {
+        for (_, host) in self.remote.again.take_due(Instant::now()) {
             if self.service.cluster().phase() <= Phase::Training
                 && let Err(problem) = self.start_remote(host as usize)
             {

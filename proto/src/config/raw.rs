@@ -178,11 +178,8 @@ impl RawConfig {
         let batch_size = self.batch_size.unwrap_or(128).saturating_mul(accumulated);
         let batch_size = count("batch_size", batch_size, 1, 1 << 24)?;
         if batch_size < slices {
-            return Err(value_error(
-                "batch_size",
-                batch_size,
-                format!("is less than the {slices} slices that a batch is cut into"),
-            ));
+            let problem = format!("is less than the {slices} slices that a batch is cut into");
+            return Err(value_error("batch_size", batch_size, problem));
         }
         let (precision, loss_scale) = precision(self.precision.as_deref(), self.loss_scale)?;
         let mode = self.consistency.resolve(self.mode.as_deref(), Around { slices, workers: workers.min(slices) })?;

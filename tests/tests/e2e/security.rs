@@ -161,7 +161,6 @@ fn whoever_may_not_call_is_told_why() {
         (&worker, "--certs stranger", "this process's certificate is of another authority than its"),
         (&worker, "--certs old", "this process's certificate has expired"),
         (&worker, "--certs observer", "the token is an observer's, which may not do this: it takes a worker's"),
-        (&worker, "--certs server", "the token is of the role server, which may not join as a worker"),
         (&server, "--certs worker", "the token is of the role worker, which may not join as a server"),
         (&worker, "--certs nowhere", "cannot read nowhere/ca.crt"),
     ] {
