@@ -13,6 +13,7 @@ use crate::{
         claims::{self, Claim, Group, Variables, Word},
     },
     settings,
+    train::losses::workers,
 };
 
 /// Prints what this launcher would do among others, with these flags and this environment.
@@ -34,7 +35,7 @@ pub fn doctor(args: &DoctorArgs, places: &Places) -> Result<(), Failure> {
     cli::print(values(&asked, claims::share(&variables)))?;
     let part = rendezvous::part(&train, places)?;
     cli::say(match part {
-        Part::Join(join) => format!("so this launcher joins {}, with {} workers", join.coordinator, join.workers),
+        Part::Join(join) => format!("so this launcher joins {}, with {}", join.coordinator, workers(join.workers)),
         Part::Coordinate(args, ..) => match (&args.network.listen, &args.local_workers) {
             (Some(listen), Some(local)) => format!(
                 "so this launcher coordinates, listens on {listen}, and has {local} of {} workers",

@@ -95,7 +95,7 @@ pub fn describe(config: &Config, links: &[Link]) -> String {
         let place = if first < config.local_workers { "here" } else { "elsewhere" };
         for link in group[0] {
             let server = if link.server < config.local_servers { "here" } else { "elsewhere" };
-            let way = if link.is_here { "this machine's" } else { "the network" };
+            let way = if link.is_here { "loopback" } else { "the network" };
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
@@ -162,7 +162,7 @@ mod tests {
         let moved: Vec<_> = links.iter().map(|link| (link.worker, link.pushed, link.pulled, link.is_here)).collect();
         assert_eq!(moved, [(0, 4000, 4000, true), (1, 4000, 4000, true), (2, 4000, 4000, true)]);
         let text = describe(&config, &links);
-        assert!(text.contains("workers 0-2 (here) - server 0 (here), over this machine's: pushes 4000 B"), "{text}");
+        assert!(text.contains("workers 0-2 (here) - server 0 (here), over loopback: pushes 4000 B"), "{text}");
         assert!(text.contains("nothing goes over the network"), "{text}");
     }
 

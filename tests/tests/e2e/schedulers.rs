@@ -118,7 +118,7 @@ fn recorded_environments_are_understood() {
             "PET_NNODES=3 PET_NPROC_PER_NODE=1 PET_NODE_RANK=1 PET_MASTER_ADDR=job-node-0-0.job PET_MASTER_PORT=29400 \
              JOB_COMPLETION_INDEX=1",
             "",
-            "joins job-node-0-0.job:29400, with 1 workers",
+            "joins job-node-0-0.job:29400, with 1 worker",
         ),
         // Kubeflow Training Operator, a PyTorchJob.
         (
