@@ -2,12 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
 };
 
 use convoy_proto::config::Backend;
 
 use crate::{
+    args::NetworkArgs,
     outcome::Failure,
     plan::{self, Share},
     probe,
@@ -82,6 +83,17 @@ pub fn address_of(interface: &str) -> Result<IpAddr, Failure> {
         None if names().is_empty() => Err(cannot("this machine has none".into())),
         None => Err(cannot(format!("there is no such interface with an address; there are {}", names()))),
     }
+}
+
+/// Puts the address of an interface, if one is said, where a person would have put an address to listen on.
+///
+/// # Errors
+/// There is no such interface, or it has no address.
+pub fn settle(network: &mut NetworkArgs) -> Result<(), Failure> {
+    if let Some(interface) = network.interface.take() {
+        network.listen = Some(SocketAddr::new(address_of(&interface)?, 0).to_string());
+    }
+    Ok(())
 }
 
 /// How many workers suit this launcher: one a GPU, or one on the CPU.

@@ -1,6 +1,6 @@
 //! `launcher resume` and `--resume`: going on from the newest whole checkpoint.
 
-use std::{fs, net::SocketAddr, path::Path};
+use std::{fs, path::Path};
 
 use convoy_proto::{
     config::{Config, RawConfig, layers::Layers, raw::CountOrAuto},
@@ -49,9 +49,7 @@ pub fn resume(args: &ResumeArgs, places: &Places, tasks: &[TaskEntry]) -> Result
     process::init_logs();
     let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
     let mut args = args.clone();
-    if let Some(interface) = args.network.interface.take() {
-        args.network.listen = Some(SocketAddr::new(machine::address_of(&interface)?, 0).to_string());
-    }
+    machine::settle(&mut args.network)?;
     let mut train = TrainArgs { hosts: args.hosts.clone(), network: args.network.clone(), ..TrainArgs::default() };
     (train.workers, train.local_workers) = (args.workers.clone(), args.local_workers.clone());
     let remotes = Remotes::gather(&mut train)?;

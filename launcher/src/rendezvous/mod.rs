@@ -111,24 +111,20 @@ fn alone(args: &TrainArgs, places: &Places, asked: &Asked) -> Result<Part, Failu
 /// Flags that do not fit each other, or an endpoint that does not resolve.
 pub fn part(args: &TrainArgs, places: &Places) -> Result<Part, Failure> {
     let mut args = args.clone();
-    if let Some(interface) = args.network.interface.take() {
-        args.network.listen = Some(SocketAddr::new(machine::address_of(&interface)?, 0).to_string());
-    }
-    let args = &args;
+    machine::settle(&mut args.network)?;
     if args.hosts.are_said() {
         let RendezvousArgs { node_rank, rdzv_endpoint, rdzv_id, .. } = &args.rendezvous;
         if node_rank.is_some() || rdzv_endpoint.is_some() || rdzv_id.is_some() {
             let problem = "--node-rank and --rdzv-… are for machines that come by themselves, --hostfile starts them";
             return Err(Failure::Usage(format!("{problem}; --name is the run's name")));
         }
-        let mut args = args.clone();
         let remotes = Remotes::gather(&mut args)?;
         return Ok(Part::Coordinate(Box::new(args), places.clone(), remotes));
     }
     let asked =
         asked(&args.rendezvous, &settings::variables()).map_err(|problem| Failure::Usage(problem.to_string()))?;
     asked.note.iter().for_each(|note| eprintln!("{note}"));
-    part_of(args, places, &asked)
+    part_of(&args, places, &asked)
 }
 
 /// As [`part`], with what is asked put together.
