@@ -152,7 +152,11 @@ fn read_secret(dir: &Path) -> Result<Secret, Failure> {
     }
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
+/// The text of a file.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read(path: &Path) -> Result<String, Failure> {
     fs::read_to_string(path).map_err(|problem| Failure::Usage(format!("cannot read {}: {problem}", path.display())))
 }
 

@@ -7,12 +7,15 @@
 use std::{
     collections::BTreeMap,
     fs::OpenOptions,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
 };
 
 use convoy_proto::ids::Role;
-use tokio::{process::Command, sync::mpsc};
+use tokio::{
+    process::{Child, Command},
+    sync::mpsc,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::outcome::Failure;
@@ -76,14 +79,9 @@ impl Children {
     pub fn start(&mut self, spec: ChildSpec) -> Result<u32, Failure> {
         let ChildSpec { role, rank, arguments, log } = spec;
         let cannot = |problem: std::io::Error| Failure::Environment(format!("cannot start {role} {rank}: {problem}"));
-        // Another in its place writes on.
-        let output = OpenOptions::new().create(true).append(true).open(&log).map_err(cannot)?;
         let mut command = Command::new(std::env::current_exe().map_err(cannot)?);
-        command.arg(role.to_string()).args(arguments).stdin(Stdio::piped());
-        command.stdout(output.try_clone().map_err(cannot)?).stderr(output).kill_on_drop(true);
-        #[cfg(unix)]
-        command.process_group(0);
-        let mut child = command.spawn().map_err(cannot)?;
+        command.arg(role.to_string()).args(arguments);
+        let mut child = spawn(command, &log).map_err(cannot)?;
         let pid = child.id().unwrap_or_default();
         // Waiting would close it, and with it the child's life-line.
         let life_line = child.stdin.take();
@@ -128,6 +126,20 @@ impl Children {
         self.tasks.close();
         self.tasks.wait().await;
     }
+}
+
+/// Starts a process of its own group, so that a Ctrl-C at the terminal stays the launcher's to follow; its standard input is
+/// a pipe, its output goes to the end of a log.
+///
+/// # Errors
+/// The program or the log cannot be opened.
+pub fn spawn(mut command: Command, log: &Path) -> std::io::Result<Child> {
+    // Another in its place writes on.
+    let output = OpenOptions::new().create(true).append(true).open(log)?;
+    command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output).kill_on_drop(true);
+    #[cfg(unix)]
+    command.process_group(0);
+    command.spawn()
 }
 
 /// How a process ended, from what wait(2) told of it.

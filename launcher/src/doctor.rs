@@ -28,12 +28,11 @@ pub fn doctor(args: &DoctorArgs, places: &Places) -> Result<(), Failure> {
     let train =
         TrainArgs { workers: args.workers.clone(), rendezvous: args.rendezvous.clone(), ..TrainArgs::default() };
     let asked = asked(&args.rendezvous, &variables);
-    let counted =
-        asked.as_ref().ok().and_then(|asked| asked.nnodes.clone()).filter(|told| told.by.starts_with(['-', 'C']));
+    let counted = asked.as_ref().ok().and_then(|asked| asked.nnodes.clone()).filter(Told::is_said);
     cli::print(sources(&variables, counted.as_ref()))?;
     let asked = asked.map_err(|problem| Failure::Usage(problem.to_string()))?;
     cli::print(values(&asked, claims::share(&variables)))?;
-    let part = rendezvous::part(&train, places)?;
+    let part = rendezvous::part_of(&train, places, &asked)?;
     cli::say(match part {
         Part::Join(join) => format!("so this launcher joins {}, with {}", join.coordinator, workers(join.workers)),
         Part::Coordinate(args, ..) => match (&args.network.listen, &args.local_workers) {

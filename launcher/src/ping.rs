@@ -8,10 +8,8 @@ use convoy_proto::{
     transport::{TransportError, ping as ask},
 };
 
-use crate::{args::PingArgs, cli::say, outcome::Failure, settings};
+use crate::{args::PingArgs, cli::say, outcome::Failure, rendezvous::asked::ENDPOINT, settings};
 
-/// Where it is looked for if nobody says.
-const ADDRESS: &str = "CONVOY_RDZV_ENDPOINT";
 /// Where certificates are if nobody says.
 const CERTS: &str = "CONVOY_CERTS";
 
@@ -21,8 +19,8 @@ const CERTS: &str = "CONVOY_CERTS";
 /// It does not, or not for this process.
 pub fn ping(args: &PingArgs) -> Result<(), Failure> {
     let variables = settings::variables();
-    let address = args.coordinator.as_ref().or_else(|| variables.get(ADDRESS));
-    let address = address.ok_or_else(|| Failure::Usage(format!("say HOST:PORT, or set {ADDRESS}")))?;
+    let address = args.coordinator.as_ref().or_else(|| variables.get(ENDPOINT));
+    let address = address.ok_or_else(|| Failure::Usage(format!("say HOST:PORT, or set {ENDPOINT}")))?;
     let certs = args.certs.clone().or_else(|| variables.get(CERTS).map(PathBuf::from));
     let credentials = process::load_security(certs.as_deref())?.credentials(TokenRole::Observer);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -3,6 +3,7 @@
 use std::{
     io::Read,
     process::{Command, ExitCode, Stdio},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -28,12 +29,16 @@ pub fn print() -> ExitCode {
     }
 }
 
-/// Runs this program's `probe` and reads its answer.
+/// Runs this program's `probe` and reads its answer; once, however often that is wanted.
 pub fn probe() -> Vec<BackendReport> {
-    ask().unwrap_or_else(|problem| {
-        let report = |backend| BackendReport { backend, devices: Err(problem.clone()) };
-        vec![report(Backend::Cuda), report(Backend::Wgpu)]
-    })
+    static ANSWER: OnceLock<Vec<BackendReport>> = OnceLock::new();
+    let ask = || {
+        ask().unwrap_or_else(|problem| {
+            let report = |backend| BackendReport { backend, devices: Err(problem.clone()) };
+            vec![report(Backend::Cuda), report(Backend::Wgpu)]
+        })
+    };
+    ANSWER.get_or_init(ask).clone()
 }
 
 fn ask() -> Result<Vec<BackendReport>, String> {

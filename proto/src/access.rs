@@ -244,13 +244,13 @@ pub fn allowed(path: &str) -> &'static [TokenRole] {
     match (service, method) {
         ("grpc.health.v1.Health", _) => &[],
         ("convoy.v1.CoordinationService", "GetStatus") => &[Observer, Worker, Server, Admin],
-        ("convoy.v1.CoordinationService", "Join" | "Watch" | "Heartbeat" | "GetManifest" | "Leave") => {
-            &[Worker, Server, Admin]
-        }
-        ("convoy.v1.NodeService", _) => &[Worker, Server, Admin],
-        ("convoy.v1.CoordinationService", "Deal" | "Report") => &[Worker, Server, Admin],
+        (
+            "convoy.v1.CoordinationService",
+            "Join" | "Watch" | "Heartbeat" | "GetManifest" | "Leave" | "Deal" | "Report",
+        )
+        | ("convoy.v1.NodeService", _)
+        | ("convoy.v1.ParametersService", "Initialise" | "Push" | "Pull" | "PushPull") => &[Worker, Server, Admin],
         ("convoy.v1.CoordinationService", "Decide" | "Stage" | "ReportShard") => &[Server, Admin],
-        ("convoy.v1.ParametersService", "Initialise" | "Push" | "Pull" | "PushPull") => &[Worker, Server, Admin],
         ("convoy.v1.ParametersService", "Copy") => &[Server, Admin],
         ("grpc.reflection.v1.ServerReflection", _) => &[Observer, Worker, Server, Admin],
         _ => &[Admin],

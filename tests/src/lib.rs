@@ -97,6 +97,11 @@ impl Bench {
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
+    /// Whether a run has told of an event of a kind.
+    pub fn has_event(&self, name: &str, kind: &str) -> bool {
+        self.metrics(name).iter().any(|event| event["event"] == kind)
+    }
+
     /// Waits until a run has committed so many steps.
     pub fn await_steps(&self, name: &str, steps: u64) {
         until("steps are committed", || self.metrics(name).iter().any(|event| event["step"].as_u64() >= Some(steps)));

@@ -141,7 +141,7 @@ impl Nodes {
 
     /// How many processes more of a role a node can run.
     pub fn room(&self, node: NodeId, role: Role) -> u32 {
-        let has = self.places_of(node).into_iter().filter(|place| place.0 == role).count();
+        let has = self.has(node, role);
         let can = |record: &NodeRecord| if role == Role::Server { record.servers } else { record.workers };
         self.records.get(&node).map_or(0, |record| (can(record) as usize).saturating_sub(has) as u32)
     }
@@ -149,7 +149,12 @@ impl Nodes {
     /// A node that can run more processes of a role: the one that runs the fewest.
     pub fn with_room(&self, role: Role) -> Option<NodeId> {
         let free = self.records.keys().copied().filter(|node| self.room(*node, role) > 0);
-        free.min_by_key(|node| self.places_of(*node).iter().filter(|place| place.0 == role).count())
+        free.min_by_key(|node| self.has(*node, role))
+    }
+
+    /// How many places of a role a node has.
+    fn has(&self, node: NodeId, role: Role) -> usize {
+        self.places_of(node).into_iter().filter(|place| place.0 == role).count()
     }
 
     /// Gives a place to a node.

@@ -2,26 +2,25 @@
 
 use std::path::Path;
 
-use super::{Job, list, port, text};
-use crate::remote::credentials::FILES;
+use super::{Job, list, text};
+use crate::{args::EmitArgs, remote::credentials::FILES, rendezvous::claims::PORT};
 
 /// The file; certificates are read from a directory beside it.
-pub fn file(job: &Job, certs: &Path) -> String {
-    let Job { name, nodes, workers, image, .. } = job;
-    let port = port();
-    let endpoint = format!("coordinator:{port}");
+pub fn file(job: &Job<'_>, certs: &Path) -> String {
+    let Job { name, asked: EmitArgs { nodes, workers, image, .. } } = job;
+    let endpoint = format!("coordinator:{PORT}");
     let others = nodes - 1;
     let count = nodes.to_string();
     let meeting = ["--nnodes", &count, "--workers", workers, "--rdzv-endpoint", &endpoint, "--rdzv-id", name];
     let place = ["--run-dir", "/runs", "--resume", "auto"];
     // Compose puts variables in where there is a $.
-    let arguments: Vec<String> = job.arguments.iter().map(|argument| argument.replace('$', "$$")).collect();
+    let arguments: Vec<String> = job.asked.arguments.iter().map(|argument| argument.replace('$', "$$")).collect();
     let command = |rank: &str| {
         let own = meeting.into_iter().chain(["--node-rank", rank]).chain(place);
         list(own.chain(arguments.iter().map(String::as_str)))
     };
     let (directory, image) = (certs.display(), text(image));
-    let runs = job.storage.as_deref().unwrap_or("./runs");
+    let runs = job.asked.storage.as_deref().unwrap_or("./runs");
     // Without, it would be the name of a volume.
     let runs = if runs.starts_with(['.', '/', '~']) { runs.into() } else { format!("./{runs}") };
     let secrets: String =
@@ -67,18 +66,21 @@ services:
     )
 }
 
-fn resources(job: &Job) -> String {
-    let cpus = job.cpus.map(|cpus| format!("cpus: \"{cpus}\""));
-    let memory =
-        job.memory.as_ref().map(|memory| format!("memory: {}", text(&memory.replace("Gi", "g").replace("Mi", "m"))));
+fn resources(job: &Job<'_>) -> String {
+    let cpus = job.asked.cpus.map(|cpus| format!("cpus: \"{cpus}\""));
+    let memory = job
+        .asked
+        .memory
+        .as_ref()
+        .map(|memory| format!("memory: {}", text(&memory.replace("Gi", "g").replace("Mi", "m"))));
     let limits: Vec<_> = [cpus, memory].into_iter().flatten().collect();
     let limits = if limits.is_empty() { String::new() } else { format!("        limits: {{{}}}\n", limits.join(", ")) };
-    let gpus = if job.gpus == 0 {
+    let gpus = if job.asked.gpus == 0 {
         String::new()
     } else {
         format!(
             "        # Each container takes the first ones: on one machine, say device_ids in place of count.\n        reservations:\n          devices:\n          - {{driver: nvidia, count: {}, capabilities: [gpu]}}\n",
-            job.gpus
+            job.asked.gpus
         )
     };
     if limits.is_empty() && gpus.is_empty() { String::new() } else { format!("      resources:\n{limits}{gpus}") }

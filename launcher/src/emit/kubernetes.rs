@@ -1,8 +1,9 @@
 //! Manifests for Kubernetes: an Indexed Job, or a JobSet, with what they need.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
-use super::{Job, list, port, text};
+use super::{Job, list, text};
+use crate::{args::EmitArgs, rendezvous::claims::PORT};
 
 /// Where pods find certificates.
 const CERTS: &str = "/etc/convoy/certs";
@@ -10,19 +11,19 @@ const CERTS: &str = "/etc/convoy/certs";
 const RUNS: &str = "/runs";
 
 /// A host's name of a pod.
-fn pod(job: &Job, index: u32, is_set: bool) -> String {
+fn pod(job: &Job<'_>, index: u32, is_set: bool) -> String {
     let name = &job.name;
     if is_set { format!("{name}-node-0-{index}.{name}") } else { format!("{name}-{index}.{name}") }
 }
 
 /// What certificates have to be for.
-pub fn hosts(job: &Job, is_set: bool) -> Vec<String> {
-    let pods = (0..job.nodes).map(|index| pod(job, index, is_set));
+pub fn hosts(job: &Job<'_>, is_set: bool) -> Vec<String> {
+    let pods = (0..job.asked.nodes).map(|index| pod(job, index, is_set));
     pods.chain(["localhost".into(), "127.0.0.1".into()]).collect()
 }
 
 /// A Secret with certificates and a token, a headless Service, and an Indexed Job.
-pub fn indexed_job(job: &Job, files: &[(&str, String)]) -> String {
+pub fn indexed_job(job: &Job<'_>, files: &BTreeMap<String, String>) -> String {
     let name = &job.name;
     let rank = "";
     let spec = job_spec(job, &pod(job, 0, false), rank, 2);
@@ -36,7 +37,7 @@ pub fn indexed_job(job: &Job, files: &[(&str, String)]) -> String {
 }
 
 /// A Secret with certificates and a token, and a JobSet, which makes its headless Service by itself.
-pub fn job_set(job: &Job, files: &[(&str, String)]) -> String {
+pub fn job_set(job: &Job<'_>, files: &BTreeMap<String, String>) -> String {
     let name = &job.name;
     // A JobSet's pods learn their index from an annotation.
     let rank = "\n- name: CONVOY_NODE_RANK\n  valueFrom:\n    fieldRef:\n      fieldPath: \
@@ -51,7 +52,7 @@ pub fn job_set(job: &Job, files: &[(&str, String)]) -> String {
     )
 }
 
-fn secret(job: &Job, files: &[(&str, String)]) -> String {
+fn secret(job: &Job<'_>, files: &BTreeMap<String, String>) -> String {
     let mut yaml = format!(
         "# Keep this to yourself: whoever has it may take part in the run.\napiVersion: v1\nkind: Secret\nmetadata:\n  name: \
          {}-certs\nstringData:\n",
@@ -65,18 +66,18 @@ fn secret(job: &Job, files: &[(&str, String)]) -> String {
 }
 
 /// Pods are found by name before they are ready: that is when they look for each other.
-fn service(job: &Job, selector: &str) -> String {
+fn service(job: &Job<'_>, selector: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  clusterIP: None\n  publishNotReadyAddresses: \
          true\n  selector:\n    {selector}\n  ports:\n  - name: coordinator\n    port: {port}\n",
         name = job.name,
-        port = port(),
+        port = PORT,
     )
 }
 
 /// The Job's specification, so many spaces from the left.
-fn job_spec(job: &Job, first: &str, rank: &str, indent: usize) -> String {
-    let nodes = job.nodes;
+fn job_spec(job: &Job<'_>, first: &str, rank: &str, indent: usize) -> String {
+    let nodes = job.asked.nodes;
     let pod = pod_spec(job, first, rank);
     // What was asked for wrongly fails again; who was told to stop, or moved to another machine, goes on.
     let spec = format!(
@@ -106,13 +107,13 @@ template:
     indented(&spec, indent)
 }
 
-fn pod_spec(job: &Job, first: &str, rank: &str) -> String {
-    let Job { name, workers, image, .. } = job;
+fn pod_spec(job: &Job<'_>, first: &str, rank: &str) -> String {
+    let Job { name, asked: EmitArgs { workers, image, .. } } = job;
     let command = ["--workers", workers, "--name", name, "--resume", "auto", "--run-dir", RUNS];
     // What the launcher is to have as it is, and not what it names.
-    let own: Vec<String> = job.arguments.iter().map(|argument| argument.replace("$(", "$$(")).collect();
+    let own: Vec<String> = job.asked.arguments.iter().map(|argument| argument.replace("$(", "$$(")).collect();
     let arguments = list(command.into_iter().chain(own.iter().map(String::as_str)));
-    let storage = match &job.storage {
+    let storage = match &job.asked.storage {
         Some(claim) => format!("persistentVolumeClaim: {{claimName: {}}}", text(claim)),
         // Gone with the pod: --storage names a claim that is not.
         None => "emptyDir: {}".into(),
@@ -157,17 +158,17 @@ volumes:
 "#,
         image = text(image),
         quoted = text(name),
-        nodes = job.nodes,
-        port = port(),
+        nodes = job.asked.nodes,
+        port = PORT,
         rank = indented(rank, 2).trim_end_matches('\n'),
         resources = resources(job),
     )
 }
 
-fn resources(job: &Job) -> String {
-    let gpus = (job.gpus > 0).then(|| format!("nvidia.com/gpu: \"{}\"", job.gpus));
-    let cpus = job.cpus.map(|cpus| format!("cpu: \"{cpus}\""));
-    let memory = job.memory.as_ref().map(|memory| format!("memory: {}", text(memory)));
+fn resources(job: &Job<'_>) -> String {
+    let gpus = (job.asked.gpus > 0).then(|| format!("nvidia.com/gpu: \"{}\"", job.asked.gpus));
+    let cpus = job.asked.cpus.map(|cpus| format!("cpu: \"{cpus}\""));
+    let memory = job.asked.memory.as_ref().map(|memory| format!("memory: {}", text(memory)));
     let limits: Vec<_> = [gpus, cpus, memory].into_iter().flatten().collect();
     if limits.is_empty() { String::new() } else { format!("  resources:\n    limits: {{{}}}\n", limits.join(", ")) }
 }

@@ -3,14 +3,13 @@
 //! Pure but for the credentials that a Secret is filled with. What it prints says the same as a person would on the command
 //! line: the same launcher on each machine, and where they meet.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use crate::{
     args::{EmitArgs, Places, Target},
     cli,
     outcome::Failure,
-    remote::credentials::{Credentials, FILES},
-    rendezvous::claims::PORT,
+    remote::credentials::{Credentials, read},
 };
 
 mod compose;
@@ -21,28 +20,11 @@ mod slurm;
 const NAME: &str = "convoy";
 
 /// A run on several machines, as the other system is told.
-#[derive(Clone, Debug)]
-pub(super) struct Job {
+pub(super) struct Job<'a> {
     /// Its name, that of a host by the rules of DNS.
     pub name: String,
-    /// Machines.
-    pub nodes: u32,
-    /// Workers of each, or `auto`.
-    pub workers: String,
-    /// GPUs of each.
-    pub gpus: u32,
-    /// Cores of each.
-    pub cpus: Option<u32>,
-    /// Memory of each.
-    pub memory: Option<String>,
-    /// The program's image.
-    pub image: String,
-    /// What keeps runs when machines are gone: a volume claim, or a directory.
-    pub storage: Option<String>,
-    /// How long the run may take.
-    pub time: Option<String>,
-    /// What the launcher is told beside that.
-    pub arguments: Vec<String>,
+    /// What is asked for.
+    pub asked: &'a EmitArgs,
 }
 
 /// Prints what the target needs.
@@ -65,7 +47,7 @@ pub fn emit(args: &EmitArgs, places: &Places) -> Result<(), Failure> {
 }
 
 /// What is asked for, checked.
-fn job(args: &EmitArgs, places: &Places) -> Result<Job, Failure> {
+fn job<'a>(args: &'a EmitArgs, places: &Places) -> Result<Job<'a>, Failure> {
     let name = places.name.clone().unwrap_or_else(|| NAME.into());
     // Of what a host may be called, what is left after an index is put behind it.
     let is_label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -83,28 +65,7 @@ fn job(args: &EmitArgs, places: &Places) -> Result<Job, Failure> {
     if let Some(flag) = args.arguments.iter().find(is_ours) {
         return Err(Failure::Usage(format!("{flag} after -- is not yours to say: `launcher emit` says it")));
     }
-    Ok(Job {
-        name,
-        nodes: args.nodes,
-        workers: args.workers.clone(),
-        gpus: args.gpus,
-        cpus: args.cpus,
-        memory: args.memory.clone(),
-        image: args.image.clone(),
-        storage: args.storage.clone(),
-        time: args.time.clone(),
-        arguments: args.arguments.clone(),
-    })
-}
-
-/// The files of a directory of certificates.
-fn read(dir: &Path) -> Result<Vec<(&'static str, String)>, Failure> {
-    let read = |name: &'static str| {
-        let path = dir.join(name);
-        let text = fs::read_to_string(&path);
-        Ok((name, text.map_err(|problem| Failure::Usage(format!("cannot read {}: {problem}", path.display())))?))
-    };
-    FILES.into_iter().map(read).collect()
+    Ok(Job { name, asked: args })
 }
 
 /// A text as YAML has it, whatever is in it: JSON's way, which YAML reads.
@@ -115,9 +76,4 @@ pub(super) fn text(text: &str) -> String {
 /// A list of texts on one line.
 pub(super) fn list<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     format!("[{}]", texts.into_iter().map(text).collect::<Vec<_>>().join(", "))
-}
-
-/// Where launchers meet.
-pub(super) fn port() -> u16 {
-    PORT
 }

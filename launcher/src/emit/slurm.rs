@@ -6,14 +6,17 @@ use super::Job;
 use crate::remote::quoted;
 
 /// The script: one launcher a node, which finds the others by itself.
-pub fn script(job: &Job) -> String {
-    let mut options =
-        vec![format!("--job-name={}", job.name), format!("--nodes={}", job.nodes), "--ntasks-per-node=1".to_string()];
-    options.extend(job.cpus.map(|cpus| format!("--cpus-per-task={cpus}")));
-    options.extend((job.gpus > 0).then(|| format!("--gpus-per-node={}", job.gpus)));
+pub fn script(job: &Job<'_>) -> String {
+    let mut options = vec![
+        format!("--job-name={}", job.name),
+        format!("--nodes={}", job.asked.nodes),
+        "--ntasks-per-node=1".to_string(),
+    ];
+    options.extend(job.asked.cpus.map(|cpus| format!("--cpus-per-task={cpus}")));
+    options.extend((job.asked.gpus > 0).then(|| format!("--gpus-per-node={}", job.asked.gpus)));
     // Its units are binary ones without saying so.
-    options.extend(job.memory.as_ref().map(|memory| format!("--mem={}", memory.trim_end_matches('i'))));
-    options.extend(job.time.as_ref().map(|time| format!("--time={time}")));
+    options.extend(job.asked.memory.as_ref().map(|memory| format!("--mem={}", memory.trim_end_matches('i'))));
+    options.extend(job.asked.time.as_ref().map(|time| format!("--time={time}")));
     // Before time is up, a checkpoint; after a node was lost, the same job again, which goes on.
     options.extend(["--signal=TERM@120", "--requeue", "--open-mode=append", "--output=%x-%j.log"].map(String::from));
     let mut text = String::from("#!/bin/bash\n");
@@ -21,8 +24,8 @@ pub fn script(job: &Job) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "#SBATCH {option}");
     }
-    let root = job.storage.as_ref().map(|storage| format!(" --run-dir {}", quoted(storage))).unwrap_or_default();
-    let arguments: String = job.arguments.iter().map(|argument| format!(" {}", quoted(argument))).collect();
+    let root = job.asked.storage.as_ref().map(|storage| format!(" --run-dir {}", quoted(storage))).unwrap_or_default();
+    let arguments: String = job.asked.arguments.iter().map(|argument| format!(" {}", quoted(argument))).collect();
     text + &format!(
         r#"# `launcher` must be in PATH on all nodes, and this directory be the same on them.
 set -euo pipefail
@@ -41,8 +44,8 @@ srun --kill-on-bad-exit=0 --wait=0{cores} launcher --workers {workers} --name "$
     --certs "$certs"{root}{arguments}
 "#,
         name = job.name,
-        workers = job.workers,
+        workers = job.asked.workers,
         // Steps do not get the job's by themselves in some versions.
-        cores = job.cpus.map(|cpus| format!(" --cpus-per-task={cpus}")).unwrap_or_default(),
+        cores = job.asked.cpus.map(|cpus| format!(" --cpus-per-task={cpus}")).unwrap_or_default(),
     )
 }

@@ -64,11 +64,17 @@ impl Credentials {
         let dir = private_dir().map_err(|problem| cannot(&problem))?;
         let path = dir.path().join("node");
         certs::make_from(&self.own(), &path, hosts, TokenRole::Worker)?;
-        let read = |name: &&str| Ok((name.to_string(), fs::read_to_string(path.join(name))?));
-        let files: std::io::Result<BTreeMap<String, String>> = FILES.iter().map(read).collect();
-        let files = files.map_err(|problem| cannot(&problem))?;
-        serde_json::to_string(&files).map_err(|problem| Failure::Environment(problem.to_string()))
+        serde_json::to_string(&read(&path)?).map_err(|problem| Failure::Environment(problem.to_string()))
     }
+}
+
+/// The files of a directory of certificates, by their names.
+///
+/// # Errors
+/// One that cannot be read.
+pub fn read(dir: &Path) -> Result<BTreeMap<String, String>, Failure> {
+    let read = |name: &str| Ok((name.to_string(), certs::read(&dir.join(name))?));
+    FILES.into_iter().map(read).collect()
 }
 
 fn private_dir() -> std::io::Result<PrivateDir> {
@@ -94,14 +100,10 @@ pub fn unpack(line: &str) -> Result<PrivateDir, Failure> {
     let dir = private_dir().map_err(|problem| cannot(&problem))?;
     for name in FILES {
         let text = files.get(name).ok_or_else(|| Failure::Usage(format!("--certs -: {name} is missing")))?;
-        write(&dir.path().join(name), text).map_err(|problem| cannot(&problem))?;
+        // Its directory is private.
+        fs::write(dir.path().join(name), text).map_err(|problem| cannot(&problem))?;
     }
     Ok(dir)
-}
-
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    // Its directory is private.
-    fs::write(path, text)
 }
 
 #[cfg(test)]

@@ -3,14 +3,12 @@
 //! A session's standard input is a pipe that this process holds open. When this ends, however it does, the pipe closes,
 //! ssh passes that on, and the launcher there ends, too, and its processes with it.
 
-use std::{
-    fs::OpenOptions,
-    path::PathBuf,
-    process::{ExitStatus, Stdio},
-};
+use std::{path::PathBuf, process::ExitStatus};
 
 use tokio::{io::AsyncWriteExt, process::Command, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::children;
 
 /// What to start on a host.
 #[derive(Debug)]
@@ -63,14 +61,10 @@ impl Sessions {
     /// The program or the log cannot be opened.
     pub fn start(&self, spec: SessionSpec) -> std::io::Result<()> {
         let SessionSpec { host, command, input, log } = spec;
-        let output = OpenOptions::new().create(true).append(true).open(&log)?;
         let (program, arguments) = command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
         let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output).kill_on_drop(true);
-        // A Ctrl-C at the terminal is the launcher's to follow.
-        #[cfg(unix)]
-        command.process_group(0);
-        let mut child = command.spawn()?;
+        command.args(arguments);
+        let mut child = children::spawn(command, &log)?;
         let (sender, kill, mut life_line) = (self.sender.clone(), self.kill.child_token(), child.stdin.take());
         self.tasks.spawn(async move {
             if let Some(pipe) = &mut life_line {

@@ -7,7 +7,12 @@ use super::claims::{self, Claim, Group, Variables, Word, master};
 use crate::args::RendezvousArgs;
 
 /// The variables that stand for flags of the rendezvous. They are no configuration: each machine has its own.
-pub const VARIABLES: [&str; 4] = ["CONVOY_NNODES", "CONVOY_NODE_RANK", "CONVOY_RDZV_ENDPOINT", "CONVOY_RDZV_ID"];
+pub const VARIABLES: [&str; 4] = [NNODES, NODE_RANK, ENDPOINT, ID];
+const NNODES: &str = "CONVOY_NNODES";
+const NODE_RANK: &str = "CONVOY_NODE_RANK";
+/// Where launchers meet.
+pub const ENDPOINT: &str = "CONVOY_RDZV_ENDPOINT";
+const ID: &str = "CONVOY_RDZV_ID";
 
 /// A value, and who said it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +21,13 @@ pub struct Told {
     pub text: String,
     /// A flag, a variable or a scheduler.
     pub by: &'static str,
+}
+
+impl Told {
+    /// Whether a person said it, and no scheduler.
+    pub fn is_said(&self) -> bool {
+        self.by.starts_with("--") || VARIABLES.contains(&self.by)
+    }
 }
 
 impl fmt::Display for Told {
@@ -66,10 +78,10 @@ pub fn asked(args: &RendezvousArgs, variables: &Variables) -> Result<Asked, Nons
     };
     let rank = args.node_rank.map(|rank| rank.to_string());
     let mut asked = Asked {
-        nnodes: said(&args.nnodes, "--nnodes", VARIABLES[0]),
-        node_rank: said(&rank, "--node-rank", VARIABLES[1]),
-        endpoint: said(&args.rdzv_endpoint, "--rdzv-endpoint", VARIABLES[2]),
-        id: said(&args.rdzv_id, "--rdzv-id", VARIABLES[3]),
+        nnodes: said(&args.nnodes, "--nnodes", NNODES),
+        node_rank: said(&rank, "--node-rank", NODE_RANK),
+        endpoint: said(&args.rdzv_endpoint, "--rdzv-endpoint", ENDPOINT),
+        id: said(&args.rdzv_id, "--rdzv-id", ID),
         ..Asked::default()
     };
     let claims = claims::claims(variables);

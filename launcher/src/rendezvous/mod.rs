@@ -128,15 +128,16 @@ pub fn part(args: &TrainArgs, places: &Places) -> Result<Part, Failure> {
 }
 
 /// As [`part`], with what is asked put together.
-fn part_of(args: &TrainArgs, places: &Places, asked: &Asked) -> Result<Part, Failure> {
+///
+/// # Errors
+/// As [`part`].
+pub fn part_of(args: &TrainArgs, places: &Places, asked: &Asked) -> Result<Part, Failure> {
     // Who says where its own workers are gathers others by itself.
     let is_head = args.local_workers.is_some() && args.rendezvous.nnodes.is_none();
     let Some(told) = asked.nnodes.as_ref().filter(|_| !is_head) else { return alone(args, places, asked) };
     let range = nodes(told)?;
     // One that is alone needs no place to meet, unless a person says one.
-    let is_said =
-        asked.endpoint.as_ref().is_some_and(|told| told.by.starts_with("--") || told.by.starts_with("CONVOY_"));
-    if range == (1, 1) && !is_said {
+    if range == (1, 1) && !asked.endpoint.as_ref().is_some_and(Told::is_said) {
         return Ok(Part::Coordinate(Box::new(args.clone()), places.clone(), Remotes::default()));
     }
     // From wherever it is said: a file, a variable or the command line.

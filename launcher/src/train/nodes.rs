@@ -224,8 +224,9 @@ impl Session {
             return Err(Failure::Lost(format!("{what}, and server {} with it, which nobody may replace", place.1)));
         }
         if is_there {
-            self.fault(&format!("server {} is gone with its machine", place.1));
-            self.go_on_without_server(place.1, true, &format!("server {} is gone with its machine", place.1))?;
+            let told = format!("server {} is gone with its machine", place.1);
+            self.fault(&told);
+            self.go_on_without_server(place.1, true, &told)?;
         }
         self.restarts.cancel(place);
         self.starting.remove(&place);

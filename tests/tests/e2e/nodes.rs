@@ -8,8 +8,8 @@ use nix::sys::signal::Signal;
 use crate::{SMALL, bench, strikes::send};
 
 /// Leases that are over soon.
-const QUICK: &str = "--set timeouts.heartbeat_ms=100 --set timeouts.lease_ms=1500";
-const PORT: u16 = 7000;
+pub const QUICK: &str = "--set timeouts.heartbeat_ms=100 --set timeouts.lease_ms=1500";
+pub const PORT: u16 = 7000;
 
 fn run(steps: u64, delay_ms: u64) -> String {
     format!("--backend cpu --workers 3 --slices 4 --steps {steps} --slow-worker any:{delay_ms}ms {SMALL} {QUICK}")
@@ -21,13 +21,9 @@ fn head(net: &Net, bench: &Bench, arguments: &str) -> Child {
     net.command(bench, 0, &format!("{arguments} {listen}")).spawn().unwrap()
 }
 
-fn join(net: &Net, bench: &Bench, machine: u32, arguments: &str) -> Child {
+pub fn join(net: &Net, bench: &Bench, machine: u32, arguments: &str) -> Child {
     let join = format!("join {}:{PORT} --run-dir machine-{machine} --wait 60 {arguments}", Net::address(0));
     net.command(bench, machine, &join).spawn().unwrap()
-}
-
-fn has_event(bench: &Bench, run: &str, event: &str) -> bool {
-    bench.metrics(run).iter().any(|line| line["event"] == event)
 }
 
 #[test]
@@ -68,7 +64,7 @@ fn a_machine_that_is_lost_and_returns_changes_no_bit() {
     bench.await_steps("r", 10);
     send(lost.id() as i32, Signal::SIGKILL);
     finish(lost);
-    until("the machine is lost", || has_event(&bench, "r", "node_lost"));
+    until("the machine is lost", || bench.has_event("r", "node_lost"));
     let returned = join(&net, &bench, 2, "--workers 1");
     for child in [child, kept, returned] {
         let ended = finish(child);
@@ -99,7 +95,7 @@ fn a_machine_that_is_back_before_it_is_missed_gets_its_places_again() {
     }
     let summary = bench.summary("r");
     assert_eq!(summary["params_sha256"], calm["params_sha256"]);
-    assert!(has_event(&bench, "r", "node_lost") && summary["workers"].as_array().map(Vec::len) == Some(3));
+    assert!(bench.has_event("r", "node_lost") && summary["workers"].as_array().map(Vec::len) == Some(3));
     bench.succeed("verify r");
     bench.await_no_process();
 }
@@ -149,7 +145,7 @@ fn a_line_that_is_cut_and_healed_changes_no_bit() {
     let other = join(&net, &bench, 1, "--workers 2");
     bench.await_steps("r", 10);
     net.cut(1);
-    until("the machine is lost", || has_event(&bench, "r", "node_lost"));
+    until("the machine is lost", || bench.has_event("r", "node_lost"));
     net.heal(1);
     for child in [child, other] {
         let ended = finish(child);

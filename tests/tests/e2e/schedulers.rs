@@ -3,6 +3,7 @@
 
 use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
 
+use convoy_proto::process;
 use convoy_tests::{Bench, Ended, finish, has, net::Net};
 
 use crate::{SMALL, bench, strikes::verify};
@@ -66,7 +67,7 @@ fn mpich_starts_a_run() {
 fn slurm_starts_a_run() {
     let bench = bench();
     let Some(mut net) = has("slurmctld").then(|| Net::new(1)).flatten() else { return };
-    net.name_hosts(&format!("127.0.0.1 node1 node2 {}", host_name()));
+    net.name_hosts(&format!("127.0.0.1 node1 node2 {}", process::host_name()));
     let srun = |line: &str| shell(&net, &bench, &format!("{SLURM} slurm bash -c '{line}'"));
     let told = srun("srun -N2 -n3 launcher doctor --rank --workers 1");
     succeeded(&told);
@@ -95,10 +96,6 @@ fn slurm_starts_a_run() {
     assert_eq!(bench.summary(&job)["params_sha256"], calm["params_sha256"], "{}", told.stdout);
     assert!(!names(".").iter().any(|name| name.starts_with("certs-")), "certificates are left behind");
     bench.await_no_process();
-}
-
-fn host_name() -> String {
-    fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().into()
 }
 
 /// What `doctor --rank` says in an environment, with nothing of this process's own.

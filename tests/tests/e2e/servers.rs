@@ -7,10 +7,9 @@ use nix::sys::signal::Signal;
 
 use crate::{
     SMALL, bench,
+    nodes::{PORT, QUICK, join},
     strikes::{send, verify},
 };
-
-const QUICK: &str = "--set timeouts.heartbeat_ms=100 --set timeouts.lease_ms=1500";
 
 fn run(steps: u64, delay_ms: u64) -> String {
     format!("--backend cpu --workers 2 --slices 4 --steps {steps} --slow-worker any:{delay_ms}ms {SMALL} {QUICK}")
@@ -18,18 +17,9 @@ fn run(steps: u64, delay_ms: u64) -> String {
 
 /// The machine that coordinates, with a server and a worker.
 fn head(net: &Net, bench: &Bench, arguments: &str) -> Child {
-    let own = format!("--listen {}:7000 --local-servers 1 --checkpoint-every 20", Net::address(0));
+    let own = format!("--listen {}:{PORT} --local-servers 1 --checkpoint-every 20", Net::address(0));
     let kept = bench.path().join("kept").display().to_string();
     net.command(bench, 0, &format!("{arguments} {own} --checkpoint-to {kept}")).spawn().unwrap()
-}
-
-fn join(net: &Net, bench: &Bench, machine: u32, arguments: &str) -> Child {
-    let join = format!("join {}:7000 --run-dir machine-{machine} --wait 60 {arguments}", Net::address(0));
-    net.command(bench, machine, &join).spawn().unwrap()
-}
-
-fn has_event(bench: &Bench, run: &str, event: &str) -> bool {
-    bench.metrics(run).iter().any(|line| line["event"] == event)
 }
 
 fn ends_well(children: impl IntoIterator<Item = Child>) {
@@ -83,15 +73,15 @@ fn a_copy_on_another_machine_takes_over_and_its_machine_is_replaced() {
     let child = head(&net, &bench, &format!("{} {faults} --insecure --name r", run(200, 20)));
     let lost = join(&net, &bench, 1, "--workers 0 --servers 1");
     // The other copy of the shard goes on while the first is away, and gives it its shard back.
-    until("the first is back", || has_event(&bench, "r", "copied"));
+    until("the first is back", || bench.has_event("r", "copied"));
     send(lost.id() as i32, Signal::SIGKILL);
     finish(lost);
-    until("the machine is lost", || has_event(&bench, "r", "node_lost"));
+    until("the machine is lost", || bench.has_event("r", "node_lost"));
     let returned = join(&net, &bench, 1, "--workers 0 --servers 1");
     ends_well([child, returned]);
     let summary = bench.summary("r");
     assert_eq!(summary["params_sha256"], calm["params_sha256"]);
-    assert!(!has_event(&bench, "r", "rollback"), "a copy was there all the time");
+    assert!(!bench.has_event("r", "rollback"), "a copy was there all the time");
     assert_eq!(bench.metrics("r").iter().filter(|event| event["event"] == "copied").count(), 2);
     bench.await_no_process();
 }
@@ -119,7 +109,7 @@ fn a_shard_that_is_lost_with_its_machine_is_taken_from_the_checkpoint_by_another
     bench.await_steps("r", 50);
     send(lost.id() as i32, Signal::SIGKILL);
     finish(lost);
-    until("the run goes back", || has_event(&bench, "r", "rollback"));
+    until("the run goes back", || bench.has_event("r", "rollback"));
     let other = join(&net, &bench, 2, "--workers 0 --servers 1");
     ends_well([child, other]);
     assert_eq!(bench.summary("r")["params_sha256"], calm["params_sha256"]);
