@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
+mod bench;
 mod commands;
 mod network;
 
+pub use bench::{BenchArgs, BenchCommand, BenchServerArgs, BenchTrainArgs, ExchangeArgs, PlainArgs, ShowArgs};
 pub use commands::{
     CertsArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, PingArgs, ResumeArgs, RunArgs,
     ScaleArgs, Target, VerifyArgs, Which,
@@ -94,7 +96,7 @@ pub struct TrainArgs {
     /// Testing aid: seed of the times and victims of faults [default: 0]
     #[arg(long, value_name = "N", help_heading = "Checkpoints")]
     pub chaos_seed: Option<String>,
-    /// What to train: cnn, mlp, regression, resnet or gpt [default: what suits the data]
+    /// What to train: cnn, mlp, regression, resnet, gpt or synthetic [default: what suits the data]
     #[arg(long, help_heading = "Training")]
     pub task: Option<String>,
     /// What to train on: digits[:SEED], mnist:DIR, cifar10:DIR, images:DIR, csv:FILE, parquet:FILE or text:PATH

@@ -8,10 +8,10 @@ use convoy_worker::{WorkerArgs, task::TaskEntry};
 
 use crate::{
     args::{
-        CertsArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, PingArgs, Places, ResumeArgs,
+        BenchArgs, CertsArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, PingArgs, Places, ResumeArgs,
         ScaleArgs, TrainArgs, VerifyArgs,
     },
-    certs, doctor, emit, eval, generate, inspect, join,
+    bench, certs, doctor, emit, eval, generate, inspect, join,
     outcome::{Failure, exit},
     ping, probe,
     rendezvous::{self, Part},
@@ -79,6 +79,8 @@ enum Command {
     Ping(PingArgs),
     /// Look at this machine, and what it would do among others
     Doctor(DoctorArgs),
+    /// Measure the data path of this machine, beside its raw limits
+    Bench(BenchArgs),
     /// Run one parameter server of a cluster
     Server(ServerArgs),
     /// Run one worker of a cluster
@@ -115,6 +117,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
         Some(Command::Doctor(args)) => doctor::doctor(&args, &cli.places),
         Some(Command::Emit(args)) => emit::emit(&args, &cli.places),
         Some(Command::Ping(args)) => ping::ping(&args),
+        Some(Command::Bench(args)) => bench::bench(&args, tasks),
         Some(Command::Probe) => return probe::print(),
         Some(Command::Eval(args)) => eval::eval(&args, &cli.places, tasks),
         Some(Command::Generate(args)) => generate::generate(&args, &cli.places, tasks),

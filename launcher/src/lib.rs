@@ -9,6 +9,7 @@
 //! write. [`inspect`] looks at data.
 
 pub mod args;
+mod bench;
 mod certs;
 pub mod checkpoints;
 pub mod children;

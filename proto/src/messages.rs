@@ -314,7 +314,9 @@ pub struct StepTimes {
     pub data: f64,
     /// Forward, backward, and reading gradients off the device.
     pub compute: f64,
-    /// From the push's first byte to the last block that came back.
+    /// Where parameters are pulled by themselves: until the last block was there.
+    pub pull: f64,
+    /// From the push's first byte to the last block that came back, or to the commit.
     pub exchange: f64,
     /// Putting the new parameters onto the device.
     pub load: f64,

@@ -3,6 +3,7 @@
 use burn::{
     Dispatch, DispatchDevice,
     module::AutodiffModule,
+    optim::{GradientsParams, Optimizer as _, SgdConfig},
     tensor::{DType, Transaction, backend::Backend},
 };
 use convoy_proto::{
@@ -72,6 +73,12 @@ pub trait Replica: Send {
 
     /// What the model makes of samples.
     fn output(&self, batch: HostBatch) -> Output;
+
+    /// One step of plain SGD that stays on the device, as a loop without a cluster makes it: what clusters are measured by.
+    fn train_alone(&mut self, batch: HostBatch, learning_rate: f64);
+
+    /// Waits until the device has done what it was told.
+    fn settle(&self);
 }
 
 /// The one implementation of [`Replica`].
@@ -185,5 +192,19 @@ impl<T: Task> Replica for Learner<T> {
         let output = self.score(batch).output;
         let width = output.dims()[1];
         Output { values: output.into_data().iter().collect(), width }
+    }
+
+    fn train_alone(&mut self, batch: HostBatch, learning_rate: f64) {
+        let Some(model) = self.model.take() else { return };
+        let score = self.task.score(&model, &T::Batch::upload(batch, &self.autodiff));
+        let gradients = (score.loss_sum / score.weight).backward();
+        let gradients = GradientsParams::from_grads(gradients, &model);
+        let mut optimizer = SgdConfig::new().init::<Dispatch, T::Model>();
+        self.model = Some(optimizer.step(learning_rate, model, gradients));
+    }
+
+    fn settle(&self) {
+        // A device that fails says so to whoever reads from it.
+        let _ = Dispatch::sync(&self.plain.device);
     }
 }

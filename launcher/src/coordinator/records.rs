@@ -27,6 +27,8 @@ pub struct Totals {
 pub struct Seconds {
     pub data: f64,
     pub compute: f64,
+    #[serde(default)]
+    pub pull: f64,
     pub exchange: f64,
     pub load: f64,
 }
@@ -143,6 +145,7 @@ impl WorkerRecord {
         totals.bytes_pulled += effort.bytes_pulled;
         totals.seconds.data += effort.times.data;
         totals.seconds.compute += effort.times.compute;
+        totals.seconds.pull += effort.times.pull;
         totals.seconds.exchange += effort.times.exchange;
         totals.seconds.load += effort.times.load;
         self.is_warm |= effort.samples > 0;

@@ -87,7 +87,7 @@ pub const KEYS: &[Key] = &[
     key("servers", Kind::Count, "shards of the parameters, each on a server process of its own"),
     key("replicas", Kind::Count, "further servers that hold each shard, too, so that one may die: 0 or 1"),
     key("mode", Kind::Text, "when gradients are aggregated: sync, async, ssp or local"),
-    key("task", Kind::Text, "what is trained: cnn, mlp, regression, resnet or gpt; what suits the data by default"),
+    key("task", Kind::Text, "what is trained: cnn, mlp, regression, resnet, gpt or synthetic; what suits the data by default"),
     key(
         "data",
         Kind::Text,

@@ -373,12 +373,12 @@ impl TryFrom<wire::StepReport> for StepReport {
 impl From<Effort> for wire::Effort {
     fn from(effort: Effort) -> Self {
         let Effort { samples, bytes_pushed, bytes_pulled, times } = effort;
-        let StepTimes { data, compute, exchange, load } = times;
+        let StepTimes { data, compute, pull, exchange, load } = times;
         wire::Effort {
             samples,
             bytes_pushed,
             bytes_pulled,
-            times: Some(wire::StepTimes { data, compute, exchange, load }),
+            times: Some(wire::StepTimes { data, compute, pull, exchange, load }),
         }
     }
 }
@@ -388,7 +388,8 @@ impl TryFrom<wire::Effort> for Effort {
 
     fn try_from(effort: wire::Effort) -> Result<Self> {
         let wire::Effort { samples, bytes_pushed, bytes_pulled, times } = effort;
-        let wire::StepTimes { data, compute, exchange, load } = present("times", times)?;
-        Ok(Effort { samples, bytes_pushed, bytes_pulled, times: StepTimes { data, compute, exchange, load } })
+        let wire::StepTimes { data, compute, pull, exchange, load } = present("times", times)?;
+        let times = StepTimes { data, compute, pull, exchange, load };
+        Ok(Effort { samples, bytes_pushed, bytes_pulled, times })
     }
 }

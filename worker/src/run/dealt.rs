@@ -49,7 +49,7 @@ impl Worker<'_> {
         let start = Instant::now();
         let exchange = self.exchange.clone();
         let pulled = self.attend(async { Ok(exchange.pull_newest(era, Extent::Trained).await?) })?;
-        let mut waited = start.elapsed().as_secs_f64();
+        let pull = start.elapsed().as_secs_f64();
         let start = Instant::now();
         self.load(pulled.tensors);
         let load = start.elapsed().as_secs_f64();
@@ -65,8 +65,7 @@ impl Worker<'_> {
             let committed = exchange.push(at, &contribution).await?;
             committed.ok_or(WorkError::Exchange(ExchangeError::Dropped { sequence }))
         })?;
-        waited += start.elapsed().as_secs_f64();
-        let times = StepTimes { exchange: waited, load, ..times };
+        let times = StepTimes { pull, exchange: start.elapsed().as_secs_f64(), load, ..times };
         let effort = Effort { samples, bytes_pushed, bytes_pulled: pulled.bytes, times };
         self.report(Report::Step(StepReport { verdict, effort }));
         Ok(())

@@ -16,6 +16,7 @@ mod mlp;
 mod regression;
 mod resnet;
 pub mod samples;
+mod synthetic;
 
 pub use loss::{cross_entropy, squared_error};
 pub use samples::{Labelled, Measured, Samples, Sequences};
@@ -108,6 +109,7 @@ pub const TASKS: &[TaskEntry] = &[
     TaskEntry::new::<regression::RegressionTask>("regression", "dense layers with ReLU that predict a number"),
     TaskEntry::new::<resnet::ResnetTask>("resnet", "a residual network with batch normalisation"),
     TaskEntry::new::<gpt::GptTask>("gpt", "a causal transformer that predicts text"),
+    synthetic::ENTRY,
 ];
 
 /// The task of a table with this name.

@@ -1,0 +1,120 @@
+//! Exchanges of synthetic parameters: transfers, and whole synchronous rounds.
+
+use serde_json::Value;
+
+use super::{Row, cell, cell::Trained, median, milliseconds, raw, show, tell};
+use crate::{args::ExchangeArgs, outcome::Failure};
+
+/// Rounds that are not timed: connections open, memory is taken.
+const WARM: u32 = 3;
+const MIB: f64 = (1 << 20) as f64;
+/// Copies of the parameters that a run has for each worker and server, at most: more than it takes.
+const COPIES: f64 = 6.0;
+
+/// A cell of the grid.
+#[derive(Clone, Copy)]
+struct Cell {
+    workers: u32,
+    servers: u32,
+    mib: f64,
+    rounds: u32,
+}
+
+impl Cell {
+    fn all(args: &ExchangeArgs) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for mib in &args.mib {
+            for servers in &args.servers {
+                let of = |workers: &u32| Cell { workers: *workers, servers: *servers, mib: *mib, rounds: args.rounds };
+                cells.extend(args.workers.iter().map(of));
+            }
+        }
+        cells
+    }
+
+    fn bytes(self) -> f64 {
+        self.mib * MIB
+    }
+
+    /// Why this machine cannot do it.
+    fn too_large(self) -> Option<String> {
+        let needed = self.bytes() * COPIES * f64::from(self.workers + 1);
+        let free = raw::free_memory().filter(|free| (*free as f64) < needed)?;
+        Some(format!("skipped: takes {:.1} GiB, {:.1} are free", needed / MIB / 1024.0, free as f64 / MIB / 1024.0))
+    }
+
+    fn run(self, mode: &str) -> Result<Trained, Failure> {
+        let Cell { workers, servers, mib, rounds } = self;
+        tell(&format!("{workers} workers, {servers} servers, {mib} MiB, {mode}"));
+        // Tensors of 4 MiB, or one.
+        let elements = (self.bytes() / 4.0).max(1.0) as u64;
+        let width = elements.min(1 << 20);
+        let text = format!(
+            "--task synthetic --backend cpu --optimizer sgd --lr 0.0009765625 {mode} --workers {workers} --slices {workers} \
+             --servers {servers} --batch-size {workers} --steps {} --set model.width={width} --set model.layers={}",
+            rounds + WARM,
+            elements / width
+        );
+        cell::run(&text.split_whitespace().map(String::from).collect::<Vec<_>>())
+    }
+
+    fn row(self, transport: &str) -> Row {
+        let Cell { workers, servers, mib, .. } = self;
+        vec![
+            ("workers", workers.into()),
+            ("servers", servers.into()),
+            ("mib", mib.into()),
+            ("transport", transport.into()),
+        ]
+    }
+}
+
+/// Whole rounds: every worker writes its gradients and reads all parameters inside the time.
+pub fn rounds(args: &ExchangeArgs) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    for cell in Cell::all(args) {
+        let mut row = cell.row("grpc");
+        match cell.too_large() {
+            Some(why) => row.extend([("median_ms", Value::from(why)), ("checked", false.into())]),
+            None => {
+                // Each worker has checked each parameter of each round, or the run would have failed.
+                let seconds = median(cell.run("--sync")?.rounds(WARM as usize));
+                row.extend([("median_ms", seconds.map(milliseconds).into()), ("checked", true.into())]);
+            }
+        }
+        rows.push(row);
+    }
+    let most = args.mib.iter().copied().fold(0.0, f64::max) * MIB;
+    let copies = raw::copy(most as usize, 1);
+    show(rows, vec![("copy_gb_per_second", (copies / 1e9).into())], args.show)
+}
+
+/// Transfers: in asynchronous runs, each by itself, and in synchronous ones, both at once.
+pub fn net(args: &ExchangeArgs) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    for cell in Cell::all(args) {
+        let mut row = cell.row("grpc");
+        if let Some(why) = cell.too_large() {
+            let skipped = ["push_gb_per_second", "pull_gb_per_second", "push_pull_gb_per_second"];
+            row.extend(skipped.map(|name| (name, Value::from(why.as_str()))));
+        } else {
+            let (apart, both) = (cell.run("--async")?, cell.run("--sync")?);
+            row.push(("push_gb_per_second", rate(&apart, "bytes_pushed", "exchange").into()));
+            row.push(("pull_gb_per_second", rate(&apart, "bytes_pulled", "pull").into()));
+            row.push(("push_pull_gb_per_second", rate(&both, "bytes_pushed", "exchange").into()));
+        }
+        rows.push(row);
+    }
+    let mut limits: Row = Vec::new();
+    let most = args.mib.iter().copied().fold(0.0, f64::max) * MIB;
+    limits.push(("tcp_gb_per_second", (raw::tcp(most as usize)? / 1e9).into()));
+    limits.push(("copy_gb_per_second", (raw::copy(most as usize, 1) / 1e9).into()));
+    show(rows, limits, args.show)
+}
+
+/// What all workers together moved in the time that the slowest took.
+fn rate(trained: &Trained, bytes: &str, seconds: &str) -> f64 {
+    let bytes: f64 = trained.of_workers(&[bytes]).iter().sum();
+    let seconds = trained.of_workers(&["seconds", seconds]).into_iter().fold(0.0, f64::max);
+    bytes / seconds / 1e9
+}

@@ -1,0 +1,197 @@
+//! Parameters without a model: they are exchanged and checked, and nothing is computed. What `launcher bench` runs, and
+//! a way to see what a network bears before anything is trained on it.
+//!
+//! Parameters start at zero. The gradient is the same in every step: runs of [`RUN`] elements, each of one small whole
+//! number. So every element after a number of commits is known, and every worker checks every element that it is given.
+
+use std::sync::Mutex;
+
+use convoy_proto::{
+    config::{Config, Rule},
+    manifest::{Manifest, TensorRole},
+};
+
+use super::{OpenError, TaskEntry};
+use crate::{
+    data::{DataInfo, HostBatch, Wanted},
+    device::DeviceName,
+    learner::{Evaluation, Output, Replica, SliceGradient},
+    parameters::Tensors,
+};
+
+/// Elements with the same gradient.
+const RUN: usize = 4096;
+/// Different gradients: 1 to this.
+const VALUES: usize = 255;
+/// Elements of a tensor, and tensors, unless the configuration says otherwise: 64 MiB in all.
+const WIDTH: u32 = 1 << 20;
+const LAYERS: u32 = 16;
+/// Commits that may lie between two pulls.
+const COMMITS: usize = 1 << 20;
+
+/// The row of the table.
+pub(super) const ENTRY: TaskEntry = TaskEntry {
+    name: "synthetic",
+    about: "no model: parameters that are exchanged and checked, nothing is computed",
+    wanted: Wanted::Classes,
+    open,
+};
+
+fn open(config: &Config, _: &DataInfo, _: DeviceName) -> Result<Box<dyn Replica>, OpenError> {
+    config.model.only("synthetic", &["width", "layers"]).map_err(OpenError::Task)?;
+    if config.optimizer.rule != Rule::Sgd {
+        return Err(OpenError::Task("the task `synthetic` knows what sgd does: say --optimizer sgd".into()));
+    }
+    let (width, layers) = (config.model.width.unwrap_or(WIDTH), config.model.layers.unwrap_or(LAYERS));
+    let tensors = (0..layers).map(|i| (format!("tensors.{i}"), vec![width.into()], TensorRole::Trainable));
+    let manifest = Manifest::new(tensors).map_err(|problem| OpenError::Task(problem.to_string()))?;
+    let expected = Mutex::new(Expected { learning_rate: config.optimizer.lr as f32, values: [0.0; VALUES] });
+    Ok(Box::new(Synthetic { manifest, expected }))
+}
+
+/// Which of the gradients a run has; runs are counted over the whole parameter space.
+fn value(run: usize) -> usize {
+    run % VALUES
+}
+
+/// What every parameter is after some number of commits.
+#[derive(Debug)]
+struct Expected {
+    learning_rate: f32,
+    /// By gradient, from 1 on.
+    values: [f32; VALUES],
+}
+
+impl Expected {
+    /// As a server does: a mean of equal whole numbers is that number.
+    fn commit(&mut self) {
+        for (value, gradient) in self.values.iter_mut().zip(1u16..) {
+            *value -= self.learning_rate * f32::from(gradient);
+        }
+    }
+
+    /// Goes on to the commit after which the first parameter is this.
+    fn reach(&mut self, first: f32) -> bool {
+        (0..COMMITS).any(|_| self.values[0].to_bits() == first.to_bits() || (self.commit(), false).1)
+    }
+}
+
+#[derive(Debug)]
+struct Synthetic {
+    manifest: Manifest,
+    expected: Mutex<Expected>,
+}
+
+impl Synthetic {
+    /// Reads every element; says which is not what it should be.
+    fn check(&self, tensors: &Tensors) -> Result<(), String> {
+        let mut expected = self.expected.lock().map_err(|_| "a check before this one failed")?;
+        let Some(first) = tensors.first().and_then(|tensor| tensor.first()) else { return Ok(()) };
+        if !expected.reach(*first) {
+            return Err(format!("the first parameter is {first}, which no number of commits makes of it"));
+        }
+        for (tensor, entry) in tensors.iter().zip(self.manifest.tensors()) {
+            for (part, at) in tensor.chunks(RUN).zip((entry.offset as usize / RUN)..) {
+                let want = expected.values[value(at)].to_bits();
+                let differ = part.iter().fold(0, |bits, value| bits | (value.to_bits() ^ want));
+                if differ != 0 {
+                    let (name, from) = (&entry.name, at * RUN - entry.offset as usize);
+                    return Err(format!("{name} is not {} from element {from} on", f32::from_bits(want)));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Replica for Synthetic {
+    fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    fn initial(&self, _: u64) -> Tensors {
+        self.manifest.tensors().iter().map(|tensor| vec![0.0; tensor.elements() as usize]).collect()
+    }
+
+    /// # Panics
+    /// Parameters that are not what the commits before should have made of them.
+    fn load(&mut self, values: Tensors) {
+        if let Err(problem) = self.check(&values) {
+            panic!("the exchange is not exact: {problem}");
+        }
+    }
+
+    fn gradient(&mut self, batch: HostBatch, _: u64, loss_scale: f64) -> SliceGradient {
+        let weight = batch.rows as f64;
+        let scale = (weight * loss_scale) as f32;
+        let gradient = |at: usize| (value(at) + 1) as f32 * scale;
+        let tensors = self.manifest.tensors().iter().map(|tensor| {
+            let mut values = Vec::with_capacity(tensor.elements() as usize);
+            let (start, end) = (tensor.offset as usize, (tensor.offset + tensor.elements()) as usize);
+            for at in (start..end).step_by(RUN) {
+                values.resize((at + RUN).min(end) - start, gradient(at / RUN));
+            }
+            values
+        });
+        SliceGradient { weight, loss_sum: weight, finite: true, tensors: tensors.collect() }
+    }
+
+    fn evaluate(&self, batch: HostBatch) -> Evaluation {
+        Evaluation { weight: batch.rows as f64, loss_sum: batch.rows as f64, correct: 0 }
+    }
+
+    fn output(&self, batch: HostBatch) -> Output {
+        Output { values: vec![0.0; batch.rows], width: 1 }
+    }
+
+    fn train_alone(&mut self, _: HostBatch, _: f64) {}
+
+    fn settle(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use convoy_proto::config::layers::Layers;
+
+    use super::*;
+    use crate::data::Form;
+
+    fn replica(settings: &str) -> Result<Box<dyn Replica>, OpenError> {
+        let text = format!("task = 'synthetic'\n{settings}");
+        let config = Layers::new().toml("test", &text).unwrap().raw().unwrap().resolve(1).unwrap();
+        let info = DataInfo {
+            about: String::new(),
+            form: Form::Classes { shape: [1, 1, 1], classes: 2 },
+            train: 1,
+            test: 1,
+            class_names: Vec::new(),
+            fingerprint: Vec::new(),
+        };
+        open(&config, &info, DeviceName::Cpu)
+    }
+
+    #[test]
+    fn what_sgd_makes_of_its_gradients_is_what_it_expects() {
+        let mut replica =
+            replica("[optimizer]\nname = 'sgd'\nlr = 0.3\n[model]\nwidth = 10000\nlayers = 3").unwrap();
+        let mut parameters = replica.initial(1);
+        for _ in 0..5 {
+            replica.load(parameters.clone());
+            let rows = HostBatch { rows: 2, ..HostBatch::default() };
+            let gradient = replica.gradient(rows, 0, 4.0);
+            for (tensor, gradient) in parameters.iter_mut().zip(&gradient.tensors) {
+                tensor.iter_mut().zip(gradient).for_each(|(p, g)| *p -= 0.3 * (g / 8.0));
+            }
+        }
+        replica.load(parameters.clone());
+        parameters[1][9_999] += 1e-6;
+        let wrong = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| replica.load(parameters)));
+        assert!(wrong.is_err());
+    }
+
+    #[test]
+    fn only_with_sgd_and_its_own_keys() {
+        assert!(replica("[optimizer]\nname = 'adamw'").is_err());
+        assert!(replica("[optimizer]\nname = 'sgd'\n[model]\nhidden = [3]").is_err());
+    }
+}
