@@ -23,6 +23,7 @@ const FREE: &[&str] = &[
     "advertise_addr",
     "certs",
     "insecure",
+    "transport",
     "name",
     "run_dir",
     "slow_worker",

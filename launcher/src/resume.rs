@@ -91,6 +91,7 @@ pub fn instead(
         count("listen", raw.listen.clone()),
         count("advertise_addr", raw.advertise_addr.clone()),
         count("certs", raw.certs.clone()),
+        count("transport", raw.transport.clone()),
         count("insecure", raw.insecure.map(|insecure| insecure.to_string())),
     ];
     let local = raw.local_workers.map(|workers| workers.to_string());

@@ -25,6 +25,7 @@ pub mod policy;
 pub mod process;
 pub mod schedule;
 pub mod shard_report;
+pub mod shared;
 pub mod slow;
 pub mod sum;
 pub mod transport;
@@ -57,6 +58,12 @@ pub fn hex(bytes: &[u8]) -> String {
 pub mod limits {
     /// Payload that one frame gathers before it is sent.
     pub const FRAME_BYTES: usize = 1 << 20;
+    /// What of a frame a payload in shared memory takes, as a part of its bytes: others see it at once when it is told.
+    const SHARED: usize = 4;
+    /// What a payload takes of a frame.
+    pub fn weight(payload: &[u8], place: Option<crate::messages::Place>) -> usize {
+        place.map_or(payload.len(), |place| usize::try_from(place.bytes).unwrap_or(usize::MAX) / SHARED)
+    }
     /// The largest message that is decoded: a frame, whatever its blocks' sizes, and its framing.
     pub const MESSAGE_BYTES: usize = FRAME_BYTES + (1 << 19);
     /// The largest control message that is decoded: a manifest of many thousands of tensors.

@@ -192,6 +192,8 @@ pub struct GradientBlock {
     pub node: Node,
     /// Four bytes an element.
     pub payload: Bytes,
+    /// Where the payload is in the sender's memory, if the receiver sees it there: then it is not sent.
+    pub place: Option<Place>,
 }
 
 /// One block of the parameters: little-endian f32, dense.
@@ -201,6 +203,26 @@ pub struct ParameterBlock {
     pub block: BlockId,
     /// Four bytes an element.
     pub payload: Bytes,
+    /// Where the payload is in the sender's memory, if the receiver sees it there: then it is not sent.
+    pub place: Option<Place>,
+}
+
+/// What is to come back for a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The updated blocks, not the verdict alone.
+    pub blocks: bool,
+    /// Whether who asks sees the server's memory, so that blocks may stay there.
+    pub shared: bool,
+}
+
+/// Somewhere in memory that processes share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// From where on, in bytes.
+    pub offset: u64,
+    /// How much.
+    pub bytes: u64,
 }
 
 /// Asks for all parameters of a shard.
@@ -216,6 +238,8 @@ pub struct Pull {
     pub weights: Weights,
     /// Which blocks.
     pub extent: Extent,
+    /// Whether who asks sees the server's memory.
+    pub is_shared: bool,
 }
 
 /// Which of a shard's blocks are meant.
@@ -265,6 +289,8 @@ pub struct Pulled {
     pub step: Step,
     /// The blocks.
     pub blocks: Vec<ParameterBlock>,
+    /// Whether nothing follows, although the call goes on, for it was shown memory.
+    pub is_last: bool,
 }
 
 /// One part of a push.

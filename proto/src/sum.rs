@@ -18,6 +18,25 @@ pub fn add_payload(sum: &mut [f32], payload: &[u8]) {
     }
 }
 
+/// The sum of two little-endian f32 payloads of the same size.
+pub fn of_payloads(left: &[u8], right: &[u8]) -> Vec<f32> {
+    debug_assert_eq!(left.len(), right.len());
+    let pairs = left.as_chunks::<4>().0.iter().zip(right.as_chunks::<4>().0);
+    pairs.map(|(left, right)| f32::from_le_bytes(*left) + f32::from_le_bytes(*right)).collect()
+}
+
+/// Divides every value.
+pub fn divide(values: &mut [f32], by: f32) {
+    if by != 1.0 {
+        values.iter_mut().for_each(|value| *value /= by);
+    }
+}
+
+/// A little-endian f32 payload, divided.
+pub fn divided_payload(payload: &[u8], by: f32) -> Vec<f32> {
+    payload.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value) / by).collect()
+}
+
 /// Copies a little-endian f32 payload into `values`. The payload has `4 × values.len()` bytes.
 pub fn read_payload(values: &mut [f32], payload: &[u8]) {
     debug_assert_eq!(values.len() * 4, payload.len());
@@ -69,6 +88,11 @@ mod tests {
         assert_eq!(a, b);
         read_payload(&mut b, &bytes[1..]);
         assert_eq!(b, values);
+        let doubled: Vec<f32> = values.iter().map(|value| value + value).collect();
+        assert_eq!(of_payloads(&bytes[1..], payload_of(&values)), doubled);
+        let mut thirds = values.clone();
+        divide(&mut thirds, 3.0);
+        assert_eq!(divided_payload(&bytes[1..], 3.0), thirds);
     }
 
     #[test]

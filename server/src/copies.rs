@@ -20,7 +20,7 @@ use crate::{
     core::{
         kept::{Formed, Kept, Snapshot},
         shard::Shard,
-        versions::parameter_block,
+        versions::{Version, parameter_block},
     },
     host::Host,
 };
@@ -175,7 +175,7 @@ fn state_of(kept: &Kept) -> BlockState {
             sum::payload_of(&self.0[self.1])
         }
     }
-    let payload = |version: &Arc<Vec<f32>>| parameter_block(kept.block, version.clone()).payload;
+    let payload = |version: &Version| parameter_block(kept.block, version.clone()).payload;
     BlockState {
         block: kept.block,
         parameters: payload(&kept.parameters),

@@ -82,8 +82,8 @@ fn kept_of(state: BlockState) -> Kept {
     };
     Kept {
         block: state.block,
-        parameters: Arc::new(values(&state.parameters)),
-        average: state.average.map(|average| Arc::new(values(&average))),
+        parameters: Arc::new(values(&state.parameters).into()),
+        average: state.average.map(|average| Arc::new(values(&average).into())),
         state: Arc::new(state.state.iter().map(|slot| values(slot)).collect()),
         updates: state.updates,
     }

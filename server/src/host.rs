@@ -32,6 +32,7 @@ use crate::{
         refusal::Refusal,
         shard::{Outcome, Shard},
     },
+    sharing::Seen,
 };
 
 /// How often the coordinator is told of a checkpoint that it does not hear of.
@@ -71,6 +72,8 @@ pub struct Host {
     unsaved: AtomicUsize,
     /// What it knows of the other copies of its shard.
     pub(crate) copies: Mutex<Copies>,
+    /// Memory of workers on this machine.
+    pub(crate) seen: Mutex<Seen>,
     /// What was committed, where this server keeps accounts.
     accounts: Mutex<Option<Accounts>>,
     failure: OnceLock<String>,
@@ -90,6 +93,7 @@ impl Host {
             changes,
             unsaved: AtomicUsize::new(0),
             copies: Mutex::default(),
+            seen: Mutex::default(),
             accounts: Mutex::new(None),
             failure: OnceLock::new(),
         }

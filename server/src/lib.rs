@@ -13,5 +13,6 @@ mod frames;
 pub mod host;
 pub mod run;
 pub mod service;
+mod sharing;
 
 pub use run::{ServerArgs, main};

@@ -6,7 +6,7 @@ use clap::Args;
 use convoy_proto::{
     access::TokenRole,
     blocks::{BlockMap, Blocks},
-    config::{Config, network::reached_at},
+    config::{Config, Transport, network::reached_at},
     ids::Era,
     layout::Layout,
     limits,
@@ -14,12 +14,13 @@ use convoy_proto::{
     messages::{ClusterView, JoinPart, Phase, ShardReport},
     process::{self, StartError},
     schedule::Horizon,
+    shared::Arena,
     transport::{Coordinator, Defence, Membership, TransportError, bulk_server, incoming},
     wire::{DESCRIPTORS, parameters_service_server::ParametersServiceServer},
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     checkpoint::{self, CheckpointError, Place, part, place},
@@ -28,6 +29,9 @@ use crate::{
     host::{Around, Host},
     service::ParameterServer,
 };
+
+/// Versions of a block that there is room for where others see them: the two that are needed, and two that are still read.
+const PLANES: usize = 4;
 
 /// What a server is told on its command line.
 #[derive(Args, Clone, Debug)]
@@ -275,12 +279,28 @@ fn take_copy(
         // Another shard is due.
         return Ok(());
     }
-    let shard = Arc::new(Shard::new(host.server(), config, (manifest, horizon), view));
+    let shard = Arc::new(make(host, config, (manifest, horizon), view));
     shard.restore(snapshot).map_err(|problem| ServeError::Copy(problem.to_string()))?;
     info!("shard {} goes on with commit {}, from another copy", shard.id(), shard.open_step());
     host.serve(shard);
     host.report(era, ShardReport::Restored);
     Ok(())
+}
+
+/// A shard without parameters, in memory that workers on this machine see, if the run exchanges through that.
+fn make(host: &Host, config: &Config, (manifest, horizon): (&Manifest, Horizon), view: ClusterView) -> Shard {
+    let shard = Shard::new(host.server(), config, (manifest, horizon), view);
+    if config.network.transport == Transport::Grpc {
+        return shard;
+    }
+    let map = BlockMap::new(manifest, config.servers);
+    match Arena::new(map.of_shard(shard.id()), PLANES) {
+        Ok(arena) => shard.sharing(&arena),
+        Err(problem) => {
+            warn!("everything goes through connections: {problem}");
+            shard
+        }
+    }
 }
 
 /// Serves an era's shard: from a checkpoint, or empty until a worker sets the parameters.
@@ -293,7 +313,7 @@ async fn begin(
     view: ClusterView,
 ) -> Result<(), ServeError> {
     let (era, restore) = (view.era, view.restore.clone());
-    let shard = Arc::new(Shard::new(host.server(), config, (manifest, horizon), view));
+    let shard = Arc::new(make(host, config, (manifest, horizon), view));
     let id = shard.id();
     info!("shard {id} holds {} blocks, era {era}", shard.blocks());
     let Some(name) = restore else {

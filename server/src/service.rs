@@ -5,7 +5,10 @@ use std::{pin::Pin, sync::Arc};
 use convoy_proto::{
     fates::Fate,
     ids::{BlockId, Era, Member, Role, Step},
-    messages::{Extent, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, Weights},
+    messages::{
+        Extent, GradientBlock, ParameterBlock, Place, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, Wanted, Weights,
+    },
+    shared::{Pass, View},
     wire::{self, parameters_service_server::ParametersService},
 };
 use tokio::sync::mpsc;
@@ -19,7 +22,7 @@ use crate::{
         shard::{Outcome, Push, Shard},
         versions::{Lookup, parameter_block},
     },
-    frames::Frames,
+    frames::{Frames, Shown},
     host::Host,
 };
 
@@ -83,7 +86,7 @@ impl Host {
     async fn receive<R>(
         self: &Arc<Self>,
         shard: &Arc<Shard>,
-        push: &Push,
+        (push, seen): (&Push, Option<Arc<View>>),
         mut inbound: Streaming<R>,
     ) -> Result<u64, Status>
     where
@@ -95,7 +98,7 @@ impl Host {
                 return Err(Status::invalid_argument("a push has one header only"));
             };
             for block in blocks {
-                let outcome = shard.accept(push, &block)?;
+                let outcome = shard.accept(push, &found(block, seen.as_ref())?)?;
                 accepted += u64::from(outcome.fresh);
                 self.follow(shard, outcome);
             }
@@ -109,10 +112,8 @@ impl Host {
         shard: &Shard,
         (step, weights): (Step, Weights),
         blocks: impl Iterator<Item = BlockId>,
-        outbound: &mpsc::Sender<Result<M, Status>>,
-        wrap: impl Fn(Vec<ParameterBlock>) -> M,
-    ) -> Result<(), Status> {
-        let mut frames = Frames::new(outbound, wrap);
+        mut frames: Frames<'_, M, impl Fn(Vec<ParameterBlock>) -> M>,
+    ) -> Result<Shown, Status> {
         for block in blocks {
             let version = match look_up(shard, block, step, weights)? {
                 Some(version) => version,
@@ -123,16 +124,16 @@ impl Host {
             };
             frames.add(version).await?;
         }
-        frames.flush().await
+        frames.finish().await
     }
 
     /// Waits for a push's commit. Where steps are closed by all, the updated blocks are streamed as they are formed.
     async fn commit(
         &self,
         shard: &Shard,
-        (push, wants_blocks): (&Push, bool),
+        (push, wanted): (&Push, Wanted),
         outbound: &mpsc::Sender<Result<wire::PushPullResponse, Status>>,
-    ) -> Result<PulledPart, Status> {
+    ) -> Result<(PulledPart, Shown), Status> {
         let step = push.step;
         if shard.is_dealt() {
             let verdict = self.wait(|| match shard.fate(push.id) {
@@ -140,56 +141,59 @@ impl Host {
                 Fate::Decided(verdict) => Ok(Some(verdict)),
                 Fate::Dropped => Err(Status::aborted(format!("push {} was dropped", push.id))),
             });
-            return verdict.await.map(PulledPart::Committed);
+            return Ok((PulledPart::Committed(verdict.await?), Shown::default()));
         }
         let wrap = |blocks| PulledPart::Blocks(blocks).into();
-        let wanted = shard.trained_blocks().filter(|_| wants_blocks);
-        let sent = self.send_blocks(shard, (step.next(), Weights::Trained), wanted, outbound, wrap);
-        let sent = match sent.await {
-            Ok(()) => self.wait(|| Ok(shard.closed(step))).await,
+        let blocks = shard.trained_blocks().filter(|_| wanted.blocks);
+        let frames = Frames::new((outbound, wanted.shared), wrap);
+        let sent = match self.send_blocks(shard, (step.next(), Weights::Trained), blocks, frames).await {
+            Ok(shown) => self.wait(|| Ok(shard.closed(step))).await.map(|verdict| verdict.map(|verdict| (verdict, shown))),
             Err(problem) => Err(problem),
         };
         match sent {
-            Ok(Some(verdict)) => Ok(PulledPart::Committed(verdict)),
+            Ok(Some((verdict, shown))) => Ok((PulledPart::Committed(verdict), shown)),
             // A quorum went on without this worker, so far that what it waits for is gone.
-            _ if shard.open_step() > step.next() => Ok(PulledPart::Setback(Setback::Missed(shard.open_step()))),
+            _ if shard.open_step() > step.next() => {
+                Ok((PulledPart::Setback(Setback::Missed(shard.open_step())), Shown::default()))
+            }
             Ok(None) => Err(Status::aborted(format!("the verdict on step {step} is gone"))),
             Err(problem) => Err(problem),
         }
     }
 
-    /// Answers a pull: a step's parameters once they are formed, or the newest.
+    /// Answers a pull: a step's parameters once they are formed, or the newest; gives the step.
     async fn answer(
         &self,
         shard: &Shard,
         pull: Pull,
         outbound: &mpsc::Sender<Result<wire::PullResponse, Status>>,
-    ) -> Result<(), Status> {
-        let Pull { member, step, weights, extent, .. } = pull;
+    ) -> Result<(Step, Shown), Status> {
+        let Pull { member, step, weights, extent, is_shared, .. } = pull;
+        let wrap = |step| move |blocks| Pulled { step, blocks, is_last: false }.into();
+        let frames = |step| Frames::new((outbound, is_shared), wrap(step));
         if let Some(step) = step {
-            let wrap = |blocks| Pulled { step, blocks }.into();
-            return match extent {
-                Extent::All => self.send_blocks(shard, (step, weights), shard.all_blocks(), outbound, wrap).await,
-                Extent::Trained => {
-                    self.send_blocks(shard, (step, weights), shard.trained_blocks(), outbound, wrap).await
-                }
-                Extent::Nothing => Ok(()),
+            let shown = match extent {
+                Extent::All => self.send_blocks(shard, (step, weights), shard.all_blocks(), frames(step)).await?,
+                Extent::Trained => self.send_blocks(shard, (step, weights), shard.trained_blocks(), frames(step)).await?,
+                Extent::Nothing => Shown::default(),
             };
+            return Ok((step, shown));
         }
         if extent == Extent::Nothing {
             let step = shard.open_step();
-            return Frames::new(outbound, |blocks| Pulled { step, blocks }.into()).send().await;
+            frames(step).send().await?;
+            return Ok((step, Shown::default()));
         }
         let (step, versions) = shard.newest(member, (weights, extent))?;
-        let mut frames = Frames::new(outbound, |blocks| Pulled { step, blocks }.into());
+        let mut frames = frames(step);
         if versions.is_empty() {
             // A shard without blocks says which step it is at, too.
-            return frames.send().await;
+            frames.send().await?;
         }
         for (block, version) in versions {
             frames.add(parameter_block(block, version)).await?;
         }
-        frames.flush().await
+        Ok((step, frames.finish().await?))
     }
 }
 
@@ -199,6 +203,17 @@ fn look_up(shard: &Shard, block: BlockId, step: Step, weights: Weights) -> Resul
         Lookup::Pending => Ok(None),
         Lookup::Gone => Err(Status::aborted(format!("the parameters of step {step} are gone"))),
     }
+}
+
+/// A block with its payload, if that is in memory which this process sees.
+fn found(block: GradientBlock, seen: Option<&Arc<View>>) -> Result<GradientBlock, Status> {
+    let Some(place) = block.place else { return Ok(block) };
+    let payload = seen.and_then(|seen| seen.bytes(place.offset, place.bytes));
+    let payload = payload.ok_or_else(|| {
+        let Place { offset, bytes } = place;
+        Status::invalid_argument(format!("block {} is at {offset}+{bytes} of memory that is not shared", block.block))
+    })?;
+    Ok(GradientBlock { payload, place: None, ..block })
 }
 
 /// The header that opens a push.
@@ -213,12 +228,12 @@ where
     }
 }
 
-/// The header that opens a push-pull, and whether blocks are to come back.
-async fn opening_pull(inbound: &mut Streaming<wire::PushPullRequest>) -> Result<(PushHeader, bool), Status> {
+/// The header that opens a push-pull, and what is to come back.
+async fn opening_pull(inbound: &mut Streaming<wire::PushPullRequest>) -> Result<(PushHeader, Wanted), Status> {
     let first = inbound.next().await.ok_or_else(|| Status::invalid_argument("the push is empty"))??;
-    let wants_blocks = !first.without_blocks;
+    let wanted = Wanted { blocks: !first.without_blocks, shared: first.shared };
     match PushPart::try_from(first)? {
-        PushPart::Header(header) => Ok((header, wants_blocks)),
+        PushPart::Header(header) => Ok((header, wanted)),
         PushPart::Blocks(_) => Err(Status::invalid_argument("a push opens with its header")),
     }
 }
@@ -230,6 +245,7 @@ impl ParametersService for ParameterServer {
     type PullStream = Outbound<wire::PullResponse>;
     type PushPullStream = Outbound<wire::PushPullResponse>;
     type CopyStream = Outbound<wire::CopyResponse>;
+    type ShareStream = Outbound<wire::ShareResponse>;
 
     async fn initialise(
         &self,
@@ -260,7 +276,7 @@ impl ParametersService for ParameterServer {
         let shard = self.host.shard(header.era).await?;
         let (push, outcome) = shard.open(&header)?;
         self.host.follow(&shard, outcome);
-        let accepted = self.host.receive(&shard, &push, inbound).await?;
+        let accepted = self.host.receive(&shard, (&push, None), inbound).await?;
         Ok(Response::new(wire::PushResponse { step: push.step.0, accepted }))
     }
 
@@ -280,11 +296,18 @@ impl ParametersService for ParameterServer {
         let host = self.host.clone();
         self.host.around.tasks.spawn(async move {
             let send = host.answer(&shard, pull, &outbound);
-            tokio::select! {
-                () = outbound.closed() => debug!("{member} left before its pull ended"),
-                sent = send => if let Err(status) = sent {
-                    let _ = outbound.send(Err(status)).await;
-                },
+            let shown = tokio::select! {
+                () = outbound.closed() => return debug!("{member} left before its pull ended"),
+                sent = send => sent,
+            };
+            match shown {
+                Ok((_, shown)) if shown.is_empty() => {}
+                Ok((step, shown)) => {
+                    let last = Pulled { step, blocks: Vec::new(), is_last: true };
+                    let _ = outbound.send(Ok(last.into())).await;
+                    host.keep(shown, outbound).await;
+                }
+                Err(status) => drop(outbound.send(Err(status)).await),
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
@@ -295,7 +318,7 @@ impl ParametersService for ParameterServer {
         request: Request<Streaming<wire::PushPullRequest>>,
     ) -> Result<Response<Self::PushPullStream>, Status> {
         let mut inbound = request.into_inner();
-        let (header, wants_blocks) = opening_pull(&mut inbound).await?;
+        let (header, wanted) = opening_pull(&mut inbound).await?;
         let shard = self.host.shard(header.era).await?;
         let (push, outcome) = match self.host.open(&shard, &header).await? {
             Ok(opened) => opened,
@@ -307,19 +330,44 @@ impl ParametersService for ParameterServer {
         self.host.follow(&shard, outcome);
         let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
         let host = self.host.clone();
+        let seen = host.seen(header.member).filter(|_| wanted.shared);
         self.host.around.tasks.spawn(async move {
             let exchange = async {
-                let commit = host.commit(&shard, (&push, wants_blocks), &outbound);
-                tokio::try_join!(host.receive(&shard, &push, inbound), commit).map(|(_, last)| last)
+                let commit = host.commit(&shard, (&push, wanted), &outbound);
+                tokio::try_join!(host.receive(&shard, (&push, seen), inbound), commit).map(|(_, last)| last)
             };
             let closing = tokio::select! {
                 () = outbound.closed() => {
                     return debug!("{} left before step {} was committed", header.member, push.step);
                 }
-                last = exchange => last.map(Into::into),
+                last = exchange => last,
+            };
+            let (closing, shown) = match closing {
+                Ok((last, shown)) => (Ok(last.into()), shown),
+                Err(status) => (Err(status), Shown::default()),
             };
             // If the reader is gone by now, there is nobody to tell.
             let _ = outbound.send(closing).await;
+            host.keep(shown, outbound).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn share(&self, request: Request<wire::ShareRequest>) -> Result<Response<Self::ShareStream>, Status> {
+        let wire::ShareRequest { member, era, segment } = request.into_inner();
+        let member = Member::try_from(member)?;
+        let segment = segment.ok_or_else(|| Status::invalid_argument("malformed message: segment is missing"))?;
+        let shard = self.host.shard(Era(era)).await?;
+        let answer = self.host.share(&shard, member, Pass::try_from(segment)?)?;
+        let (outbound, answers) = mpsc::channel(1);
+        let host = self.host.clone();
+        self.host.around.tasks.spawn(async move {
+            let segment = answer.as_ref().map(|(_, ours)| (*ours).into());
+            let _ = outbound.send(Ok(wire::ShareResponse { segment })).await;
+            if let Some((view, _)) = answer {
+                host.until_gone(&outbound).await;
+                host.forget(member, &view);
+            }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }

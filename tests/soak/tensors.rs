@@ -60,7 +60,7 @@ impl Case {
         let map = BlockMap::new(&manifest, 1);
         for block in map.blocks() {
             let payload = payload.slice(..block.bytes());
-            shard.initialise(worker(), &[ParameterBlock { block: block.id, payload }]).unwrap();
+            shard.initialise(worker(), &[ParameterBlock { block: block.id, payload, place: None }]).unwrap();
         }
         Case { config, map, shard, payload }
     }
@@ -94,7 +94,7 @@ impl Case {
             }
             bytes += block.bytes();
             let (node, payload) = (Node::leaf(SliceId(slice)), self.payload.slice(..block.bytes()));
-            blocks.push(GradientBlock { block: block.id, node, payload });
+            blocks.push(GradientBlock { block: block.id, node, payload, place: None });
         }
         close(&mut blocks);
         frames

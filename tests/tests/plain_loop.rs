@@ -54,7 +54,7 @@ fn one_worker_is_a_plain_loop() {
     let data = data::open(&config, entry.wanted).unwrap();
     let replica = entry.open(&config, data.info(), DeviceName::Cpu).unwrap();
     let mut initial = replica.initial(config.seed).into_iter();
-    let mut next = || initial.next().unwrap();
+    let mut next = || initial.next().unwrap().to_vec();
 
     let device = DispatchDevice::autodiff(device::open(DeviceName::Cpu).unwrap());
     let mut model =

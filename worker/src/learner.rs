@@ -17,7 +17,7 @@ use rand_core::RngCore;
 use crate::{
     data::HostBatch,
     device::{self, DeviceName},
-    parameters::{Layout, Tensors},
+    parameters::{Layout, Tensors, Values},
     task::{OpenError, Samples, Score, Task, samples::Place},
 };
 
@@ -115,7 +115,7 @@ impl<T: Task> Learner<T> {
         let autodiff = Place { device: DispatchDevice::autodiff(device), dtype };
         let model = task.model(&autodiff.device);
         let layout = Layout::of(&model, |name| config.optimizer.for_tensor(name).frozen).map_err(OpenError::Task)?;
-        let buffers = vec![Vec::new(); layout.manifest.tensors().len()];
+        let buffers = vec![Values::default(); layout.manifest.tensors().len()];
         Ok(Learner { task, plain, autodiff, layout, model: Some(model), buffers })
     }
 

@@ -16,7 +16,10 @@ use convoy_proto::{
     sum, trust,
 };
 
-use crate::{learner::SliceGradient, parameters::Tensors};
+use crate::{
+    learner::SliceGradient,
+    parameters::{Tensors, Values},
+};
 
 /// The state of one slice's optimizer, by tensor.
 #[derive(Clone, Debug, Default)]
@@ -75,7 +78,7 @@ impl LocalTrainer {
         if !finite || weight <= 0.0 {
             return;
         }
-        tensors.iter_mut().flatten().for_each(|value| *value /= weight as f32);
+        tensors.iter_mut().flat_map(|values| values.iter_mut()).for_each(|value| *value /= weight as f32);
         self.clip(&mut tensors);
         let learning_rate = self.rate.of(Step(step)) as f32;
         let trained = self.manifest.tensors().iter().zip(parameters.iter_mut()).zip(tensors).enumerate();
@@ -95,8 +98,11 @@ impl LocalTrainer {
                         updated: &mut updated,
                         state: &mut inner.state[at],
                     });
-                    let place = if self.optimizer.rule.is_layerwise() { &mut directions[at] } else { values };
-                    *place = updated;
+                    if self.optimizer.rule.is_layerwise() {
+                        directions[at] = updated;
+                    } else {
+                        *values = updated.into();
+                    }
                 }
             }
         }
@@ -145,12 +151,12 @@ impl LocalTrainer {
     pub fn contribution(&self, start: &Tensors, end: Tensors, weight: f64) -> Tensors {
         let weight = weight as f32;
         let tensors = self.manifest.tensors().iter().zip(start).zip(end);
-        let of = |((tensor, start), mut end): ((&convoy_proto::manifest::Tensor, &Vec<f32>), Vec<f32>)| {
+        let of = |((tensor, start), mut end): ((&convoy_proto::manifest::Tensor, &Values), Values)| {
             match tensor.role {
-                TensorRole::Frozen => return Vec::new(),
+                TensorRole::Frozen => return Values::default(),
                 TensorRole::Buffer => end.iter_mut().for_each(|end| *end *= weight),
                 TensorRole::Trainable => {
-                    end.iter_mut().zip(start).for_each(|(end, start)| *end = (start - *end) * weight);
+                    end.iter_mut().zip(start.iter()).for_each(|(end, start)| *end = (start - *end) * weight);
                 }
             }
             end
@@ -178,13 +184,17 @@ mod tests {
         LocalTrainer::new(&config, local, &manifest.unwrap(), Horizon { steps: 9, steps_per_epoch: 3 })
     }
 
+    fn tensors(values: [&[f32]; 3]) -> Tensors {
+        values.map(|values| values.to_vec().into()).into()
+    }
+
     fn gradient(w: [f32; 2], finite: bool) -> SliceGradient {
-        let tensors = vec![w.map(|g| g * 4.0).to_vec(), vec![28.0], Vec::new()];
+        let tensors = tensors([&w.map(|g| g * 4.0), &[28.0], &[]]);
         SliceGradient { weight: 4.0, loss_sum: 2.0, finite, tensors }
     }
 
     fn steps(trainer: &LocalTrainer, gradients: &[([f32; 2], bool)]) -> Tensors {
-        let mut parameters = vec![vec![1.0, 2.0], vec![3.0], vec![5.0]];
+        let mut parameters = tensors([&[1.0, 2.0], &[3.0], &[5.0]]);
         let mut inner = trainer.kept.get(&SliceId(0)).cloned().unwrap_or_else(|| Inner {
             state: vec![vec![vec![0.0; 2]; trainer.optimizer.rule.slots()], Vec::new(), Vec::new()],
             updates: 0,
@@ -198,10 +208,10 @@ mod tests {
     #[test]
     fn makes_steps_with_the_mean_gradient() {
         let sgd = trainer("name = 'sgd'\nlr = 0.5");
-        assert_eq!(steps(&sgd, &[([1.0, -1.0], true)]), [vec![0.5, 2.5], vec![7.0], vec![5.0]]);
-        assert_eq!(steps(&sgd, &[([1.0, f32::NAN], false)]), [vec![1.0, 2.0], vec![3.0], vec![5.0]]);
+        assert_eq!(steps(&sgd, &[([1.0, -1.0], true)]), tensors([&[0.5, 2.5], &[7.0], &[5.0]]));
+        assert_eq!(steps(&sgd, &[([1.0, f32::NAN], false)]), tensors([&[1.0, 2.0], &[3.0], &[5.0]]));
         let clipped = trainer("name = 'sgd'\nlr = 1.0\nclip_norm = 1.0");
-        assert_eq!(steps(&clipped, &[([3.0, 4.0], true)])[0], [1.0 - 0.6, 2.0 - 0.8]);
+        assert_eq!(steps(&clipped, &[([3.0, 4.0], true)])[0][..], [1.0 - 0.6, 2.0 - 0.8]);
     }
 
     #[test]
@@ -216,9 +226,8 @@ mod tests {
     #[test]
     fn contributes_how_far_it_went() {
         let sgd = trainer("name = 'sgd'");
-        let (start, end) = ([vec![1.0, 2.0], vec![3.0], vec![5.0]], [vec![0.5, 2.5], vec![7.0], vec![5.0]]);
-        let contribution = sgd.contribution(&start.to_vec(), end.to_vec(), 8.0);
-        assert_eq!(contribution, [vec![4.0, -4.0], vec![56.0], vec![]]);
+        let (start, end) = (tensors([&[1.0, 2.0], &[3.0], &[5.0]]), tensors([&[0.5, 2.5], &[7.0], &[5.0]]));
+        assert_eq!(sgd.contribution(&start, end, 8.0), tensors([&[4.0, -4.0], &[56.0], &[]]));
     }
 
     #[test]

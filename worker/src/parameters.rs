@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use burn::{
     Dispatch,
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
-    tensor::{Tensor, TensorData, Transaction, backend::AutodiffBackend},
+    tensor::{Tensor, Transaction, backend::AutodiffBackend},
 };
 use convoy_proto::{
     manifest::{Manifest, TensorRole},
@@ -18,9 +18,12 @@ use convoy_proto::{
 use crate::task::samples::Place;
 
 mod buffers;
+mod values;
+
+pub use values::Values;
 
 /// The values of every tensor of a manifest, in its order; tensors that do not take part are empty.
-pub type Tensors = Vec<Vec<f32>>;
+pub type Tensors = Vec<Values>;
 
 /// A model's manifest, and which of its parameters is which entry.
 #[derive(Clone, Debug)]
@@ -81,7 +84,7 @@ impl Layout {
                 values.iter_mut().for_each(|value| *value *= *weight as f32);
             }
             if values.is_empty() && tensor.role == TensorRole::Trainable {
-                *values = vec![0.0; tensor.elements() as usize];
+                *values = vec![0.0; tensor.elements() as usize].into();
             }
         }
         (tensors, extra)
@@ -148,10 +151,10 @@ impl Reader<'_> {
     fn read(self, entries: usize) -> (Tensors, f32) {
         let mut data = self.transaction.execute().into_iter();
         let ahead = data.len() - self.order.len();
-        let extra = data.by_ref().take(ahead).next().map_or(0.0, |data| floats(data)[0]);
-        let mut tensors = vec![Vec::new(); entries];
+        let extra = data.by_ref().take(ahead).next().map_or(0.0, |data| Values::read(data)[0]);
+        let mut tensors = vec![Values::default(); entries];
         for (entry, data) in self.order.into_iter().zip(data) {
-            let values = floats(data);
+            let values = Values::read(data);
             if tensors[entry].is_empty() {
                 tensors[entry] = values;
             } else {
@@ -160,10 +163,6 @@ impl Reader<'_> {
         }
         (tensors, extra)
     }
-}
-
-fn floats(data: TensorData) -> Vec<f32> {
-    data.convert::<f32>().into_vec().expect("floats were asked for")
 }
 
 impl ModuleVisitor<Dispatch> for Reader<'_> {

@@ -48,6 +48,9 @@ pub struct ExchangeArgs {
     /// Sizes of the parameters in MiB; 0.0625 is 64 KiB
     #[arg(long, value_name = "MIB,…", value_delimiter = ',', default_value = "64")]
     pub mib: Vec<f64>,
+    /// How tensors get from process to process: shm, grpc
+    #[arg(long, value_name = "WAY,…", value_delimiter = ',', default_value = "shm,grpc")]
+    pub transport: Vec<String>,
     /// Rounds that are timed
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rounds: u32,

@@ -84,6 +84,10 @@ pub struct NetworkArgs {
     /// token (or CONVOY_TOKEN), and nothing goes in the clear
     #[arg(long, value_name = "DIR", help_heading = "Network")]
     pub certs: Option<String>,
+    /// How tensors get from process to process: auto (through shared memory on one machine, else through connections), shm
+    /// or grpc [default: auto]
+    #[arg(long, value_name = "WAY", help_heading = "Network")]
+    pub transport: Option<String>,
     /// Let anybody call who reaches the run off loopback, in the clear
     #[arg(long, action = ArgAction::SetTrue, help_heading = "Network")]
     pub insecure: bool,
@@ -95,6 +99,7 @@ impl From<&NetworkArgs> for Pairs {
             ("listen", &args.listen),
             ("advertise_addr", &args.advertise_addr),
             ("certs", &args.certs),
+            ("transport", &args.transport),
             ("insecure", &args.insecure.then(|| "true".to_string())),
         ])
     }

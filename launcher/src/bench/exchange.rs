@@ -12,11 +12,12 @@ const MIB: f64 = (1 << 20) as f64;
 const COPIES: f64 = 6.0;
 
 /// A cell of the grid.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Cell {
     workers: u32,
     servers: u32,
     mib: f64,
+    transport: String,
     rounds: u32,
 }
 
@@ -25,46 +26,54 @@ impl Cell {
         let mut cells = Vec::new();
         for mib in &args.mib {
             for servers in &args.servers {
-                let of = |workers: &u32| Cell { workers: *workers, servers: *servers, mib: *mib, rounds: args.rounds };
-                cells.extend(args.workers.iter().map(of));
+                for workers in &args.workers {
+                    let of = |transport: &String| Cell {
+                        workers: *workers,
+                        servers: *servers,
+                        mib: *mib,
+                        transport: transport.clone(),
+                        rounds: args.rounds,
+                    };
+                    cells.extend(args.transport.iter().map(of));
+                }
             }
         }
         cells
     }
 
-    fn bytes(self) -> f64 {
+    fn bytes(&self) -> f64 {
         self.mib * MIB
     }
 
     /// Why this machine cannot do it.
-    fn too_large(self) -> Option<String> {
+    fn too_large(&self) -> Option<String> {
         let needed = self.bytes() * COPIES * f64::from(self.workers + 1);
         let free = raw::free_memory().filter(|free| (*free as f64) < needed)?;
         Some(format!("skipped: takes {:.1} GiB, {:.1} are free", needed / MIB / 1024.0, free as f64 / MIB / 1024.0))
     }
 
-    fn run(self, mode: &str) -> Result<Trained, Failure> {
-        let Cell { workers, servers, mib, rounds } = self;
-        tell(&format!("{workers} workers, {servers} servers, {mib} MiB, {mode}"));
+    fn run(&self, mode: &str) -> Result<Trained, Failure> {
+        let Cell { workers, servers, mib, transport, rounds } = self;
+        tell(&format!("{workers} workers, {servers} servers, {mib} MiB, {transport}, {mode}"));
         // Tensors of 4 MiB, or one.
         let elements = (self.bytes() / 4.0).max(1.0) as u64;
         let width = elements.min(1 << 20);
         let text = format!(
             "--task synthetic --backend cpu --optimizer sgd --lr 0.0009765625 {mode} --workers {workers} --slices {workers} \
-             --servers {servers} --batch-size {workers} --steps {} --set model.width={width} --set model.layers={}",
+             --servers {servers} --batch-size {workers} --transport {transport} --steps {} --set model.width={width} --set model.layers={}",
             rounds + WARM,
             elements / width
         );
         cell::run(&text.split_whitespace().map(String::from).collect::<Vec<_>>())
     }
 
-    fn row(self, transport: &str) -> Row {
-        let Cell { workers, servers, mib, .. } = self;
+    fn row(&self) -> Row {
+        let Cell { workers, servers, mib, transport, .. } = self;
         vec![
-            ("workers", workers.into()),
-            ("servers", servers.into()),
-            ("mib", mib.into()),
-            ("transport", transport.into()),
+            ("workers", (*workers).into()),
+            ("servers", (*servers).into()),
+            ("mib", (*mib).into()),
+            ("transport", transport.as_str().into()),
         ]
     }
 }
@@ -73,7 +82,7 @@ impl Cell {
 pub fn rounds(args: &ExchangeArgs) -> Result<(), Failure> {
     let mut rows = Vec::new();
     for cell in Cell::all(args) {
-        let mut row = cell.row("grpc");
+        let mut row = cell.row();
         match cell.too_large() {
             Some(why) => row.extend([("median_ms", Value::from(why)), ("checked", false.into())]),
             None => {
@@ -93,7 +102,7 @@ pub fn rounds(args: &ExchangeArgs) -> Result<(), Failure> {
 pub fn net(args: &ExchangeArgs) -> Result<(), Failure> {
     let mut rows = Vec::new();
     for cell in Cell::all(args) {
-        let mut row = cell.row("grpc");
+        let mut row = cell.row();
         if let Some(why) = cell.too_large() {
             let skipped = ["push_gb_per_second", "pull_gb_per_second", "push_pull_gb_per_second"];
             row.extend(skipped.map(|name| (name, Value::from(why.as_str()))));

@@ -110,7 +110,7 @@ impl Bench {
         let bytes = Bytes::copy_from_slice(payload_of(&values));
         for block in &blocks {
             let payload = bytes.slice(block.range().start * 4..block.range().end * 4);
-            shard.initialise(worker(0), &[ParameterBlock { block: block.id, payload }]).map_err(failed)?;
+            shard.initialise(worker(0), &[ParameterBlock { block: block.id, payload, place: None }]).map_err(failed)?;
         }
         let gradients = (0..workers).map(|_| Bytes::copy_from_slice(payload_of(&values))).collect();
         let slots = convoy_proto::optimizer::rule(config.optimizer.rule).slots();
@@ -131,7 +131,7 @@ impl Bench {
         self.blocks.par_iter().try_for_each(|block| {
             for (rank, (push, gradient)) in (0..).zip(pushes.iter().zip(&self.gradients)) {
                 let payload = gradient.slice(block.range().start * 4..block.range().end * 4);
-                let part = GradientBlock { block: block.id, node: Node::leaf(SliceId(rank)), payload };
+                let part = GradientBlock { block: block.id, node: Node::leaf(SliceId(rank)), payload, place: None };
                 self.shard.accept(push, &part).map_err(failed)?;
             }
             Ok::<_, Failure>(())

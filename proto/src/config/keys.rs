@@ -146,6 +146,11 @@ pub const KEYS: &[Key] = &[
     ),
     key("advertise_addr", Kind::Text, "name or address that others reach this machine at, if it is not that of listen"),
     key("certs", Kind::Text, "directory with ca.crt, tls.crt, tls.key and token; see `launcher certs`"),
+    key(
+        "transport",
+        Kind::Text,
+        "how tensors get from process to process: auto (shared memory on one machine, else connections), shm or grpc",
+    ),
     key("insecure", Kind::Flag, "let anybody call who reaches a process off loopback"),
     key("consistency.quorum", Kind::Count, "sync: slices that make a commit; all by default"),
     key("consistency.backup_workers", Kind::Count, "sync: workers that a step need not wait for"),

@@ -23,7 +23,7 @@ pub use checkpoint::{Checkpoints, Every};
 pub use consistency::{LocalSteps, Mode, Quorum, Staleness};
 pub use input::Input;
 pub use model::Model;
-pub use network::Network;
+pub use network::{Network, Transport};
 pub use optimizer::{Clip, Group, Moments, Optimizer, Rule, TensorSettings};
 pub use raw::RawConfig;
 pub use schedule::Schedule;

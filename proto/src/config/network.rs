@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path};
 use super::{
     ConfigError,
     checkpoint::RawCheckpoints,
-    raw::{count, value_error},
+    raw::{choice, count, value_error},
 };
 
 /// Where a run's processes listen, and what they ask of whoever calls.
@@ -19,6 +19,41 @@ pub struct Network {
     pub certs: Option<String>,
     /// Whether whoever reaches a process off loopback may call it.
     pub insecure: bool,
+    /// How tensors get from one process to another.
+    pub transport: Transport,
+}
+
+/// How tensors get from one process to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Through shared memory where both are on one machine, and connections elsewhere.
+    #[default]
+    Auto,
+    /// Through shared memory; a worker that sees no memory of a server's fails.
+    Shm,
+    /// Through connections.
+    Grpc,
+}
+
+impl Transport {
+    /// What a configuration names.
+    pub(super) fn named(word: Option<&str>) -> Result<Transport, ConfigError> {
+        Ok(match choice("transport", word.unwrap_or("auto"), &["auto", "shm", "grpc"])? {
+            "shm" => Transport::Shm,
+            "grpc" => Transport::Grpc,
+            _ => Transport::Auto,
+        })
+    }
+}
+
+impl std::fmt::Display for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Transport::Auto => "auto",
+            Transport::Shm => "shm",
+            Transport::Grpc => "grpc",
+        })
+    }
 }
 
 impl Network {
@@ -48,6 +83,7 @@ pub(super) fn network(
     advertise_addr: Option<String>,
     certs: Option<String>,
     insecure: bool,
+    transport: Transport,
 ) -> Result<Network, ConfigError> {
     let listen_text = listen.unwrap_or("127.0.0.1:0");
     let wrong = |problem: &str| value_error("listen", format!("\"{listen_text}\""), problem);
@@ -71,7 +107,7 @@ pub(super) fn network(
     if listen.ip().is_unspecified() && advertise_addr.is_none() {
         return Err(wrong("is no address that others can reach; say which is with --advertise-addr HOST"));
     }
-    Ok(Network { listen, advertise_addr, certs, insecure })
+    Ok(Network { listen, advertise_addr, certs, insecure, transport })
 }
 
 /// How many of the servers are on the coordinator's machine. The first is, which keeps accounts there; others write their
@@ -109,7 +145,7 @@ mod tests {
     use super::*;
 
     fn of(listen: &str, advertised: &str, certs: &str, insecure: bool) -> Result<Network, String> {
-        let network = network(Some(listen), Some(advertised.into()), Some(certs.into()), insecure);
+        let network = network(Some(listen), Some(advertised.into()), Some(certs.into()), insecure, Transport::Auto);
         network.map_err(|problem| problem.to_string())
     }
 

@@ -1,13 +1,16 @@
 //! Messages of the data path: pushes up, parameters down.
 
+use bytes::Bytes;
+
 use super::{Result, WireError, finite, present, weight, wrong};
 use crate::{
     ids::{BlockId, Era, Generation, SliceId, Step},
     loss_scale::LossScale,
     messages::{
-        BlockState, CopyPart, DealtSlice, Extent, GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader,
-        PushPart, Setback, SliceHeader, Weights,
+        BlockState, CopyPart, DealtSlice, Extent, GradientBlock, ParameterBlock, Place, Pull, Pulled, PulledPart,
+        PushHeader, PushPart, Setback, SliceHeader, Weights,
     },
+    shared::Pass,
     tree::Node,
     wire,
 };
@@ -62,6 +65,38 @@ fn dense(encoding: i32) -> Result<()> {
     }
 }
 
+/// What of a payload goes over the connection: nothing, if it is where the receiver sees it.
+fn sent(payload: Bytes, place: Option<Place>) -> Bytes {
+    if place.is_some() { Bytes::new() } else { payload }
+}
+
+impl From<Place> for wire::Place {
+    fn from(Place { offset, bytes }: Place) -> Self {
+        wire::Place { offset, bytes }
+    }
+}
+
+impl From<wire::Place> for Place {
+    fn from(wire::Place { offset, bytes }: wire::Place) -> Self {
+        Place { offset, bytes }
+    }
+}
+
+impl From<Pass> for wire::Segment {
+    fn from(Pass { pid, fd, bytes, key }: Pass) -> Self {
+        wire::Segment { pid, fd, bytes, key: key.to_vec().into() }
+    }
+}
+
+impl TryFrom<wire::Segment> for Pass {
+    type Error = WireError;
+
+    fn try_from(wire::Segment { pid, fd, bytes, key }: wire::Segment) -> Result<Self> {
+        let key = key[..].try_into().map_err(|_| wrong("key", format!("has {} bytes, not 16", key.len())))?;
+        Ok(Pass { pid, fd, bytes, key })
+    }
+}
+
 impl From<GradientBlock> for wire::GradientBlock {
     fn from(block: GradientBlock) -> Self {
         wire::GradientBlock {
@@ -69,7 +104,8 @@ impl From<GradientBlock> for wire::GradientBlock {
             node_first: block.node.first,
             node_len: block.node.len,
             encoding: wire::Encoding::F32.into(),
-            payload: block.payload,
+            payload: sent(block.payload, block.place),
+            place: block.place.map(Into::into),
         }
     }
 }
@@ -82,13 +118,18 @@ impl TryFrom<wire::GradientBlock> for GradientBlock {
         let end = block.node_first.checked_add(block.node_len).filter(|_| block.node_len > 0);
         present("node", end)?;
         let node = Node { first: block.node_first, len: block.node_len };
-        Ok(GradientBlock { block: BlockId(block.block), node, payload: block.payload })
+        Ok(GradientBlock { block: BlockId(block.block), node, payload: block.payload, place: block.place.map(Into::into) })
     }
 }
 
 impl From<ParameterBlock> for wire::ParameterBlock {
     fn from(block: ParameterBlock) -> Self {
-        wire::ParameterBlock { block: block.block.0, encoding: wire::Encoding::F32.into(), payload: block.payload }
+        wire::ParameterBlock {
+            block: block.block.0,
+            encoding: wire::Encoding::F32.into(),
+            payload: sent(block.payload, block.place),
+            place: block.place.map(Into::into),
+        }
     }
 }
 
@@ -97,7 +138,7 @@ impl TryFrom<wire::ParameterBlock> for ParameterBlock {
 
     fn try_from(block: wire::ParameterBlock) -> Result<Self> {
         dense(block.encoding)?;
-        Ok(ParameterBlock { block: BlockId(block.block), payload: block.payload })
+        Ok(ParameterBlock { block: BlockId(block.block), payload: block.payload, place: block.place.map(Into::into) })
     }
 }
 
@@ -108,6 +149,7 @@ impl From<Pull> for wire::PullRequest {
             era: pull.era.0,
             step: pull.step.map(|step| step.0),
             averaged: pull.weights == Weights::Averaged,
+            shared: pull.is_shared,
             extent: match pull.extent {
                 Extent::All => wire::Extent::All,
                 Extent::Trained => wire::Extent::Trained,
@@ -132,7 +174,7 @@ impl TryFrom<wire::PullRequest> for Pull {
             }
         };
         let (member, era, step) = (request.member.try_into()?, Era(request.era), request.step.map(Step));
-        Ok(Pull { member, era, step, weights, extent })
+        Ok(Pull { member, era, step, weights, extent, is_shared: request.shared })
     }
 }
 
@@ -142,7 +184,7 @@ fn all<W, D: TryFrom<W, Error = WireError>>(items: Vec<W>) -> Result<Vec<D>> {
 
 /// The two RPCs that push carry the same parts under different names.
 macro_rules! push_part {
-    ($request:ident, $part:ident $(, $more:ident)?) => {
+    ($request:ident, $part:ident $(, $more:ident)*) => {
         impl From<PushPart> for wire::$request {
             fn from(part: PushPart) -> Self {
                 use wire::$part::Part;
@@ -152,7 +194,7 @@ macro_rules! push_part {
                         Part::Frame(wire::GradientFrame { blocks: blocks.into_iter().map(Into::into).collect() })
                     }
                 };
-                wire::$request { part: Some(part) $(, $more: false)? }
+                wire::$request { part: Some(part) $(, $more: false)* }
             }
         }
 
@@ -171,7 +213,7 @@ macro_rules! push_part {
 }
 
 push_part!(PushRequest, push_request);
-push_part!(PushPullRequest, push_pull_request, without_blocks);
+push_part!(PushPullRequest, push_pull_request, without_blocks, shared);
 
 impl From<BlockState> for wire::BlockState {
     fn from(state: BlockState) -> Self {
@@ -217,7 +259,8 @@ impl TryFrom<wire::CopyResponse> for CopyPart {
 
 impl From<Pulled> for wire::PullResponse {
     fn from(pulled: Pulled) -> Self {
-        wire::PullResponse { step: pulled.step.0, blocks: pulled.blocks.into_iter().map(Into::into).collect() }
+        let blocks = pulled.blocks.into_iter().map(Into::into).collect();
+        wire::PullResponse { step: pulled.step.0, blocks, last: pulled.is_last }
     }
 }
 
@@ -225,7 +268,7 @@ impl TryFrom<wire::PullResponse> for Pulled {
     type Error = WireError;
 
     fn try_from(response: wire::PullResponse) -> Result<Self> {
-        Ok(Pulled { step: Step(response.step), blocks: all(response.blocks)? })
+        Ok(Pulled { step: Step(response.step), blocks: all(response.blocks)?, is_last: response.last })
     }
 }
 

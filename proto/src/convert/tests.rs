@@ -34,7 +34,7 @@ fn a_push_survives_the_wire() {
     let server = Member { role: Role::Server, rank: 1, incarnation: Incarnation(4) };
     let bytes = staged.clone().into_request(server).encode_to_vec();
     assert_eq!(Staged::try_from(wire::StageRequest::decode(bytes.as_slice()).unwrap()), Ok(staged));
-    let block = GradientBlock { block: BlockId(7), node: Node { first: 2, len: 2 }, payload: vec![1, 2, 3, 4].into() };
+    let block = GradientBlock { block: BlockId(7), node: Node { first: 2, len: 2 }, payload: vec![1, 2, 3, 4].into(), place: None };
     for part in [PushPart::Header(header), PushPart::Blocks(vec![block])] {
         let bytes = wire::PushPullRequest::from(part.clone()).encode_to_vec();
         let decoded = wire::PushPullRequest::decode(bytes.as_slice()).unwrap();
@@ -73,7 +73,7 @@ fn work_and_what_was_missed_survive_the_wire() {
         assert_eq!(PulledPart::try_from(wire::PushPullResponse::from(part.clone())), Ok(part));
     }
     for step in [None, Some(Step(9))] {
-        let pull = Pull { member: member(), era: Era(1), step, weights: Weights::Trained, extent: Extent::Trained };
+        let pull = Pull { member: member(), era: Era(1), step, weights: Weights::Trained, extent: Extent::Trained, is_shared: true };
         assert_eq!(Pull::try_from(wire::PullRequest::from(pull)), Ok(pull));
     }
 }

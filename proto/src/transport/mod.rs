@@ -32,7 +32,7 @@ pub use node::NodeClient;
 pub use ping::ping;
 use security::Show;
 pub use security::{Credentials, Security, Tls};
-pub use shard::ShardClient;
+pub use shard::{Lease, ShardClient};
 
 /// How long a connection may take.
 const CONNECT_MS: u64 = 5_000;
@@ -76,6 +76,12 @@ pub enum TransportError {
         peer: Peer,
         /// Why.
         problem: String,
+    },
+    /// The peer and this process do not see each other's memory, and are to.
+    #[error("no memory can be shared with {peer}: with --transport auto or grpc, tensors go through the connection")]
+    Apart {
+        /// Whom.
+        peer: Peer,
     },
     /// The peer answers, with no.
     #[error("{peer} refuses: {message}")]

@@ -1,6 +1,12 @@
 //! The client of a shard's parameters.
 
+use std::{
+    any::Any,
+    sync::{Arc, Mutex},
+};
+
 use tokio_stream::StreamExt;
+use tracing::debug;
 
 use super::{Credentials, Peer, Shown, TransportError, bulk_channel};
 use crate::{
@@ -8,8 +14,9 @@ use crate::{
     limits,
     messages::{
         BlockState, CopyPart, GradientBlock, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback,
-        Verdict,
+        Verdict, Wanted,
     },
+    shared::{Pass, View},
     wire::{self, parameters_service_client::ParametersServiceClient},
 };
 
@@ -33,18 +40,33 @@ impl<I: Iterator<Item = T>, T: Payload> Frames<I> {
 
 /// What frames are made of.
 pub(super) trait Payload {
-    fn bytes(&self) -> usize;
+    /// What it takes of a frame, which may be full at [`limits::FRAME_BYTES`].
+    fn weight(&self) -> usize;
 }
 
 impl Payload for GradientBlock {
-    fn bytes(&self) -> usize {
-        self.payload.len()
+    fn weight(&self) -> usize {
+        limits::weight(&self.payload, self.place)
     }
 }
 
 impl Payload for ParameterBlock {
-    fn bytes(&self) -> usize {
-        self.payload.len()
+    fn weight(&self) -> usize {
+        limits::weight(&self.payload, self.place)
+    }
+}
+
+/// Keeps what a server shows in its memory as it is, until it is dropped.
+#[derive(Debug)]
+pub struct Lease {
+    /// Behind a lock that nobody takes, so that threads may share it.
+    _call: Mutex<Box<dyn Any + Send>>,
+}
+
+impl Lease {
+    /// For as long as a call lasts.
+    fn of(call: impl Any + Send) -> Lease {
+        Lease { _call: Mutex::new(Box::new(call)) }
     }
 }
 
@@ -53,9 +75,9 @@ impl<I: Iterator<Item = T>, T: Payload> Iterator for Frames<I> {
 
     fn next(&mut self) -> Option<Vec<T>> {
         let mut frame: Vec<T> = vec![self.blocks.next()?];
-        let mut bytes = frame[0].bytes();
-        while let Some(block) = self.blocks.next_if(|next| bytes + next.bytes() <= limits::FRAME_BYTES) {
-            bytes += block.bytes();
+        let mut weight = frame[0].weight();
+        while let Some(block) = self.blocks.next_if(|next| weight + next.weight() <= limits::FRAME_BYTES) {
+            weight += block.weight();
             frame.push(block);
         }
         Some(frame)
@@ -83,6 +105,11 @@ impl ShardClient {
         |status| TransportError::of(&self.peer, &status)
     }
 
+    /// What is wrong if memory has to be shared and is not.
+    pub fn apart(&self) -> TransportError {
+        TransportError::Apart { peer: self.peer.clone() }
+    }
+
     /// Sets the parameters of step 0: all blocks of the shard.
     ///
     /// # Errors
@@ -102,11 +129,40 @@ impl ShardClient {
         self.client.clone().initialise(tokio_stream::iter(frames)).await.map_err(self.failed()).map(drop)
     }
 
-    /// The shard's parameters that a step starts from, once they are formed, or the newest; gives the step.
+    /// Shows a segment to the server, and gives the server's; nothing if one of the two cannot see the other's.
     ///
     /// # Errors
     /// A refusal, no server, or a malformed answer.
-    pub async fn pull(&self, pull: Pull, mut on_block: impl FnMut(ParameterBlock)) -> Result<Step, TransportError> {
+    pub async fn share(
+        &self,
+        (member, era): (Member, Era),
+        segment: Pass,
+    ) -> Result<Option<(Arc<View>, Lease)>, TransportError> {
+        let request =
+            wire::ShareRequest { member: Some(member.into()), era: era.0, segment: Some(segment.into()) };
+        let mut answers = self.client.clone().share(request).await.map_err(self.failed())?.into_inner();
+        let answer = answers.message().await.map_err(self.failed())?;
+        let Some(segment) = answer.and_then(|answer| answer.segment) else { return Ok(None) };
+        let pass = Pass::try_from(segment).map_err(TransportError::malformed(&self.peer))?;
+        match View::open(&pass) {
+            Ok(view) => Ok(Some((Arc::new(view), Lease::of(answers)))),
+            Err(problem) => {
+                debug!("does not see the memory of {}: {problem}", self.peer);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The shard's parameters that a step starts from, once they are formed, or the newest; gives the step, and what keeps
+    /// those that are shown.
+    ///
+    /// # Errors
+    /// A refusal, no server, or a malformed answer.
+    pub async fn pull(
+        &self,
+        pull: Pull,
+        mut on_block: impl FnMut(ParameterBlock),
+    ) -> Result<(Step, Lease), TransportError> {
         let request = wire::PullRequest::from(pull);
         let mut frames = self.client.clone().pull(request).await.map_err(self.failed())?.into_inner();
         let mut step = pull.step;
@@ -114,24 +170,30 @@ impl ShardClient {
             let pulled: Pulled = frame.try_into().map_err(TransportError::malformed(&self.peer))?;
             step = Some(pulled.step);
             pulled.blocks.into_iter().for_each(&mut on_block);
+            if pulled.is_last {
+                break;
+            }
         }
         // A shard without a single block still says which step it is at.
-        step.ok_or_else(|| TransportError::Incomplete { peer: self.peer.clone(), missing: "a step was named" })
+        let step =
+            step.ok_or_else(|| TransportError::Incomplete { peer: self.peer.clone(), missing: "a step was named" })?;
+        Ok((step, Lease::of(frames)))
     }
 
     /// Pushes a step's contributions and takes the updated blocks, if they are wanted, as they are formed, up to the verdict,
-    /// or what keeps it off.
+    /// or what keeps it off; with what keeps the blocks that are shown.
     ///
     /// # Errors
     /// A refusal, no server, or a malformed answer.
     pub async fn push_pull(
         &self,
-        (header, wants_blocks): (PushHeader, bool),
+        (header, wanted): (PushHeader, Wanted),
         blocks: impl Iterator<Item = GradientBlock> + Send + 'static,
         mut on_block: impl FnMut(ParameterBlock),
-    ) -> Result<Result<Verdict, Setback>, TransportError> {
+    ) -> Result<(Result<Verdict, Setback>, Lease), TransportError> {
         let header = PushPart::Header(header).into();
-        let first = wire::PushPullRequest { without_blocks: !wants_blocks, ..header };
+        let Wanted { blocks: wants_blocks, shared } = wanted;
+        let first = wire::PushPullRequest { without_blocks: !wants_blocks, shared, ..header };
         let parts = Frames::new(blocks).map(PushPart::Blocks).map(wire::PushPullRequest::from);
         let requests = tokio_stream::iter(std::iter::once(first).chain(parts));
         let mut answers = self.client.clone().push_pull(requests).await.map_err(self.failed())?.into_inner();
@@ -139,8 +201,8 @@ impl ShardClient {
             let answer = answer.map_err(self.failed())?;
             match answer.try_into().map_err(TransportError::malformed(&self.peer))? {
                 PulledPart::Blocks(blocks) => blocks.into_iter().for_each(&mut on_block),
-                PulledPart::Committed(verdict) => return Ok(Ok(verdict)),
-                PulledPart::Setback(setback) => return Ok(Err(setback)),
+                PulledPart::Committed(verdict) => return Ok((Ok(verdict), Lease::of(answers))),
+                PulledPart::Setback(setback) => return Ok((Err(setback), Lease::of(answers))),
             }
         }
         Err(TransportError::Incomplete { peer: self.peer.clone(), missing: "the step was committed" })

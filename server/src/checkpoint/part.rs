@@ -77,11 +77,11 @@ fn write_blocks(path: &Path, snapshot: &Snapshot) -> io::Result<(u64, Vec<u8>)> 
 }
 
 /// The vectors of a block, and their names.
-fn named(kept: &Kept) -> impl Iterator<Item = (String, &Vec<f32>)> {
+fn named(kept: &Kept) -> impl Iterator<Item = (String, &[f32])> {
     let block = kept.block;
-    let state = kept.state.iter().enumerate().map(move |(slot, values)| (format!("state{slot}.{block}"), values));
-    let average = kept.average.iter().map(move |average| (format!("average.{block}"), &**average));
-    std::iter::once((format!("parameters.{block}"), &*kept.parameters)).chain(average).chain(state)
+    let state = kept.state.iter().enumerate().map(move |(slot, values)| (format!("state{slot}.{block}"), &values[..]));
+    let average = kept.average.iter().map(move |average| (format!("average.{block}"), &average[..]));
+    std::iter::once((format!("parameters.{block}"), &kept.parameters[..])).chain(average).chain(state)
 }
 
 /// Reads some blocks, ascending, of a checkpoint.
@@ -116,6 +116,10 @@ pub fn read(
     Ok(Snapshot { commit: Step(manifest.commits), loss_scale, blocks: kept })
 }
 
+fn held(values: Vec<f32>) -> Version {
+    Arc::new(values.into())
+}
+
 fn one(tensors: &SafeTensors<'_>, file: &BlockFile, block: &Block) -> Result<Kept, String> {
     let id = block.id;
     let find = |name: String| -> Result<Option<Vec<f32>>, String> {
@@ -129,8 +133,8 @@ fn one(tensors: &SafeTensors<'_>, file: &BlockFile, block: &Block) -> Result<Kep
         Ok(Some(values))
     };
     let parameters: Version =
-        find(format!("parameters.{id}"))?.map(Arc::new).ok_or_else(|| format!("it has no `parameters.{id}`"))?;
-    let average = find(format!("average.{id}"))?.map(Arc::new);
+        find(format!("parameters.{id}"))?.map(held).ok_or_else(|| format!("it has no `parameters.{id}`"))?;
+    let average = find(format!("average.{id}"))?.map(held);
     let mut state = Vec::new();
     while let Some(values) = find(format!("state{}.{id}", state.len()))? {
         state.push(values);

@@ -41,7 +41,10 @@ fn model() -> Manifest {
 /// A checkpoint of two servers.
 fn written(place: &dyn Place) -> (CheckpointManifest, Vec<Snapshot>) {
     let map = BlockMap::new(&model(), 2);
-    let values = |seed: u64, len: u32| Arc::new((0..len).map(|i| (i as f32 + seed as f32).sin()).collect::<Vec<_>>());
+    let values = |seed: u64, len: u32| {
+        let values: Vec<f32> = (0..len).map(|i| (i as f32 + seed as f32).sin()).collect();
+        Arc::new(convoy_proto::shared::Buffer::from(values))
+    };
     let snapshots: Vec<_> = (0..2)
         .map(|shard| {
             let blocks = map.of_shard(ShardId(shard)).map(|block| {
@@ -196,7 +199,7 @@ fn a_full_disk_leaves_no_file() {
     std::os::unix::fs::symlink("/dev/full", &target).unwrap();
     let kept = Kept {
         block: convoy_proto::ids::BlockId(0),
-        parameters: Arc::new(vec![1.0; 70_000]),
+        parameters: Arc::new(vec![1.0; 70_000].into()),
         average: None,
         state: Arc::default(),
         updates: 0,

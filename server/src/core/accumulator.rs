@@ -1,10 +1,12 @@
 //! The sum over one block's part of the slice tree, in whatever order its nodes arrive.
 //!
 //! Invariants: no two partial sums overlap; two siblings never stand side by side (they are added at once). So the
-//! bits of the result depend on the tree alone, and memory on how far apart the arrivals are.
+//! bits of the result depend on the tree alone, and memory on how far apart the arrivals are. A part that has arrived
+//! alone stays where it is, in a frame or in its worker's memory, until there is something to add it to.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
+use bytes::Bytes;
 use convoy_proto::{
     ids::SliceId,
     sum,
@@ -20,10 +22,35 @@ pub enum Inserted {
     Present,
 }
 
+/// The sum over a node.
+#[derive(Clone, Debug)]
+enum Part {
+    /// As it came: little-endian f32, of any alignment.
+    Lent(Bytes),
+    /// Formed here.
+    Sum(Vec<f32>),
+}
+
+impl Part {
+    fn add(self, other: Part) -> Part {
+        Part::Sum(match (self, other) {
+            (Part::Lent(left), Part::Lent(right)) => sum::of_payloads(&left, &right),
+            (Part::Lent(payload), Part::Sum(mut values)) | (Part::Sum(mut values), Part::Lent(payload)) => {
+                sum::add_payload(&mut values, &payload);
+                values
+            }
+            (Part::Sum(mut left), Part::Sum(right)) => {
+                sum::add(&mut left, &right);
+                left
+            }
+        })
+    }
+}
+
 /// Partial sums of one block in one step.
 #[derive(Clone, Debug, Default)]
 pub struct Accumulator {
-    partials: Vec<(Node, Vec<f32>)>,
+    partials: Vec<(Node, Part)>,
 }
 
 /// Whether no slice below `node` contributes.
@@ -34,31 +61,24 @@ fn is_absent(node: Node, absent: &BTreeSet<SliceId>) -> bool {
 impl Accumulator {
     /// Adds the sum over `node`; `payload` is little-endian f32 of the block's length, `absent` are slices known to
     /// be empty.
-    pub fn insert(&mut self, tree: SliceTree, node: Node, payload: &[u8], absent: &BTreeSet<SliceId>) -> Inserted {
+    pub fn insert(&mut self, tree: SliceTree, node: Node, payload: &Bytes, absent: &BTreeSet<SliceId>) -> Inserted {
         if self.partials.iter().any(|(there, _)| there.covers(node)) {
             return Inserted::Present;
         }
         self.partials.retain(|(there, _)| !node.covers(*there));
-        match self.take_sibling(tree, node) {
-            Some((parent, mut values)) => {
-                sum::add_payload(&mut values, payload);
-                self.partials.push((parent, values));
-            }
-            None => {
-                let mut values = vec![0.0; payload.len() / 4];
-                sum::read_payload(&mut values, payload);
-                self.partials.push((node, values));
-            }
-        }
-        self.settle(tree, absent);
+        self.raise(tree, (node, Part::Lent(payload.clone())), absent);
         Inserted::Fresh
     }
 
     /// Merges what can be merged, now that `absent` slices are known to be empty.
     pub fn settle(&mut self, tree: SliceTree, absent: &BTreeSet<SliceId>) {
-        for (node, mut values) in std::mem::take(&mut self.partials) {
-            let raised = self.raise(tree, node, &mut values, absent);
-            self.partials.push((raised, values));
+        for _ in 0..self.partials.len() {
+            // As many times as there were: what is merged meanwhile is looked at in vain.
+            if self.partials.is_empty() {
+                return;
+            }
+            let part = self.partials.remove(0);
+            self.raise(tree, part, absent);
         }
     }
 
@@ -68,13 +88,25 @@ impl Accumulator {
     }
 
     /// The complete sum.
-    pub fn sum(&self, tree: SliceTree) -> Option<&[f32]> {
-        self.is_complete(tree).then(|| self.partials[0].1.as_slice())
+    pub fn sum(&self, tree: SliceTree) -> Option<Cow<'_, [f32]>> {
+        self.is_complete(tree).then(|| match &self.partials[0].1 {
+            Part::Sum(values) => Cow::Borrowed(values.as_slice()),
+            Part::Lent(payload) => Cow::Owned(sum::divided_payload(payload, 1.0)),
+        })
     }
 
-    /// Takes the complete sum, leaving nothing.
-    pub fn take(&mut self, tree: SliceTree) -> Option<Vec<f32>> {
-        if self.is_complete(tree) { self.partials.pop().map(|(_, values)| values) } else { None }
+    /// Takes the complete sum divided by `weight`, leaving nothing.
+    pub fn take_mean(&mut self, tree: SliceTree, weight: f32) -> Option<Vec<f32>> {
+        if !self.is_complete(tree) {
+            return None;
+        }
+        Some(match self.partials.pop()?.1 {
+            Part::Sum(mut values) => {
+                sum::divide(&mut values, weight);
+                values
+            }
+            Part::Lent(payload) => sum::divided_payload(&payload, weight),
+        })
     }
 
     /// Forgets everything.
@@ -82,25 +114,18 @@ impl Accumulator {
         self.partials.clear();
     }
 
-    fn raise(&mut self, tree: SliceTree, mut node: Node, values: &mut [f32], absent: &BTreeSet<SliceId>) -> Node {
+    /// Adds a part to what stands beside it, and the sum to what stands beside that, as far up as it goes.
+    fn raise(&mut self, tree: SliceTree, (mut node, mut part): (Node, Part), absent: &BTreeSet<SliceId>) {
         while let Some(parent) = tree.parent(node) {
             let sibling = sibling(parent, node);
             if let Some(at) = self.partials.iter().position(|(there, _)| *there == sibling) {
-                let (_, other) = self.partials.swap_remove(at);
-                sum::add(values, &other);
+                part = part.add(self.partials.swap_remove(at).1);
             } else if !is_absent(sibling, absent) {
                 break;
             }
             node = parent;
         }
-        node
-    }
-
-    fn take_sibling(&mut self, tree: SliceTree, node: Node) -> Option<(Node, Vec<f32>)> {
-        let parent = tree.parent(node)?;
-        let sibling = sibling(parent, node);
-        let at = self.partials.iter().position(|(there, _)| *there == sibling)?;
-        Some((parent, self.partials.swap_remove(at).1))
+        self.partials.push((node, part));
     }
 }
 
@@ -133,6 +158,10 @@ mod tests {
         })
     }
 
+    fn payload(values: &[f32]) -> Bytes {
+        Bytes::copy_from_slice(sum::payload_of(values))
+    }
+
     fn all_nodes(node: Node) -> Vec<Node> {
         let below = node.children().map(|(l, r)| [all_nodes(l), all_nodes(r)].concat());
         std::iter::once(node).chain(below.unwrap_or_default()).collect()
@@ -140,7 +169,7 @@ mod tests {
 
     fn insert(acc: &mut Accumulator, tree: SliceTree, node: Node, absent: &BTreeSet<SliceId>) -> Option<Inserted> {
         let values = reference(node, absent)?;
-        Some(acc.insert(tree, node, sum::payload_of(&values), absent))
+        Some(acc.insert(tree, node, &payload(&values), absent))
     }
 
     #[test]
@@ -154,7 +183,7 @@ mod tests {
         assert_eq!(insert(&mut acc, tree, Node::leaf(SliceId(1)), &none), Some(Inserted::Present));
         assert!(!acc.is_complete(tree));
         assert_eq!(insert(&mut acc, tree, root, &none), Some(Inserted::Fresh));
-        assert_eq!(acc.take(tree), reference(root, &none));
+        assert_eq!(acc.take_mean(tree, 1.0), reference(root, &none));
         assert!(!acc.is_complete(tree));
     }
 
@@ -164,10 +193,10 @@ mod tests {
         let mut acc = Accumulator::default();
         let (none, absent) = (BTreeSet::new(), BTreeSet::from([SliceId(1), SliceId(2)]));
         let values = leaf(SliceId(0));
-        acc.insert(tree, Node::leaf(SliceId(0)), sum::payload_of(&values), &none);
+        acc.insert(tree, Node::leaf(SliceId(0)), &payload(&values), &none);
         assert!(!acc.is_complete(tree));
         acc.settle(tree, &absent);
-        assert_eq!(acc.take(tree), Some(values));
+        assert_eq!(acc.take_mean(tree, 1.0), Some(values));
     }
 
     proptest! {
@@ -188,11 +217,11 @@ mod tests {
             let mut acc = Accumulator::default();
             for node in nodes {
                 let Some(values) = reference(node, &absent) else { continue };
-                acc.insert(tree, node, sum::payload_of(&values), &known);
+                acc.insert(tree, node, &payload(&values), &known);
                 acc.settle(tree, &known);
             }
             acc.settle(tree, &absent);
-            prop_assert_eq!(acc.take(tree), reference(tree.root(), &absent));
+            prop_assert_eq!(acc.take_mean(tree, 1.0), reference(tree.root(), &absent));
         }
     }
 }

@@ -17,6 +17,7 @@ use convoy_proto::{
     manifest::TensorRole,
     messages::{Action, GradientBlock, PushId, Squares, Verdict, Weights},
     optimizer::{Optimizer, Update},
+    shared::Buffer,
     sum,
     tree::{Node, SliceTree},
 };
@@ -24,7 +25,7 @@ use convoy_proto::{
 use super::{
     accumulator::{Accumulator, Inserted},
     kept::{Keeping, Kept},
-    versions::{Lookup, Version, Versions},
+    versions::{Lookup, Rooms, Version, Versions},
 };
 
 /// How far a cell has come with a verdict.
@@ -56,6 +57,7 @@ pub struct Cell {
     block: Block,
     settings: TensorSettings,
     parameters: Option<Versions>,
+    rooms: Rooms,
     /// A moving average of the parameters, where one is kept.
     average: Option<Versions>,
     waiting: Vec<Waiting>,
@@ -65,7 +67,7 @@ pub struct Cell {
     /// Whether the open step's sum has been found complete.
     complete: bool,
     /// Where a layerwise rule wants to go in the open step.
-    direction: Option<Vec<f32>>,
+    direction: Option<Buffer>,
     /// Shared with a checkpoint that is being written.
     state: Arc<Vec<Vec<f32>>>,
     updates: u64,
@@ -82,6 +84,7 @@ impl Cell {
             block,
             settings,
             parameters: None,
+            rooms: Rooms::default(),
             average: None,
             waiting: Vec::new(),
             pulled: BTreeMap::new(),
@@ -93,6 +96,11 @@ impl Cell {
             kept: Vec::new(),
             to_keep: BTreeSet::new(),
         }
+    }
+
+    /// From now on, versions are made in these rooms.
+    pub fn share(&mut self, rooms: Rooms) {
+        self.rooms = rooms;
     }
 
     /// The block it holds.
@@ -116,9 +124,10 @@ impl Cell {
         sum::read_payload(&mut values, payload);
         if self.block.role == TensorRole::Trainable {
             self.state = Arc::new(vec![vec![0.0; values.len()]; optimizer.rule.slots()]);
-            self.average = optimizer.ema.map(|_| Versions::new(Step(0), Arc::new(values.clone())));
+            self.average = optimizer.ema.map(|_| Versions::new(Step(0), Arc::new(values.clone().into())));
         }
-        self.parameters = Some(Versions::new(Step(0), Arc::new(values)));
+        let values = self.rooms.hold(Step(0), Arc::new(values.into()));
+        self.parameters = Some(Versions::new(Step(0), values));
     }
 
     /// Takes over what a checkpoint kept of this block, where `step` starts from.
@@ -129,7 +138,7 @@ impl Cell {
             self.average = optimizer.ema.map(|_| Versions::new(step, average));
             (self.state, self.updates) = (kept.state, kept.updates);
         }
-        self.parameters = Some(Versions::new(step, kept.parameters));
+        self.parameters = Some(Versions::new(step, self.rooms.hold(step, kept.parameters)));
     }
 
     /// Keeps the block as it is, for a checkpoint of the commit that starts from it.
@@ -184,7 +193,7 @@ impl Cell {
     }
 
     /// Adds a contribution to the open step.
-    pub fn accumulate(&mut self, tree: SliceTree, node: Node, payload: &[u8], absent: &BTreeSet<SliceId>) -> Inserted {
+    pub fn accumulate(&mut self, tree: SliceTree, node: Node, payload: &Bytes, absent: &BTreeSet<SliceId>) -> Inserted {
         if self.direction.is_some() {
             return Inserted::Present;
         }
@@ -250,7 +259,7 @@ impl Cell {
 
     /// The sum of squares of the complete sum; 0 if it is not complete.
     pub fn sum_of_squares(&self, tree: SliceTree) -> f64 {
-        self.accumulator.sum(tree).map_or(0.0, sum::sum_of_squares)
+        self.accumulator.sum(tree).map_or(0.0, |sum| sum::sum_of_squares(&sum))
     }
 
     /// The sums of squares of the direction and of the parameters; 0 without a direction.
@@ -287,17 +296,22 @@ impl Cell {
             if self.block.role == TensorRole::Buffer && !is_final {
                 return Progress::Waiting;
             }
-            let Some(sum) = self.accumulator.take(tree) else { return Progress::Waiting };
-            if self.block.role == TensorRole::Buffer {
-                self.take_mean(sum, verdict);
+            // A buffer's new value is the mean of the slices'.
+            let is_buffer = self.block.role == TensorRole::Buffer;
+            let scale = if is_buffer { 1.0 } else { verdict.loss_scale };
+            let mean = self.accumulator.take_mean(tree, (verdict.weight * scale) as f32);
+            let Some(mean) = mean else { return Progress::Waiting };
+            if is_buffer {
+                let held = self.held(mean);
+                self.commit(held, None);
                 return Progress::Applied;
             }
-            let updated = self.update(sum, verdict, optimizer);
+            let updated = self.update(mean, verdict, optimizer);
             if optimizer.rule.is_layerwise() {
                 self.direction = Some(updated);
                 return Progress::Directed;
             }
-            self.commit(updated, optimizer);
+            self.commit(updated, optimizer.ema);
             return Progress::Applied;
         }
         match self.direction.take() {
@@ -335,18 +349,16 @@ impl Cell {
         }
     }
 
-    /// A buffer's new value is the mean of the slices'.
-    fn take_mean(&mut self, mut sum: Vec<f32>, verdict: &Verdict) {
-        let weight = verdict.weight as f32;
-        sum.iter_mut().for_each(|value| *value /= weight);
-        self.parameters.iter_mut().for_each(|versions| versions.push(std::mem::take(&mut sum)));
-        self.close();
+    /// New values, where others see them if that can be.
+    fn held(&mut self, values: Vec<f32>) -> Buffer {
+        let Some(parameters) = &mut self.parameters else { return values.into() };
+        let mut room = parameters.room(&self.rooms);
+        room.copy_from_slice(&values);
+        room
     }
 
     /// Applies the rule to the mean gradient: new parameters, or a direction.
-    fn update(&mut self, mut gradient: Vec<f32>, verdict: &Verdict, optimizer: &Optimizer) -> Vec<f32> {
-        let weight = (verdict.weight * verdict.loss_scale) as f32;
-        gradient.iter_mut().for_each(|g| *g /= weight);
+    fn update(&mut self, mut gradient: Vec<f32>, verdict: &Verdict, optimizer: &Optimizer) -> Buffer {
         if verdict.clip != 1.0 {
             let clip = verdict.clip as f32;
             gradient.iter_mut().for_each(|g| *g *= clip);
@@ -355,8 +367,8 @@ impl Cell {
             gradient.iter_mut().for_each(|g| *g = g.clamp(-most, most));
         }
         self.compensate(&mut gradient, verdict, optimizer.compensation);
-        let Some(parameters) = &mut self.parameters else { return gradient };
-        let mut updated = parameters.room();
+        let Some(parameters) = &mut self.parameters else { return gradient.into() };
+        let mut updated = parameters.room(&self.rooms);
         if optimizer.rule.is_layerwise() && !sum::all_finite(&gradient) {
             // The tensor's factor will be no number, which skips the step: the state stays as it is.
             updated.fill(f32::NAN);
@@ -376,7 +388,7 @@ impl Cell {
     }
 
     /// Makes the step along a direction: `p − lr·φ·r` with the tensor's factor φ.
-    fn follow(&mut self, mut direction: Vec<f32>, verdict: &Verdict, optimizer: &Optimizer) {
+    fn follow(&mut self, mut direction: Buffer, verdict: &Verdict, optimizer: &Optimizer) {
         let trust = verdict.trust.get(self.block.tensor).copied().unwrap_or(1.0);
         let rate = verdict.learning_rate as f32 * self.settings.lr_factor * trust as f32;
         if let Some(parameters) = &self.parameters {
@@ -384,21 +396,22 @@ impl Cell {
                 *r = p - rate * *r;
             }
         }
-        self.commit(direction, optimizer);
+        self.commit(direction, optimizer.ema);
     }
 
     /// Takes over new parameters, and moves their average towards them.
-    fn commit(&mut self, updated: Vec<f32>, optimizer: &Optimizer) {
-        if let (Some(average), Some(decay)) = (&mut self.average, optimizer.ema) {
-            let mut moved = average.room();
+    fn commit(&mut self, updated: Buffer, ema: Option<f32>) {
+        if let (Some(average), Some(decay)) = (&mut self.average, ema) {
+            let mut moved = average.room(&Rooms::default());
             let rest = 1.0 - decay;
-            for (out, (a, p)) in moved.iter_mut().zip(average.newest().iter().zip(&updated)) {
+            for (out, (a, p)) in moved.iter_mut().zip(average.newest().iter().zip(updated.iter())) {
                 *out = decay * a + rest * p;
             }
             average.push(moved);
         }
-        let mut updated = Some(updated);
-        self.parameters.iter_mut().for_each(|versions| versions.push(updated.take().unwrap_or_default()));
+        if let Some(parameters) = &mut self.parameters {
+            parameters.push(updated);
+        }
         self.close();
     }
 }

@@ -8,12 +8,41 @@ use std::sync::Arc;
 use bytes::Bytes;
 use convoy_proto::{
     ids::{BlockId, Step},
-    messages::ParameterBlock,
+    messages::{ParameterBlock, Place},
+    shared::{Arena, Buffer},
     sum,
 };
 
 /// The values of one block at one step, shared with whoever reads them.
-pub type Version = Arc<Vec<f32>>;
+pub type Version = Arc<Buffer>;
+
+/// Where a block's versions are made: in memory that workers on this machine see, or in the process's own.
+#[derive(Clone, Debug, Default)]
+pub struct Rooms(Option<(Arc<Arena>, usize)>);
+
+impl Rooms {
+    /// In slots of the block that is the arena's number `block`.
+    pub fn of(arena: Arc<Arena>, block: usize) -> Rooms {
+        Rooms(Some((arena, block)))
+    }
+
+    /// Room for the version that a step starts from. Of two that follow each other, neither has the other's plane, and a
+    /// step's blocks have the same one, as long as nobody still reads what was there.
+    fn take(&self, step: Step, elements: usize) -> Buffer {
+        let slot = self.0.as_ref().and_then(|(arena, block)| arena.take_any((step.0 % 2) as usize, *block));
+        slot.map_or_else(|| vec![0.0; elements].into(), Buffer::Shared)
+    }
+
+    /// A version that a step starts from, where others see it if that can be.
+    pub fn hold(&self, step: Step, values: Version) -> Version {
+        if self.0.is_none() {
+            return values;
+        }
+        let mut room = self.take(step, values.len());
+        room.copy_from_slice(&values);
+        Arc::new(room)
+    }
+}
 
 /// What is known of a version.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,13 +96,16 @@ impl Versions {
 
     /// Memory for a new version: that of the version before the last, which is nobody's input any more, unless somebody
     /// still reads it.
-    pub fn room(&mut self) -> Vec<f32> {
-        let recycled = self.previous.take().and_then(Arc::into_inner);
-        recycled.unwrap_or_else(|| vec![0.0; self.newest.len()])
+    pub fn room(&mut self, rooms: &Rooms) -> Buffer {
+        match self.previous.take().and_then(Arc::into_inner) {
+            Some(Buffer::Own(values)) if rooms.0.is_none() => values.into(),
+            // If it was a slot, that is free now.
+            _ => rooms.take(self.step.next(), self.newest.len()),
+        }
     }
 
     /// Adds a version.
-    pub fn push(&mut self, values: Vec<f32>) {
+    pub fn push(&mut self, values: Buffer) {
         self.advance(Arc::new(values));
     }
 
@@ -96,5 +128,6 @@ pub fn parameter_block(block: BlockId, version: Version) -> ParameterBlock {
             sum::payload_of(&self.0)
         }
     }
-    ParameterBlock { block, payload: Bytes::from_owner(Shared(version)) }
+    let place = version.place().map(|offset| Place { offset, bytes: size_of_val::<[f32]>(&version) as u64 });
+    ParameterBlock { block, payload: Bytes::from_owner(Shared(version)), place }
 }

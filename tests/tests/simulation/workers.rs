@@ -82,7 +82,7 @@ impl World {
                 for node in tree.cover(&places.keys().copied().collect()) {
                     let Some(values) = fold(node, &mut leaf, &mut add) else { continue };
                     let payload = payload_of(&values).to_vec().into();
-                    let block = GradientBlock { block: block.id, node, payload };
+                    let block = GradientBlock { block: block.id, node, payload, place: None };
                     self.mail.push(Message::Push(rank, header.clone(), Some(block)));
                 }
             }

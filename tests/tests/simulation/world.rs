@@ -178,7 +178,7 @@ impl World {
         let initialiser = self.cluster.view().initialiser;
         for block in BlockMap::new(&self.manifest, 2).of_shard(core.id()) {
             let values: Vec<f32> = block.range().map(|i| (i as f32 * 0.37).cos()).collect();
-            let block = ParameterBlock { block: block.id, payload: payload_of(&values).to_vec().into() };
+            let block = ParameterBlock { block: block.id, payload: payload_of(&values).to_vec().into(), place: None };
             core.initialise(self.members[&initialiser.0], &[block]).unwrap();
         }
         core

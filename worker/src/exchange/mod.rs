@@ -11,20 +11,27 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use bytes::Bytes;
 use convoy_proto::{
     blocks::{Block, BlockMap},
+    config::Transport,
     ids::{BlockId, Era, Generation, Member, ShardId, Step},
     manifest::Manifest,
-    messages::{DealtSlice, Extent, GradientBlock, ParameterBlock, PushHeader, Setback, Verdict, Weights},
+    messages::{DealtSlice, Extent, GradientBlock, ParameterBlock, PushHeader, Setback, Verdict, Wanted, Weights},
+    shared::SharedError,
     sum,
-    transport::{ShardClient, TransportError},
+    transport::TransportError,
     tree::Node,
 };
 use futures_util::future::try_join_all;
+use tracing::warn;
 
+mod gather;
 mod pull;
 mod servers;
+mod staging;
 
 use crate::{parameters::Tensors, step::Contribution};
-use servers::SOME_DAY;
+use gather::{Lent, Received};
+use servers::{Link, Offer, SOME_DAY};
+use staging::Staging;
 pub use servers::Servers;
 
 /// Why an exchange failed.
@@ -41,7 +48,7 @@ pub enum ExchangeError {
         /// The block.
         block: BlockId,
         /// Its payload's size.
-        bytes: usize,
+        bytes: u64,
     },
     /// A server did not send all its blocks.
     #[error("the server of shard {shard} sent {got} of its {want} blocks")]
@@ -67,6 +74,9 @@ pub enum ExchangeError {
         /// The step.
         step: Step,
     },
+    /// Memory cannot be shared.
+    #[error(transparent)]
+    Shared(#[from] SharedError),
     /// All servers that held a shard are gone: a new era is about to begin.
     #[error("no server has shard {0} any more")]
     Gone(ShardId),
@@ -81,6 +91,8 @@ pub struct Exchange {
     /// The size of what training changes.
     trained_bytes: u64,
     servers: Servers,
+    /// Memory for gradients, where servers on this machine read them.
+    staging: Option<Arc<Staging>>,
 }
 
 /// What a push is a part of, and its number.
@@ -115,7 +127,7 @@ pub struct Pulled {
 struct Answer {
     shard: ShardId,
     verdict: Result<Verdict, Setback>,
-    blocks: Option<Vec<ParameterBlock>>,
+    blocks: Option<Received>,
 }
 
 /// Why a push ends before all servers have answered it.
@@ -133,7 +145,7 @@ impl From<ExchangeError> for Halt {
 }
 
 /// The verdict that all servers gave, and the blocks of shards, where they came.
-type Agreed = (Verdict, BTreeMap<ShardId, Vec<ParameterBlock>>);
+type Agreed = (Verdict, BTreeMap<ShardId, Received>);
 
 /// What all servers say, which must be one thing; or what keeps the push off, if one of them says so.
 fn agreed(at: Position, answers: Vec<Answer>) -> Result<Result<Agreed, Setback>, ExchangeError> {
@@ -168,13 +180,13 @@ pub struct Exchanged {
 }
 
 /// A part of a tensor, as bytes that keep the tensor alive.
-struct View {
+struct Part {
     tensors: Arc<Tensors>,
     tensor: usize,
     range: Range<usize>,
 }
 
-impl AsRef<[u8]> for View {
+impl AsRef<[u8]> for Part {
     fn as_ref(&self) -> &[u8] {
         sum::payload_of(&self.tensors[self.tensor][self.range.clone()])
     }
@@ -186,17 +198,48 @@ impl Exchange {
         let map = BlockMap::new(manifest, servers.view().shards);
         let trained = map.blocks().filter(|block| block.role.is_trained());
         let trained_bytes = trained.map(|block| block.bytes() as u64).sum();
-        Exchange { member, manifest: Arc::new(manifest.clone()), map: Arc::new(map), trained_bytes, servers }
+        let (manifest, map) = (Arc::new(manifest.clone()), Arc::new(map));
+        Exchange { member, manifest, map, trained_bytes, servers, staging: None }
+    }
+
+    /// The same in an era, through shared memory as far as the transport allows.
+    ///
+    /// # Errors
+    /// Memory has to be shared, and there is none.
+    pub fn sharing(self, transport: Transport, era: Era) -> Result<Exchange, ExchangeError> {
+        if transport == Transport::Grpc {
+            return Ok(self);
+        }
+        let is_required = transport == Transport::Shm;
+        let staging = match Staging::new(&self.map) {
+            Ok(staging) => staging,
+            Err(problem) if is_required => return Err(problem.into()),
+            Err(problem) => {
+                warn!("everything goes through connections: {problem}");
+                return Ok(self);
+            }
+        };
+        let offer = Offer { member: self.member, era, segment: staging.pass(), is_required };
+        Ok(Exchange { servers: self.servers.showing(offer), staging: Some(Arc::new(staging)), ..self })
+    }
+
+    /// All servers have gone beyond what they were shown.
+    fn release(&self) {
+        self.staging.iter().for_each(|staging| staging.release());
     }
 
     fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
         (0..self.map.shards()).map(ShardId)
     }
 
-    fn payload(&self, tensors: &Arc<Tensors>, block: &Block) -> Bytes {
+    /// A block's elements, as a range of its tensor's.
+    fn within(&self, block: &Block) -> Range<usize> {
         let start = (block.start - self.manifest.tensors()[block.tensor].offset) as usize;
-        let range = start..start + block.len as usize;
-        Bytes::from_owner(View { tensors: tensors.clone(), tensor: block.tensor, range })
+        start..start + block.len as usize
+    }
+
+    fn payload(&self, tensors: &Arc<Tensors>, block: &Block) -> Bytes {
+        Bytes::from_owner(Part { tensors: tensors.clone(), tensor: block.tensor, range: self.within(block) })
     }
 
     /// Sets the parameters of step 0 on every server of an era.
@@ -210,10 +253,10 @@ impl Exchange {
                 let blocks: Vec<_> = self
                     .map
                     .of_shard(shard)
-                    .map(|block| ParameterBlock { block: block.id, payload: self.payload(&tensors, &block) })
+                    .map(|block| ParameterBlock { block: block.id, payload: self.payload(&tensors, &block), place: None })
                     .collect();
-                let set = self.servers.call(server, SOME_DAY, async |client: ShardClient| {
-                    client.initialise((self.member, era), blocks.into_iter()).await
+                let set = self.servers.call(server, SOME_DAY, async |link: Link| {
+                    link.client.initialise((self.member, era), blocks.into_iter()).await
                 });
                 set.await?.ok_or(ExchangeError::Gone(shard))?;
             }
@@ -251,6 +294,7 @@ impl Exchange {
                 Err(problem) => return Err(problem),
             }
         }
+        self.release();
         let tensors = self.gather(&pulled, |block| block.role.is_trained())?;
         Ok(Ok(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes }))
     }
@@ -269,7 +313,9 @@ impl Exchange {
             Err(Halt::Setback(_)) => return Ok(None),
             Err(Halt::Failed(problem)) => return Err(problem),
         };
-        Ok(agreed(at, answers)?.ok().map(|(verdict, _)| (verdict, pushed)))
+        let agreed = agreed(at, answers)?.ok();
+        agreed.iter().for_each(|_| self.release());
+        Ok(agreed.map(|(verdict, _)| (verdict, pushed)))
     }
 
     /// Sends a contribution to all servers that take part; gives their answers and the bytes that were pushed. Ends with
@@ -289,11 +335,13 @@ impl Exchange {
         let exchanges = places.into_iter().map(|(shard, (server, nth))| {
             let (header, nodes, wants_blocks) = (header.clone(), nodes.clone(), nth == 0);
             async move {
-                let answer = self.servers.call(server, commit, async |client: ShardClient| {
+                let answer = self.servers.call(server, commit, async |Link { client, shared }: Link| {
                     let mut blocks = Vec::new();
-                    let parts = self.gradient_blocks(shard, nodes);
-                    let verdict = client.push_pull((header, wants_blocks), parts, |block| blocks.push(block)).await?;
-                    Ok(Answer { shard, verdict, blocks: wants_blocks.then_some(blocks) })
+                    let parts = self.gradient_blocks(shard, (nodes, shared.is_some()));
+                    let wanted = Wanted { blocks: wants_blocks, shared: shared.is_some() };
+                    let (verdict, lease) = client.push_pull((header, wanted), parts, |block| blocks.push(block)).await?;
+                    let lent = shared.map(|(view, _)| Lent { view, lease: Arc::new(lease) });
+                    Ok(Answer { shard, verdict, blocks: wants_blocks.then_some(Received { blocks, lent }) })
                 });
                 match answer.await? {
                     Some(Answer { verdict: Err(setback @ Setback::Outdated(_)), .. }) => Err(Halt::Setback(setback)),
@@ -315,51 +363,25 @@ impl Exchange {
         Ok((answers, bytes * nodes.len() as u64))
     }
 
-    /// Every block of a shard for every node, block by block, so that all workers' parts of a block meet early.
+    /// Every block of a shard for every node, block by block, so that all workers' parts of a block meet early; where the
+    /// server sees them, if it does.
     fn gradient_blocks(
         &self,
         shard: ShardId,
-        nodes: Arc<Vec<(Node, Arc<Tensors>)>>,
+        (nodes, is_shared): (Arc<Vec<(Node, Arc<Tensors>)>>, bool),
     ) -> impl Iterator<Item = GradientBlock> + Send + 'static {
         let this = self.clone();
         let blocks: Vec<Block> = self.map.of_shard(shard).filter(|b| b.role.is_trained()).collect();
+        let plane = |tensors: &Arc<Tensors>| self.staging.as_ref().filter(|_| is_shared)?.plane(tensors);
+        let planes: Arc<Vec<_>> = Arc::new(nodes.iter().map(|(_, tensors)| plane(tensors)).collect());
         blocks.into_iter().flat_map(move |block| {
-            let (this, nodes) = (this.clone(), nodes.clone());
+            let (this, nodes, planes) = (this.clone(), nodes.clone(), planes.clone());
             (0..nodes.len()).map(move |at| {
                 let (node, tensors) = &nodes[at];
-                GradientBlock { block: block.id, node: *node, payload: this.payload(tensors, &block) }
+                let (values, payload) = (&tensors[block.tensor][this.within(&block)], this.payload(tensors, &block));
+                let place = planes[at].as_ref().and_then(|plane| plane.place(&block, values));
+                GradientBlock { block: block.id, node: *node, payload, place }
             })
         })
-    }
-
-    /// Puts blocks into tensors; tensors of which no block is wanted stay empty.
-    fn gather(
-        &self,
-        pulled: &BTreeMap<ShardId, Vec<ParameterBlock>>,
-        wanted: impl Fn(&Block) -> bool,
-    ) -> Result<Tensors, ExchangeError> {
-        let mut tensors: Tensors = vec![Vec::new(); self.manifest.tensors().len()];
-        for (shard, blocks) in pulled {
-            let want = self.map.of_shard(*shard).filter(|block| wanted(block));
-            let (mut got, count) = (0, want.clone().count());
-            for (expected, received) in want.zip(blocks) {
-                if received.block != expected.id || received.payload.len() != expected.bytes() {
-                    let (block, bytes) = (received.block, received.payload.len());
-                    return Err(ExchangeError::Block { shard: *shard, block, bytes });
-                }
-                let entry = &self.manifest.tensors()[expected.tensor];
-                let values = &mut tensors[expected.tensor];
-                if values.is_empty() {
-                    values.resize(entry.elements() as usize, 0.0);
-                }
-                let start = (expected.start - entry.offset) as usize;
-                sum::read_payload(&mut values[start..start + expected.len as usize], &received.payload);
-                got += 1;
-            }
-            if got != count || blocks.len() != count {
-                return Err(ExchangeError::Missing { shard: *shard, got: blocks.len(), want: count });
-            }
-        }
-        Ok(tensors)
     }
 }

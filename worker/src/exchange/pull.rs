@@ -1,13 +1,15 @@
 //! Pulls: of one step, from the servers that lead, or of what is newest.
 
+use std::sync::Arc;
+
 use convoy_proto::{
     ids::{Era, ShardId, Step},
-    messages::{Extent, ParameterBlock, Pull, Since, Weights},
-    transport::{ShardClient, TransportError},
+    messages::{Extent, Pull, Since, Weights},
+    transport::TransportError,
 };
 use futures_util::future::try_join_all;
 
-use super::{Exchange, ExchangeError, Pulled, servers::SOME_DAY};
+use super::{Exchange, ExchangeError, Lent, Link, Pulled, Received, servers::SOME_DAY};
 use crate::parameters::Tensors;
 
 impl Exchange {
@@ -39,15 +41,16 @@ impl Exchange {
         shard: ShardId,
         (era, step): (Era, Option<Step>),
         (weights, extent): (Weights, Extent),
-    ) -> Result<(Step, Vec<ParameterBlock>), ExchangeError> {
-        let pull = Pull { member: self.member, era, step, weights, extent };
+    ) -> Result<(Step, Received), ExchangeError> {
+        let pull = Pull { member: self.member, era, step, weights, extent, is_shared: false };
         let commit = step.unwrap_or(SOME_DAY);
         loop {
             let leader = self.servers.copies(shard, commit).first().copied().ok_or(ExchangeError::Gone(shard))?;
-            let pulled = self.servers.call(leader, commit, async |client: ShardClient| {
-                let mut blocks = Vec::new();
-                let step = client.pull(pull, |block| blocks.push(block)).await?;
-                Ok((step, blocks))
+            let pulled = self.servers.call(leader, commit, async |Link { client, shared }: Link| {
+                let (mut blocks, pull) = (Vec::new(), Pull { is_shared: shared.is_some(), ..pull });
+                let (step, lease) = client.pull(pull, |block| blocks.push(block)).await?;
+                let lent = shared.map(|(view, _)| Lent { view, lease: Arc::new(lease) });
+                Ok((step, Received { blocks, lent }))
             });
             if let Some(pulled) = pulled.await? {
                 return Ok(pulled);
@@ -87,12 +90,17 @@ impl Exchange {
             let pulled = self.pull_newest(era, extent).await?;
             let step = behind.map_or(pulled.step, |behind| behind.min(pulled.step));
             if step == pulled.newest {
+                // What was pushed to a step before it can be summed up by nobody any more.
+                self.release();
                 return Ok(pulled);
             }
             match self.pull_at(era, step, (Weights::Trained, extent)).await {
                 // It has been committed everywhere meanwhile, and more: look again.
                 Err(ExchangeError::Transport(TransportError::Refused { .. })) => {}
-                tensors => return Ok(Pulled { step, newest: step, tensors: tensors?, ..pulled }),
+                tensors => {
+                    self.release();
+                    return Ok(Pulled { step, newest: step, tensors: tensors?, ..pulled });
+                }
             }
         }
     }
@@ -101,9 +109,11 @@ impl Exchange {
     async fn step_of_followers(&self, era: Era) -> Result<Option<Step>, ExchangeError> {
         let followers = self.shards().flat_map(|shard| self.servers.copies(shard, SOME_DAY).into_iter().skip(1));
         let (weights, extent) = (Weights::Trained, Extent::Nothing);
-        let pull = Pull { member: self.member, era, step: None, weights, extent };
+        let pull = Pull { member: self.member, era, step: None, weights, extent, is_shared: false };
         let asked = followers.map(|server| async move {
-            let asked = self.servers.call(server, SOME_DAY, async |client: ShardClient| client.pull(pull, drop).await);
+            let asked = self.servers.call(server, SOME_DAY, async |link: Link| {
+                link.client.pull(pull, drop).await.map(|(step, _)| step)
+            });
             match asked.await {
                 // Its shard is on its way.
                 Err(ExchangeError::Transport(TransportError::Refused { .. })) => {

@@ -7,12 +7,13 @@ use std::{
 };
 
 use convoy_proto::{
-    ids::{Incarnation, ServerId, ShardId, Step},
+    ids::{Era, Incarnation, Member, ServerId, ShardId, Step},
     messages::ClusterView,
-    transport::{Credentials, ShardClient, TransportError},
+    shared::{Pass, View},
+    transport::{Credentials, Lease, ShardClient, TransportError},
 };
 use tokio::sync::watch;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::ExchangeError;
 
@@ -23,16 +24,41 @@ pub(super) const SOME_DAY: Step = Step(u64::MAX);
 #[derive(Clone, Debug)]
 pub struct Servers {
     views: watch::Receiver<ClusterView>,
-    clients: Arc<Mutex<BTreeMap<(ServerId, Incarnation), ShardClient>>>,
+    links: Arc<Mutex<BTreeMap<(ServerId, Incarnation), Link>>>,
     /// How long after a server's death the view may still have it.
     patience: Duration,
     credentials: Credentials,
+    /// What this process shows to servers on its machine.
+    shown: Option<Arc<Offer>>,
+}
+
+/// A process's memory, offered to servers.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub member: Member,
+    pub era: Era,
+    pub segment: Pass,
+    /// Whether to do without servers that do not see it.
+    pub is_required: bool,
+}
+
+/// The way to a server: a connection, and memory that both see, if they are on one machine. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub client: ShardClient,
+    /// The server's memory, and what keeps this process's in its sight.
+    pub shared: Option<(Arc<View>, Arc<Lease>)>,
 }
 
 impl Servers {
     /// The servers that views have, and what to show them; for `patience`, a view may have one that is dead.
     pub fn new(views: watch::Receiver<ClusterView>, patience: Duration, credentials: Credentials) -> Servers {
-        Servers { views, clients: Arc::default(), patience, credentials }
+        Servers { views, links: Arc::default(), patience, credentials, shown: None }
+    }
+
+    /// The same, for a process that shows its memory.
+    pub(super) fn showing(self, offer: Offer) -> Servers {
+        Servers { shown: Some(Arc::new(offer)), ..self }
     }
 
     /// The servers that hold a shard and take part in a commit, the one that leads first.
@@ -53,7 +79,7 @@ impl Servers {
         &self,
         server: ServerId,
         commit: Step,
-        work: impl AsyncFnOnce(ShardClient) -> Result<T, TransportError>,
+        work: impl AsyncFnOnce(Link) -> Result<T, TransportError>,
     ) -> Result<Option<T>, ExchangeError> {
         let (incarnation, address, is_single) = {
             let view = self.views.borrow();
@@ -72,7 +98,7 @@ impl Servers {
             }
         };
         tokio::pin!(gone);
-        let attempt = async { work(self.client(server, incarnation, &address).await?).await };
+        let attempt = async { work(self.link(server, incarnation, &address).await?).await };
         let problem = tokio::select! {
             biased;
             done = attempt => match done {
@@ -88,20 +114,26 @@ impl Servers {
         tokio::time::timeout(self.patience, gone).await.map(|()| None).map_err(|_| problem.into())
     }
 
-    async fn client(
-        &self,
-        server: ServerId,
-        incarnation: Incarnation,
-        address: &str,
-    ) -> Result<ShardClient, TransportError> {
-        let clients = || self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = clients().get(&(server, incarnation)).cloned();
-        if let Some(client) = known {
-            return Ok(client);
+    async fn link(&self, server: ServerId, incarnation: Incarnation, address: &str) -> Result<Link, TransportError> {
+        let links = || self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = links().get(&(server, incarnation)).cloned();
+        if let Some(link) = known {
+            return Ok(link);
         }
         let client = ShardClient::connect(server, address, &self.credentials).await?;
-        let mut clients = clients();
-        clients.retain(|(other, _), _| *other != server);
-        Ok(clients.entry((server, incarnation)).or_insert(client).clone())
+        let shared = match &self.shown {
+            Some(offer) => client.share((offer.member, offer.era), offer.segment).await?,
+            None => None,
+        };
+        if let (None, Some(offer)) = (&shared, &self.shown) {
+            if offer.is_required {
+                return Err(client.apart());
+            }
+        }
+        info!("exchanges with server {server} at {address} through {}", if shared.is_some() { "shared memory" } else { "the connection" });
+        let link = Link { client, shared: shared.map(|(view, lease)| (view, Arc::new(lease))) };
+        let mut links = links();
+        links.retain(|(other, _), _| *other != server);
+        Ok(links.entry((server, incarnation)).or_insert(link).clone())
     }
 }

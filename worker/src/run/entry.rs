@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use convoy_proto::{
+    config::Transport,
     ids::{Era, WorkerId},
     messages::{Extent, Phase, Report},
     transport::Membership,
@@ -43,6 +44,8 @@ pub(super) struct Place<'a> {
     pub seed: u64,
     /// Whether slices are dealt out.
     pub is_dealt: bool,
+    /// How tensors get to servers and back.
+    pub transport: Transport,
 }
 
 impl Place<'_> {
@@ -65,7 +68,7 @@ impl Place<'_> {
             let member = self.membership.member;
             let credentials = self.membership.coordinator.credentials().clone();
             let servers = Servers::new(self.membership.views(), self.patience, credentials);
-            let exchange = Exchange::new(member, replica.manifest(), servers);
+            let exchange = Exchange::new(member, replica.manifest(), servers).sharing(self.transport, era)?;
             let is_empty = view.restore.is_none() && view.phase == Phase::Initialising;
             if is_empty && view.initialiser == WorkerId(member.rank) {
                 exchange.initialise(era, replica.initial(self.seed)).await?;

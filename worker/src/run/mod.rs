@@ -32,7 +32,7 @@ use crate::{
     exchange::{Exchange, ExchangeError},
     failure::WorkError,
     learner::Replica,
-    parameters::Tensors,
+    parameters::{Tensors, Values},
     step::Feed,
     task::{self, TaskEntry},
 };
@@ -218,7 +218,7 @@ impl<'a> Worker<'a> {
     /// Takes over parameters; tensors that are empty stay as they are.
     fn load(&mut self, tensors: Tensors) {
         if matches!(self.config.mode, Mode::Local(_)) {
-            self.parameters.resize(tensors.len(), Vec::new());
+            self.parameters.resize(tensors.len(), Values::default());
             let kept = self.parameters.iter_mut().zip(&tensors).filter(|(_, values)| !values.is_empty());
             kept.for_each(|(kept, values)| kept.clone_from(values));
         }
@@ -356,5 +356,5 @@ impl<'a> Worker<'a> {
 fn place<'a>(runtime: &'a Runtime, membership: &'a Membership, config: &Config) -> Place<'a> {
     // A lease until the death of a server is noticed, and a moment for the news.
     let patience = Duration::from_millis(u64::from(config.timeouts.lease_ms) + 5_000);
-    Place { runtime, membership, patience, seed: config.seed, is_dealt: config.mode.is_dealt() }
+    Place { runtime, membership, patience, seed: config.seed, is_dealt: config.mode.is_dealt(), transport: config.network.transport }
 }

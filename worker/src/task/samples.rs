@@ -5,7 +5,10 @@ use burn::{
     tensor::{DType, Int, Tensor, TensorCreationOptions, TensorData},
 };
 
-use crate::data::{HostBatch, Wanted};
+use crate::{
+    data::{HostBatch, Wanted},
+    parameters::Values,
+};
 
 /// A kind of samples on a device.
 pub trait Samples: Sized {
@@ -30,9 +33,9 @@ pub struct Place {
 
 impl Place {
     /// A tensor of numbers, in this place's type.
-    pub fn floats<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<Dispatch, D> {
+    pub fn floats<const D: usize>(&self, values: impl Into<Values>, shape: [usize; D]) -> Tensor<Dispatch, D> {
         let options = TensorCreationOptions::new(self.device.clone()).with_dtype(self.dtype);
-        Tensor::from_data(TensorData::new(values, shape), options)
+        Tensor::from_data(values.into().into_data(shape), options)
     }
 
     fn ints<const D: usize>(&self, values: Vec<i32>, shape: [usize; D]) -> Tensor<Dispatch, D, Int> {

@@ -110,7 +110,7 @@ impl Replica for Synthetic {
     }
 
     fn initial(&self, _: u64) -> Tensors {
-        self.manifest.tensors().iter().map(|tensor| vec![0.0; tensor.elements() as usize]).collect()
+        self.manifest.tensors().iter().map(|tensor| vec![0.0; tensor.elements() as usize].into()).collect()
     }
 
     /// # Panics
@@ -131,7 +131,7 @@ impl Replica for Synthetic {
             for at in (start..end).step_by(RUN) {
                 values.resize((at + RUN).min(end) - start, gradient(at / RUN));
             }
-            values
+            values.into()
         });
         SliceGradient { weight, loss_sum: weight, finite: true, tensors: tensors.collect() }
     }

@@ -23,6 +23,7 @@ use convoy_proto::{
     messages::{Action, ClusterView, GradientBlock, ParameterBlock, PushHeader, Terms, Verdict},
     optimizer::Optimizer,
     schedule::{CommitRate, Horizon},
+    shared::{Arena, Pass},
     tree::SliceTree,
 };
 use rayon::prelude::*;
@@ -43,6 +44,7 @@ use super::{
     open::{OpenStep, Sizes},
     refusal::Refusal,
     staging::Staging,
+    versions::Rooms,
 };
 
 #[derive(Debug)]
@@ -89,6 +91,8 @@ pub struct Shard {
     cells: Vec<Mutex<Cell>>,
     first: u64,
     sizes: Sizes,
+    /// Where its parameters are, if others see them.
+    arena: Option<Arc<Arena>>,
     optimizer: Optimizer,
     learning_rate: CommitRate,
     clock: Clock,
@@ -138,6 +142,7 @@ impl Shard {
                 trained: blocks.iter().filter(|block| block.role.is_trained()).count(),
                 trainable: blocks.iter().filter(|block| block.role == TensorRole::Trainable).count(),
             },
+            arena: None,
             optimizer: Optimizer::of_servers(config),
             learning_rate: CommitRate::new(config, horizon),
             clock: Clock::new(config, horizon.steps),
@@ -160,6 +165,19 @@ impl Shard {
                 formed: VecDeque::new(),
             }),
         }
+    }
+
+    /// The same, its parameters in an arena of its blocks, where others see them.
+    pub fn sharing(self, arena: &Arc<Arena>) -> Shard {
+        for (at, cell) in self.cells.iter().enumerate() {
+            lock(cell).share(Rooms::of(arena.clone(), at));
+        }
+        Shard { arena: Some(arena.clone()), ..self }
+    }
+
+    /// What others need to see its parameters.
+    pub fn pass(&self) -> Option<Pass> {
+        self.arena.as_ref().map(|arena| arena.pass())
     }
 
     /// Takes over a newer view of the cluster. What was accepted stays accepted; what processes that are gone have sent

@@ -33,7 +33,7 @@ fn what_does_not_belong_is_refused_and_changes_nothing() {
     assert!(matches!(accept(|p| p.node = Node { first: 0, len: 2 }), Refusal::Node(..)));
     assert!(matches!(accept(|p| p.node = Node::leaf(SliceId(1))), Refusal::Node(..)));
     let frozen = fixture.map().blocks().last().unwrap().id;
-    let to_frozen = GradientBlock { block: frozen, node: part.node, payload: vec![0; 12].into() };
+    let to_frozen = GradientBlock { block: frozen, node: part.node, payload: vec![0; 12].into(), place: None };
     assert_eq!(shard.accept(&push, &to_frozen), Err(Refusal::Frozen(frozen)));
     assert_eq!(parameters(&shards), before);
 
@@ -89,7 +89,7 @@ fn slices_change_hands_within_a_step() {
 fn only_the_named_worker_initialises_and_only_once() {
     let fixture = Fixture::new(2, 1, "");
     let shard = &fixture.empty_shards()[0];
-    let block = ParameterBlock { block: BlockId(2), payload: vec![0; 20].into() };
+    let block = ParameterBlock { block: BlockId(2), payload: vec![0; 20].into(), place: None };
     assert_eq!(shard.open(&fixture.header(0, 0, 1.0)).unwrap_err(), Refusal::NotInitialised);
     assert_eq!(shard.initialise(worker(1), std::slice::from_ref(&block)), Err(Refusal::Initialised(worker(1))));
     assert!(!shard.initialise(worker(0), std::slice::from_ref(&block)).unwrap().changed);

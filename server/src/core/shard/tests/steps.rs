@@ -113,7 +113,7 @@ fn a_buffer_takes_the_mean_and_no_step() {
         payload.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
     };
     let mean: Vec<f32> = values(0).iter().zip(values(1)).map(|(a, b)| (a + b) / 6.0).collect();
-    assert_eq!(*newest(&shards[0], running.id), mean);
+    assert_eq!(newest(&shards[0], running.id)[..], mean[..]);
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn an_average_follows_the_weights() {
     step(&fixture, &shards, 0, &[1, 0], None);
     let second = newest(&shards[0], BlockId(0));
     let expected: Vec<f32> = first.iter().zip(second.iter()).map(|(a, p)| 0.75 * a + 0.25 * p).collect();
-    assert_eq!(*average(1), expected);
+    assert_eq!(average(1)[..], expected[..]);
     let frozen = fixture.map().blocks().last().unwrap().id;
     assert!(matches!(shards[0].version(frozen, Step(1), Weights::Averaged), Ok(Lookup::Ready(_))));
 }
