@@ -77,6 +77,10 @@ pub struct TrainArgs {
     /// What workers compute with: f32, bf16 or f16; servers keep f32 [default: f32]
     #[arg(long, help_heading = "Cluster")]
     pub precision: Option<String>,
+    /// How gradients are pushed: f32 as they are, bf16, f16, int8, or topk:SHARE, the largest elements only, such as
+    /// topk:0.01; what int8 and topk lose is made up for in the next step [default: f32]
+    #[arg(long, value_name = "CODEC", help_heading = "Cluster")]
+    pub codec: Option<String>,
     /// How it is reached.
     #[command(flatten)]
     pub network: NetworkArgs,
@@ -320,6 +324,7 @@ impl From<&TrainArgs> for Pairs {
             ("checkpoint.keep_last", &args.keep_last),
             ("backend", &args.backend),
             ("precision", &args.precision),
+            ("codec", &args.codec),
             ("task", &args.task),
             ("data", &args.data),
             ("steps", &args.steps),

@@ -8,8 +8,8 @@ use convoy_worker::{WorkerArgs, task::TaskEntry};
 
 use crate::{
     args::{
-        BenchArgs, CertsArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, PingArgs, Places, ResumeArgs,
-        ScaleArgs, TrainArgs, VerifyArgs,
+        BenchArgs, CertsArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, PingArgs, Places,
+        ResumeArgs, ScaleArgs, TrainArgs, VerifyArgs,
     },
     bench, certs, doctor, emit, eval, generate, inspect, join,
     outcome::{Failure, exit},

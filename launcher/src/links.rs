@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, fmt::Write};
 
 use convoy_proto::{
     blocks::BlockMap,
-    config::{Config, LocalSteps, Mode},
+    codec::Codec,
+    config::{Config, LocalSteps, Mode, Transport},
     ids::{ServerId, SliceId},
     layout::Layout,
     manifest::Manifest,
@@ -12,8 +13,10 @@ use convoy_proto::{
     tree::SliceTree,
 };
 
-/// Bytes of an element on the way.
-const ELEMENT: u64 = 4;
+/// Bytes of a parameter on the way.
+const ELEMENT: f64 = 4.0;
+/// What of a step is worth a hint, in milliseconds.
+const WORTH_MS: f64 = 5.0;
 /// The speed that a network is measured against, in bytes a second: 10 Gbit/s.
 const NETWORK: f64 = 1.25e9;
 
@@ -35,18 +38,18 @@ pub struct Link {
 /// All links of a run as it begins. Where slices are dealt out, all workers are taken to be equally quick.
 pub fn links(config: &Config, manifest: &Manifest) -> Vec<Link> {
     let (layout, map) = (Layout::of(config), BlockMap::new(manifest, config.servers));
-    let shard_bytes = |server: ServerId| -> u64 {
-        map.of_shard(layout.shard_of(server)).map(|block| block.range().len() as u64 * ELEMENT).sum()
+    let elements = |server: ServerId| -> u64 {
+        map.of_shard(layout.shard_of(server)).map(|block| block.range().len() as u64).sum()
     };
-    let servers: Vec<(ServerId, u64)> = (0..layout.servers()).map(ServerId).map(|id| (id, shard_bytes(id))).collect();
+    let servers: Vec<(ServerId, u64)> = (0..layout.servers()).map(ServerId).map(|id| (id, elements(id))).collect();
     let workers = (0..config.workers).flat_map(|worker| {
         let (pushes, pulls) = per_step(config, worker);
-        let link = move |&(server, bytes): &(ServerId, u64)| Link {
+        let link = move |&(server, elements): &(ServerId, u64)| Link {
             worker,
             server: server.0,
-            pushed: (bytes as f64 * pushes) as u64,
+            pushed: (elements as f64 * pushes * config.codec.bytes_per_element()) as u64,
             // Of the copies of a shard, one answers.
-            pulled: if server.0 < layout.shards() { (bytes as f64 * pulls) as u64 } else { 0 },
+            pulled: if server.0 < layout.shards() { (elements as f64 * pulls * ELEMENT) as u64 } else { 0 },
             is_here: worker < config.local_workers && server.0 < config.local_servers,
         };
         servers.iter().map(link).collect::<Vec<_>>()
@@ -68,13 +71,12 @@ fn per_step(config: &Config, worker: u32) -> (f64, f64) {
     }
     let owned: BTreeSet<SliceId> =
         order::share(slices.into(), worker, parts).map(|slice| SliceId(slice as u32)).collect();
+    // What a codec loses, it loses of each slice by itself.
+    let nodes = if config.codec.is_lossy() { owned.len() } else { SliceTree::new(slices).cover(&owned).len() };
     match config.mode {
         // A round of so many steps ends in one exchange.
-        Mode::Local(LocalSteps { steps, .. }) => {
-            let nodes = SliceTree::new(slices).cover(&owned).len() as f64;
-            (nodes / f64::from(steps), 1.0 / f64::from(steps))
-        }
-        _ => (SliceTree::new(slices).cover(&owned).len() as f64, 1.0),
+        Mode::Local(LocalSteps { steps, .. }) => (nodes as f64 / f64::from(steps), 1.0 / f64::from(steps)),
+        _ => (nodes as f64, 1.0),
     }
 }
 
@@ -95,11 +97,15 @@ pub fn describe(config: &Config, links: &[Link]) -> String {
         let place = if first < config.local_workers { "here" } else { "elsewhere" };
         for link in group[0] {
             let server = if link.server < config.local_servers { "here" } else { "elsewhere" };
-            let way = if link.is_here { "loopback" } else { "the network" };
+            let way = match (link.is_here, config.network.transport) {
+                (false, _) => "over the network",
+                (true, Transport::Grpc) => "over loopback",
+                (true, Transport::Auto | Transport::Shm) => "through shared memory",
+            };
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "  {who} ({place}) - server {} ({server}), over {way}: pushes {}, pulls {}{each}",
+                "  {who} ({place}) - server {} ({server}), {way}: pushes {}, pulls {}{each}",
                 link.server,
                 bytes(link.pushed),
                 bytes(link.pulled),
@@ -124,11 +130,24 @@ fn network(config: &Config, links: &[Link]) -> String {
         return "  nothing goes over the network\n".into();
     }
     let least = into.max(out) as f64 / NETWORK * 1e3;
-    format!(
-        "  over the network of this machine: {} in, {} out, at least {least:.1} ms of a step at 10 Gbit/s\n",
-        bytes(into),
-        bytes(out)
-    )
+    let (into, out) = (bytes(into), bytes(out));
+    let text = format!(
+        "  over the network of this machine: {into} in, {out} out, at least {least:.1} ms of a step at 10 Gbit/s\n"
+    );
+    text + hint(config, least)
+}
+
+/// What would lower it.
+fn hint(config: &Config, least_ms: f64) -> &'static str {
+    match (config.network.transport, config.codec) {
+        (Transport::Shm, _) => {
+            "  --transport shm is for one machine: workers on others will not start; auto is for both\n"
+        }
+        (_, Codec::F32) if least_ms >= WORTH_MS => {
+            "  pushed with --codec bf16 it would be half, with int8 a quarter, with topk:0.01 a sixtieth of what is pushed\n"
+        }
+        _ => "",
+    }
 }
 
 /// Bytes, for people.
@@ -162,7 +181,7 @@ mod tests {
         let moved: Vec<_> = links.iter().map(|link| (link.worker, link.pushed, link.pulled, link.is_here)).collect();
         assert_eq!(moved, [(0, 4000, 4000, true), (1, 4000, 4000, true), (2, 4000, 4000, true)]);
         let text = describe(&config, &links);
-        assert!(text.contains("workers 0-2 (here) - server 0 (here), over loopback: pushes 4000 B"), "{text}");
+        assert!(text.contains("workers 0-2 (here) - server 0 (here), through shared memory: pushes 4000 B"), "{text}");
         assert!(text.contains("nothing goes over the network"), "{text}");
     }
 
@@ -182,5 +201,19 @@ mod tests {
         assert!(text.contains("worker 3 (elsewhere) - server 0 (here), over the network: pushes nothing"), "{text}");
         let (_, rounds) = of(&[("workers", "2"), ("mode", "local"), ("consistency.local_steps", "10")]);
         assert_eq!((rounds[0].pushed, rounds[0].pulled), (400, 400));
+    }
+
+    #[test]
+    fn codecs_push_less_of_each_slice_and_hints_say_so() {
+        let far = [("workers", "2"), ("local_workers", "1"), ("slices", "4")];
+        let with = |more: &[(&str, &str)]| of(&[&far, more].concat());
+        let pushed = |more: &[(&str, &str)]| with(more).1[0].pushed;
+        // Two slices are one node, unless each is encoded by itself.
+        assert_eq!([pushed(&[]), pushed(&[("codec", "int8")]), pushed(&[("codec", "topk:0.1")])], [4000, 2000, 1200]);
+        let large = vec![Link { worker: 1, server: 0, pushed: 50_000_000, pulled: 50_000_000, is_here: false }];
+        let hinted = |more: &[(&str, &str)]| describe(&with(more).0, &large);
+        assert!(hinted(&[]).contains("--codec bf16") && !hinted(&[("codec", "int8")]).contains("--codec"));
+        assert!(hinted(&[("transport", "shm")]).contains("auto is for both"));
+        assert!(describe(&with(&[("transport", "grpc")]).0, &with(&[]).1).contains("over loopback"));
     }
 }

@@ -155,6 +155,9 @@ pub struct Notes {
     pub samples: u64,
     /// Processes that died.
     pub faults: u64,
+    /// Whether workers came or went while it trained, so that slices changed hands.
+    #[serde(default)]
+    pub has_moved: bool,
     /// How often the run went back to a checkpoint because a server died.
     pub rollbacks: u64,
     /// Servers that died while another had their shard.
@@ -223,7 +226,7 @@ impl Summary {
             best: notes.best.clone(),
             stopped_early: notes.stopped_early,
             params_sha256: notes.params_sha256.clone(),
-            exact: exact(config, cluster),
+            exact: exact(config, cluster, notes),
             restarts: workers.iter().map(|worker| worker.restarts).sum::<u64>()
                 + notes.server_restarts.values().sum::<u64>(),
             faults: notes.faults,
@@ -282,17 +285,19 @@ fn server_rows(config: &Config, cluster: &Cluster, notes: &Notes) -> Vec<ServerS
     cluster.servers().iter().flatten().map(row).collect()
 }
 
-fn exact(config: &Config, cluster: &Cluster) -> Exact {
+fn exact(config: &Config, cluster: &Cluster, notes: &Notes) -> Exact {
     if let Some(why) = config.mode.inexact() {
         return Exact::No(why.into());
+    }
+    // What is fed back stays with the process that computed it.
+    if config.codec.feeds_back() && (notes.has_moved || notes.resumes + notes.rollbacks > 0) {
+        let codec = config.codec;
+        return Exact::No(format!("slices changed hands, and what --codec {codec} had lost of them stayed behind"));
     }
     let classes: Vec<_> = cluster.numeric_classes().into_iter().collect();
     match classes.as_slice() {
         [] => Exact::No("no worker has joined".into()),
-        [(_, _)] if cluster.workers().iter().flatten().all(|worker| worker.offer.backend == "cpu") => Exact::Yes(true),
-        [(class, _)] => {
-            Exact::No(format!("{class}: kernels are chosen by measuring, so two processes may add in different orders"))
-        }
+        [_] => Exact::Yes(true),
         several => {
             let names: Vec<_> = several.iter().map(|(class, ranks)| format!("workers {ranks:?} on {class}")).collect();
             Exact::No(format!("workers compute in different ways: {}", names.join("; ")))

@@ -249,7 +249,9 @@ pub fn allowed(path: &str) -> &'static [TokenRole] {
             "Join" | "Watch" | "Heartbeat" | "GetManifest" | "Leave" | "Deal" | "Report",
         )
         | ("convoy.v1.NodeService", _)
-        | ("convoy.v1.ParametersService", "Initialise" | "Push" | "Pull" | "PushPull" | "Share") => &[Worker, Server, Admin],
+        | ("convoy.v1.ParametersService", "Initialise" | "Push" | "Pull" | "PushPull" | "Share") => {
+            &[Worker, Server, Admin]
+        }
         ("convoy.v1.CoordinationService", "Decide" | "Stage" | "ReportShard") => &[Server, Admin],
         ("convoy.v1.ParametersService", "Copy") => &[Server, Admin],
         ("grpc.reflection.v1.ServerReflection", _) => &[Observer, Worker, Server, Admin],

@@ -10,6 +10,7 @@ pub mod access;
 pub mod blocks;
 pub mod chaos;
 pub mod clock;
+pub mod codec;
 pub mod config;
 pub mod convert;
 pub mod fates;

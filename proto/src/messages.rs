@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     access::Guard,
+    codec::Encoding,
     ids::{BlockId, Era, Generation, Incarnation, Member, Role, ServerId, SliceId, Step, WorkerId},
     manifest::Manifest,
     tree::Node,
@@ -183,14 +184,16 @@ pub enum Work {
     Finished(Step),
 }
 
-/// One block's part of a node's sum: little-endian f32, dense.
+/// One block's part of a node's sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GradientBlock {
     /// Which block.
     pub block: BlockId,
     /// Over which slices it is summed.
     pub node: Node,
-    /// Four bytes an element.
+    /// How the payload is encoded.
+    pub encoding: Encoding,
+    /// The sum.
     pub payload: Bytes,
     /// Where the payload is in the sender's memory, if the receiver sees it there: then it is not sent.
     pub place: Option<Place>,

@@ -6,11 +6,13 @@ use convoy_proto::{
     fates::Fate,
     ids::{BlockId, Era, Member, Role, Step},
     messages::{
-        Extent, GradientBlock, ParameterBlock, Place, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, Wanted, Weights,
+        Extent, GradientBlock, ParameterBlock, Place, Pull, Pulled, PulledPart, PushHeader, PushPart, Setback, Wanted,
+        Weights,
     },
     shared::{Pass, View},
     wire::{self, parameters_service_server::ParametersService},
 };
+use rayon::prelude::*;
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -49,6 +51,7 @@ impl From<Refusal> for Status {
             Refusal::Initialised(_) => Status::already_exists(text),
             Refusal::UnknownBlock { .. } => Status::not_found(text),
             Refusal::Length { .. }
+            | Refusal::Encoding { .. }
             | Refusal::Frozen(_)
             | Refusal::Node(..)
             | Refusal::LossScale { .. }
@@ -97,8 +100,17 @@ impl Host {
             let PushPart::Blocks(blocks) = PushPart::try_from(part?)? else {
                 return Err(Status::invalid_argument("a push has one header only"));
             };
-            for block in blocks {
+            let add = |block: GradientBlock| -> Result<Outcome, Status> {
                 let outcome = shard.accept(push, &found(block, seen.as_ref())?)?;
+                if outcome.changed {
+                    self.changed();
+                }
+                Ok(outcome)
+            };
+            // Each block has its own lock: all cores that there are take part. What is to be followed is followed here,
+            // where there is a runtime.
+            let outcomes: Vec<Outcome> = blocks.into_par_iter().map(add).collect::<Result<_, _>>()?;
+            for outcome in outcomes {
                 accepted += u64::from(outcome.fresh);
                 self.follow(shard, outcome);
             }
@@ -147,7 +159,9 @@ impl Host {
         let blocks = shard.trained_blocks().filter(|_| wanted.blocks);
         let frames = Frames::new((outbound, wanted.shared), wrap);
         let sent = match self.send_blocks(shard, (step.next(), Weights::Trained), blocks, frames).await {
-            Ok(shown) => self.wait(|| Ok(shard.closed(step))).await.map(|verdict| verdict.map(|verdict| (verdict, shown))),
+            Ok(shown) => {
+                self.wait(|| Ok(shard.closed(step))).await.map(|verdict| verdict.map(|verdict| (verdict, shown)))
+            }
             Err(problem) => Err(problem),
         };
         match sent {
@@ -174,7 +188,9 @@ impl Host {
         if let Some(step) = step {
             let shown = match extent {
                 Extent::All => self.send_blocks(shard, (step, weights), shard.all_blocks(), frames(step)).await?,
-                Extent::Trained => self.send_blocks(shard, (step, weights), shard.trained_blocks(), frames(step)).await?,
+                Extent::Trained => {
+                    self.send_blocks(shard, (step, weights), shard.trained_blocks(), frames(step)).await?
+                }
                 Extent::Nothing => Shown::default(),
             };
             return Ok((step, shown));

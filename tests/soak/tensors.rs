@@ -5,6 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use convoy_proto::{
     blocks::BlockMap,
+    codec::Encoding,
     config::{Config, layers::Layers},
     ids::{Era, Generation, Incarnation, Member, Role, ServerId, SliceId, Step, WorkerId},
     limits,
@@ -94,7 +95,7 @@ impl Case {
             }
             bytes += block.bytes();
             let (node, payload) = (Node::leaf(SliceId(slice)), self.payload.slice(..block.bytes()));
-            blocks.push(GradientBlock { block: block.id, node, payload, place: None });
+            blocks.push(GradientBlock { block: block.id, node, encoding: Encoding::F32, payload, place: None });
         }
         close(&mut blocks);
         frames

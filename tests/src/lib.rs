@@ -38,6 +38,16 @@ pub struct Ended {
     pub stderr: String,
 }
 
+impl Drop for Bench {
+    /// Ends what a failed test has left running, so that it takes no time from others.
+    fn drop(&mut self) {
+        for (pid, _) in self.processes() {
+            // It may have ended by itself.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
 impl Bench {
     /// An empty place for a program.
     pub fn new(program: &str) -> Bench {

@@ -111,6 +111,8 @@ impl Net {
             }
         };
         command.arg(program).args(arguments).current_dir(bench.path());
+        // Real machines share no memory.
+        command.env("CONVOY_TRANSPORT", "grpc");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

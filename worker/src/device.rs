@@ -255,11 +255,13 @@ pub fn open(name: DeviceName) -> Result<DispatchDevice, String> {
 }
 
 /// What two workers must have in common to compute the same bits.
-pub fn numeric_class(name: DeviceName) -> String {
+pub fn numeric_class(name: DeviceName, about: &str) -> String {
     let burn = "burn 0.21.0";
     match name {
         DeviceName::Cpu => format!("{burn} flex {} {}", std::env::consts::ARCH, instruction_set()),
-        name => format!("{burn} {name}"),
+        // Two of a kind compute alike, whatever their numbers.
+        name if about.is_empty() => format!("{burn} {name}"),
+        name => format!("{burn} {} {about}", name.backend()),
     }
 }
 

@@ -165,10 +165,10 @@ impl<T: Task> Replica for Learner<T> {
         }
         let score = self.task.score(self.model(), &T::Batch::upload(batch, &self.autodiff));
         let loss = if loss_scale == 1.0 { score.loss_sum.clone() } else { score.loss_sum.clone() * loss_scale };
-        let gradients = loss.backward();
+        let mut gradients = loss.backward();
         // Taking the model off the autodiff device settles what the forward pass left pending in its buffers.
         let settled = has_buffers.then(|| (self.model().valid(), score.weight));
-        let (tensors, loss_sum) = self.layout.gradients(self.model(), &gradients, settled, score.loss_sum.inner());
+        let (tensors, loss_sum) = self.layout.gradients(self.model(), &mut gradients, settled, score.loss_sum.inner());
         let finite = loss_sum.is_finite() && tensors.iter().all(|values| sum::all_finite(values));
         SliceGradient { weight: score.weight, loss_sum: loss_sum.into(), finite, tensors }
     }

@@ -4,6 +4,7 @@
 //! up as far as the slice tree allows, [`exchange`] pushes the nodes and takes the updated blocks, [`run`] does that
 //! until the end. [`task`] and [`data`] are what is trained and on what.
 
+pub mod compress;
 pub mod contain;
 pub mod data;
 pub mod device;

@@ -66,7 +66,7 @@ impl Layout {
     pub fn gradients<M: Module<Dispatch>>(
         &self,
         model: &M,
-        gradients: &<Dispatch as AutodiffBackend>::Gradients,
+        gradients: &mut <Dispatch as AutodiffBackend>::Gradients,
         settled: Option<(M, f64)>,
         extra: Tensor<Dispatch, 1>,
     ) -> (Tensors, f32) {
@@ -176,7 +176,7 @@ impl ModuleVisitor<Dispatch> for Reader<'_> {
 
 struct Collector<'a> {
     reader: Reader<'a>,
-    gradients: &'a <Dispatch as AutodiffBackend>::Gradients,
+    gradients: &'a mut <Dispatch as AutodiffBackend>::Gradients,
     manifest: &'a Manifest,
 }
 
@@ -186,7 +186,8 @@ impl ModuleVisitor<Dispatch> for Collector<'_> {
         if entry.is_none_or(|entry| self.manifest.tensors()[*entry].role != TensorRole::Trainable) {
             return;
         }
-        if let Some(gradient) = param.val().grad(self.gradients) {
+        // Taken out, so that nobody else holds it and reading it copies nothing.
+        if let Some(gradient) = param.val().grad_remove(self.gradients) {
             self.reader.add(param.id, gradient);
         }
     }

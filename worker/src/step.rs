@@ -17,6 +17,7 @@ use convoy_proto::{
 };
 
 use crate::{
+    compress::{Compressor, Encoded},
     data::{DataError, DataInfo, Dataset, Form, HostBatch, Part},
     learner::{Evaluation, Replica},
     local::LocalTrainer,
@@ -35,13 +36,22 @@ pub fn evaluation_batch(data: &DataInfo) -> u64 {
     }
 }
 
+/// A sum, as it is pushed. Clones share it.
+#[derive(Clone, Debug)]
+pub enum Sum {
+    /// As it is.
+    Dense(Arc<Tensors>),
+    /// In fewer bytes.
+    Encoded(Arc<Encoded>),
+}
+
 /// What a worker contributes to a step.
 #[derive(Clone, Debug, Default)]
 pub struct Contribution {
     /// One a slice, empty ones included.
     pub headers: Vec<SliceHeader>,
-    /// Sums over the fewest nodes that cover the slices.
-    pub nodes: Vec<(Node, Arc<Tensors>)>,
+    /// Sums over the fewest nodes that cover the slices; where a codec loses anything, one a slice.
+    pub nodes: Vec<(Node, Sum)>,
     /// Samples that were computed.
     pub samples: u64,
     /// Time for data and compute; the rest is zero.
@@ -78,6 +88,8 @@ pub struct Feed {
     clock: Clock,
     /// With local steps: the optimizers of slices.
     local: Option<LocalTrainer>,
+    /// With a codec that loses anything.
+    compressor: Option<Compressor>,
 }
 
 impl std::fmt::Debug for Feed {
@@ -98,7 +110,8 @@ impl Feed {
             _ => None,
         };
         let (tree, clock) = (SliceTree::new(config.slices), Clock::new(config, horizon.steps));
-        Feed { data, order, tree, epoch: None, scored, clock, local }
+        let compressor = Compressor::new(config.codec, manifest);
+        Feed { data, order, tree, epoch: None, scored, clock, local, compressor }
     }
 
     /// How commits relate to steps.
@@ -133,7 +146,14 @@ impl Feed {
     ) -> Result<Contribution, DataError> {
         let missing = done.keep(owned);
         let mut problem = None;
-        for node in self.tree.cover(&missing) {
+        let nodes = match &mut self.compressor {
+            Some(compressor) => {
+                compressor.keep(|slice| owned.contains(&slice));
+                missing.iter().map(|slice| Node::leaf(*slice)).collect()
+            }
+            None => self.tree.cover(&missing),
+        };
+        for node in nodes {
             let mut compute = |slice| match self.local.take() {
                 None => self.leaf(replica, commit, slice, &mut done),
                 Some(mut local) => {
@@ -151,7 +171,8 @@ impl Feed {
                 (Some(_), _) => None,
             };
             if let Some(tensors) = tree::fold(node, &mut leaf, &mut add) {
-                done.nodes.push((node, Arc::new(tensors)));
+                let sum = self.sum((commit, SliceId(node.first)), tensors, done.loss_scale);
+                done.nodes.push((node, sum));
             }
         }
         problem.map_or(Ok(done), Err)
@@ -170,8 +191,18 @@ impl Feed {
         let mut done = Contribution { loss_scale: 1.0, ..Contribution::default() };
         let tensors = self.leaf(replica, step, slice, &mut done)?;
         done.headers.iter_mut().for_each(|header| header.slice = SliceId(0));
-        done.nodes.extend(tensors.map(|tensors| (Node::leaf(SliceId(0)), Arc::new(tensors))));
+        let loss_scale = done.loss_scale;
+        let sum = tensors.map(|tensors| self.sum((step, slice), tensors, loss_scale));
+        done.nodes.extend(sum.map(|sum| (Node::leaf(SliceId(0)), sum)));
         Ok(done)
+    }
+
+    /// A sum as it is pushed; one that is to be encoded is a slice's.
+    fn sum(&mut self, of: (Step, SliceId), tensors: Tensors, loss_scale: f64) -> Sum {
+        match &mut self.compressor {
+            Some(compressor) => Sum::Encoded(Arc::new(compressor.encode(of, tensors, loss_scale))),
+            None => Sum::Dense(Arc::new(tensors)),
+        }
     }
 
     /// A round of local steps from `start`.

@@ -110,8 +110,9 @@ mod tests {
 
     #[test]
     fn a_table_has_its_columns_below_each_other() {
-        let rows = [vec![("a_b", 1.into()), ("c", 0.001_234_5.into())], vec![("a_b", 22.into()), ("c", "skipped".into())]];
-        assert_eq!(table(&rows), "a b         c\n  1  0.001235\n 22   skipped\n");
+        let rows =
+            [vec![("a_b", 1.into()), ("c", 0.001_236.into())], vec![("a_b", 22.into()), ("c", "skipped".into())]];
+        assert_eq!(table(&rows), "a b         c\n  1  0.001236\n 22   skipped\n");
         assert_eq!([rounded(12_345.678), rounded(1.23456), rounded(0.0)], ["12346", "1.235", "0"]);
     }
 

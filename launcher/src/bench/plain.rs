@@ -9,7 +9,7 @@ use convoy_proto::{
 use convoy_worker::{data, step::Feed, task, task::TaskEntry};
 
 use crate::{
-    args::{PlainArgs, Places},
+    args::{Places, PlainArgs},
     cli, machine,
     outcome::Failure,
     plan, probe, settings,

@@ -17,7 +17,8 @@ const CHUNK: usize = 1 << 20;
 /// Bytes a second, read and written, that copies of so many bytes by each of some threads reach.
 pub fn copy(bytes: usize, threads: usize) -> f64 {
     let elements = bytes / 4;
-    let mut places: Vec<(Vec<f32>, Vec<f32>)> = (0..threads).map(|_| (vec![1.0; elements], vec![0.0; elements])).collect();
+    let mut places: Vec<(Vec<f32>, Vec<f32>)> =
+        (0..threads).map(|_| (vec![1.0; elements], vec![0.0; elements])).collect();
     let seconds = (0..TIMES).map(|_| {
         let start = Instant::now();
         std::thread::scope(|scope| {

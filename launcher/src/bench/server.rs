@@ -5,6 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use convoy_proto::{
     blocks::{Block, BlockMap},
+    codec::Encoding,
     config::{Config, RawConfig},
     ids::{Era, Generation, Incarnation, Member, Role, ServerId, SliceId, Step, WorkerId},
     manifest::{Manifest, TensorRole},
@@ -79,11 +80,8 @@ impl Bench {
         let raw = RawConfig { slices: Some(workers.into()), steps: Some(STEPS), ..RawConfig::default() };
         let mut config = raw.resolve(1)?;
         let flags = [("optimizer.name".to_string(), optimizer.to_string())];
-        config.optimizer = convoy_proto::config::layers::Layers::new()
-            .texts("--optimizers", &flags)?
-            .raw()?
-            .resolve(1)?
-            .optimizer;
+        config.optimizer =
+            convoy_proto::config::layers::Layers::new().texts("--optimizers", &flags)?.raw()?.resolve(1)?.optimizer;
         let width = elements.clamp(1, WIDTH);
         let tensors = (0..elements.div_ceil(width)).map(|i| (format!("t{i}"), vec![width], TensorRole::Trainable));
         let manifest = Manifest::new(tensors).map_err(|problem| Failure::Usage(problem.to_string()))?;
@@ -126,12 +124,19 @@ impl Bench {
     /// All that a server does for a step; gives the seconds.
     fn step(&self, step: u64) -> Result<f64, Failure> {
         let start = Instant::now();
-        let pushes: Vec<Push> = (0..).take(self.gradients.len()).map(|rank| self.open(step, rank)).collect::<Result<_, _>>()?;
+        let pushes: Vec<Push> =
+            (0..).take(self.gradients.len()).map(|rank| self.open(step, rank)).collect::<Result<_, _>>()?;
         // As workers push: block by block, all workers' parts of a block at about the same time.
         self.blocks.par_iter().try_for_each(|block| {
             for (rank, (push, gradient)) in (0..).zip(pushes.iter().zip(&self.gradients)) {
                 let payload = gradient.slice(block.range().start * 4..block.range().end * 4);
-                let part = GradientBlock { block: block.id, node: Node::leaf(SliceId(rank)), payload, place: None };
+                let part = GradientBlock {
+                    block: block.id,
+                    node: Node::leaf(SliceId(rank)),
+                    encoding: Encoding::F32,
+                    payload,
+                    place: None,
+                };
                 self.shard.accept(push, &part).map_err(failed)?;
             }
             Ok::<_, Failure>(())

@@ -39,7 +39,12 @@ fn fastest(args: &BenchTrainArgs, shape: &Shape, flags: &[String]) -> Result<(us
         tell(&format!("{}, a plain loop, {threads} threads", shape.task));
         let loop_of = ["bench", "plain", "--threads"].map(String::from).into_iter();
         let mut arguments: Vec<String> = loop_of.chain([threads.to_string()]).collect();
-        arguments.extend(["--seconds".into(), args.seconds.to_string(), "--batch-size".into(), shape.batch.to_string()]);
+        arguments.extend([
+            "--seconds".into(),
+            args.seconds.to_string(),
+            "--batch-size".into(),
+            shape.batch.to_string(),
+        ]);
         arguments.extend(["--backend".into(), args.backend.clone()]);
         arguments.extend_from_slice(flags);
         let said = cell::launcher(&std::env::temp_dir(), &arguments)?;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use convoy_proto::{
     config::{Mode, Quorum},
-    ids::{SliceId, Step},
+    ids::{Role, SliceId, Step},
     messages::{Action, Phase, Verdict, Weights},
 };
 use serde_json::json;
@@ -42,6 +42,7 @@ impl Session {
         match event {
             Event::Joined(member) => {
                 self.starting.remove(&(member.role, member.rank));
+                self.notes.has_moved |= self.began.is_some() && member.role == Role::Worker;
                 self.metric(json!({ "event": "joined", "member": member.to_string() }));
             }
             Event::Phase(phase) => {
@@ -52,7 +53,10 @@ impl Session {
             }
             Event::Step(verdict) => self.committed(&verdict)?,
             Event::Evaluated(weights, _, score) => self.evaluated(weights, score),
-            Event::Lost(member) => self.metric(json!({ "event": "lost", "member": member.to_string() })),
+            Event::Lost(member) => {
+                self.notes.has_moved |= member.role == Role::Worker;
+                self.metric(json!({ "event": "lost", "member": member.to_string() }));
+            }
             Event::TooFew(alive) => {
                 let least = self.prepared.config.min_workers;
                 return Err(Failure::Lost(format!("{} left, at least {least} must be there", losses::workers(alive))));

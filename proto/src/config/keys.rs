@@ -87,7 +87,11 @@ pub const KEYS: &[Key] = &[
     key("servers", Kind::Count, "shards of the parameters, each on a server process of its own"),
     key("replicas", Kind::Count, "further servers that hold each shard, too, so that one may die: 0 or 1"),
     key("mode", Kind::Text, "when gradients are aggregated: sync, async, ssp or local"),
-    key("task", Kind::Text, "what is trained: cnn, mlp, regression, resnet, gpt or synthetic; what suits the data by default"),
+    key(
+        "task",
+        Kind::Text,
+        "what is trained: cnn, mlp, regression, resnet, gpt or synthetic; what suits the data by default",
+    ),
     key(
         "data",
         Kind::Text,
@@ -150,6 +154,11 @@ pub const KEYS: &[Key] = &[
         "transport",
         Kind::Text,
         "how tensors get from process to process: auto (shared memory on one machine, else connections), shm or grpc",
+    ),
+    key(
+        "codec",
+        Kind::Text,
+        "how gradients are pushed: f32 as they are, bf16, f16, int8, or topk:SHARE, the largest elements only, such as topk:0.01",
     ),
     key("insecure", Kind::Flag, "let anybody call who reaches a process off loopback"),
     key("consistency.quorum", Kind::Count, "sync: slices that make a commit; all by default"),

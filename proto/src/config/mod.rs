@@ -28,7 +28,7 @@ pub use optimizer::{Clip, Group, Moments, Optimizer, Rule, TensorSettings};
 pub use raw::RawConfig;
 pub use schedule::Schedule;
 
-use crate::{chaos::Chaos, order::LastBatch, slow::SlowWorker};
+use crate::{chaos::Chaos, codec::Codec, order::LastBatch, slow::SlowWorker};
 
 /// A configuration that cannot be used, and where it came from.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -220,6 +220,8 @@ pub struct Config {
     pub slow_worker: Option<SlowWorker>,
     /// Where it can be reached, and by whom.
     pub network: Network,
+    /// How gradients are pushed.
+    pub codec: Codec,
     /// How data are read.
     pub input: Input,
     /// The optimizer.

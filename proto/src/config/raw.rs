@@ -14,7 +14,7 @@ use super::{
     optimizer::RawOptimizer,
     schedule::RawSchedule,
 };
-use crate::{loss_scale::LossScale, order::LastBatch, slow::SlowWorker};
+use crate::{codec::Codec, loss_scale::LossScale, order::LastBatch, slow::SlowWorker};
 
 /// A whole number or `auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +73,7 @@ pub struct RawConfig {
     pub certs: Option<String>,
     pub insecure: Option<bool>,
     pub transport: Option<String>,
+    pub codec: Option<String>,
     pub chaos: RawChaos,
     pub checkpoint: RawCheckpoints,
     pub consistency: RawConsistency,
@@ -230,6 +231,7 @@ impl RawConfig {
                 self.insecure.unwrap_or(false),
                 Transport::named(self.transport.as_deref())?,
             )?,
+            codec: codec(self.codec.as_deref())?,
             input: self.input.resolve()?,
             optimizer: self.optimizer.resolve()?,
             schedule: self.schedule.resolve()?,
@@ -367,6 +369,7 @@ impl From<&Config> for RawConfig {
             certs: config.network.certs.clone(),
             insecure: config.network.insecure.then_some(true),
             transport: Some(config.network.transport.to_string()),
+            codec: Some(config.codec.to_string()),
             chaos: (&config.chaos).into(),
             checkpoint: config.checkpoint.clone().into(),
             consistency: config.mode.into(),
@@ -384,6 +387,11 @@ impl From<&Config> for RawConfig {
             },
         }
     }
+}
+
+fn codec(word: Option<&str>) -> Result<Codec, ConfigError> {
+    let word = word.unwrap_or("f32");
+    word.parse().map_err(|problem| value_error("codec", format!("\"{word}\""), problem))
 }
 
 /// The f64 that prints like the f32: 0.9 and not 0.8999999761581421.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::{Result, WireError, finite, present, weight, wrong};
 use crate::{
+    codec::Encoding,
     ids::{BlockId, Era, Generation, SliceId, Step},
     loss_scale::LossScale,
     messages::{
@@ -58,10 +59,35 @@ impl TryFrom<wire::PushHeader> for PushHeader {
     }
 }
 
-fn dense(encoding: i32) -> Result<()> {
-    match wire::Encoding::try_from(encoding) {
-        Ok(wire::Encoding::F32) => Ok(()),
-        _ => Err(wrong("encoding", format!("{encoding} is unknown"))),
+impl From<Encoding> for wire::Encoding {
+    fn from(encoding: Encoding) -> Self {
+        match encoding {
+            Encoding::F32 => wire::Encoding::F32,
+            Encoding::Bf16 => wire::Encoding::Bf16,
+            Encoding::F16 => wire::Encoding::F16,
+            Encoding::Int8 => wire::Encoding::Int8,
+            Encoding::TopK => wire::Encoding::Topk,
+        }
+    }
+}
+
+fn encoding(encoding: i32) -> Result<Encoding> {
+    Ok(match wire::Encoding::try_from(encoding) {
+        Ok(wire::Encoding::F32) => Encoding::F32,
+        Ok(wire::Encoding::Bf16) => Encoding::Bf16,
+        Ok(wire::Encoding::F16) => Encoding::F16,
+        Ok(wire::Encoding::Int8) => Encoding::Int8,
+        Ok(wire::Encoding::Topk) => Encoding::TopK,
+        Ok(wire::Encoding::Unspecified) | Err(_) => {
+            return Err(wrong("encoding", format!("{encoding} is unknown")));
+        }
+    })
+}
+
+fn dense(number: i32) -> Result<()> {
+    match encoding(number)? {
+        Encoding::F32 => Ok(()),
+        other => Err(wrong("encoding", format!("is {other:?}, and parameters are sent as they are"))),
     }
 }
 
@@ -103,7 +129,7 @@ impl From<GradientBlock> for wire::GradientBlock {
             block: block.block.0,
             node_first: block.node.first,
             node_len: block.node.len,
-            encoding: wire::Encoding::F32.into(),
+            encoding: wire::Encoding::from(block.encoding).into(),
             payload: sent(block.payload, block.place),
             place: block.place.map(Into::into),
         }
@@ -114,11 +140,12 @@ impl TryFrom<wire::GradientBlock> for GradientBlock {
     type Error = WireError;
 
     fn try_from(block: wire::GradientBlock) -> Result<Self> {
-        dense(block.encoding)?;
+        let encoding = encoding(block.encoding)?;
         let end = block.node_first.checked_add(block.node_len).filter(|_| block.node_len > 0);
         present("node", end)?;
         let node = Node { first: block.node_first, len: block.node_len };
-        Ok(GradientBlock { block: BlockId(block.block), node, payload: block.payload, place: block.place.map(Into::into) })
+        let place = block.place.map(Into::into);
+        Ok(GradientBlock { block: BlockId(block.block), node, encoding, payload: block.payload, place })
     }
 }
 

@@ -5,6 +5,7 @@ use prost::Message;
 
 use super::*;
 use crate::{
+    codec::Encoding,
     ids::{BlockId, Era, Generation, ServerId},
     messages::{
         Accumulated, ClusterView, DealtSlice, Extent, GradientBlock, JoinOffer, JoinPart, Pull, PulledPart, PushHeader,
@@ -34,7 +35,13 @@ fn a_push_survives_the_wire() {
     let server = Member { role: Role::Server, rank: 1, incarnation: Incarnation(4) };
     let bytes = staged.clone().into_request(server).encode_to_vec();
     assert_eq!(Staged::try_from(wire::StageRequest::decode(bytes.as_slice()).unwrap()), Ok(staged));
-    let block = GradientBlock { block: BlockId(7), node: Node { first: 2, len: 2 }, payload: vec![1, 2, 3, 4].into(), place: None };
+    let block = GradientBlock {
+        block: BlockId(7),
+        node: Node { first: 2, len: 2 },
+        encoding: Encoding::F32,
+        payload: vec![1, 2, 3, 4].into(),
+        place: None,
+    };
     for part in [PushPart::Header(header), PushPart::Blocks(vec![block])] {
         let bytes = wire::PushPullRequest::from(part.clone()).encode_to_vec();
         let decoded = wire::PushPullRequest::decode(bytes.as_slice()).unwrap();
@@ -73,7 +80,14 @@ fn work_and_what_was_missed_survive_the_wire() {
         assert_eq!(PulledPart::try_from(wire::PushPullResponse::from(part.clone())), Ok(part));
     }
     for step in [None, Some(Step(9))] {
-        let pull = Pull { member: member(), era: Era(1), step, weights: Weights::Trained, extent: Extent::Trained, is_shared: true };
+        let pull = Pull {
+            member: member(),
+            era: Era(1),
+            step,
+            weights: Weights::Trained,
+            extent: Extent::Trained,
+            is_shared: true,
+        };
         assert_eq!(Pull::try_from(wire::PullRequest::from(pull)), Ok(pull));
     }
 }

@@ -182,7 +182,10 @@ mod tests {
         let map = BlockMap::new(&Manifest::new(tensors).unwrap(), 1);
         let arena = Arena::new(map.blocks(), 3).unwrap();
         let view = Arc::new(View::open(&arena.pass()).unwrap());
-        let mut slots: Vec<Slot> = (0..3).flat_map(|plane| (0..4).filter_map(move |b| Some((plane, b)))).map(|(p, b)| arena.take(p, b).unwrap()).collect();
+        let mut slots: Vec<Slot> = (0..3)
+            .flat_map(|plane| (0..4).filter_map(move |b| Some((plane, b))))
+            .map(|(p, b)| arena.take(p, b).unwrap())
+            .collect();
         for (value, slot) in (1u8..).zip(&mut slots) {
             slot.fill(value.into());
         }

@@ -14,6 +14,7 @@ use tower_layer::{Identity, Stack};
 
 use crate::{access::Guard, convert::WireError, limits};
 
+mod codec;
 mod coordinator;
 mod gate;
 mod incoming;
@@ -24,6 +25,7 @@ mod ping;
 mod security;
 mod shard;
 
+pub use codec::MessageCodec;
 pub use coordinator::Coordinator;
 pub use gate::Gate;
 pub use incoming::{Incoming, incoming};

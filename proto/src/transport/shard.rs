@@ -138,8 +138,7 @@ impl ShardClient {
         (member, era): (Member, Era),
         segment: Pass,
     ) -> Result<Option<(Arc<View>, Lease)>, TransportError> {
-        let request =
-            wire::ShareRequest { member: Some(member.into()), era: era.0, segment: Some(segment.into()) };
+        let request = wire::ShareRequest { member: Some(member.into()), era: era.0, segment: Some(segment.into()) };
         let mut answers = self.client.clone().share(request).await.map_err(self.failed())?.into_inner();
         let answer = answers.message().await.map_err(self.failed())?;
         let Some(segment) = answer.and_then(|answer| answer.segment) else { return Ok(None) };

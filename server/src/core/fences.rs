@@ -1,8 +1,11 @@
 //! Who may push what: checks in front of a shard that change nothing.
 
+use bytes::Bytes;
 use convoy_proto::{
+    codec::Encoding,
     ids::{Member, Role},
-    messages::{ClusterView, PushHeader},
+    messages::{ClusterView, GradientBlock, PushHeader},
+    sum,
 };
 
 use super::{cell::Cell, ledger::LedgerError, refusal::Refusal};
@@ -11,6 +14,24 @@ use super::{cell::Cell, ledger::LedgerError, refusal::Refusal};
 pub fn check_length(cell: &Cell, got: usize) -> Result<(), Refusal> {
     let want = cell.block().bytes();
     if want == got { Ok(()) } else { Err(Refusal::Length { block: cell.block().id, want, got }) }
+}
+
+/// What an encoded part stands for, in full; nothing for one that is.
+pub fn decoded(cell: &Cell, part: &GradientBlock) -> Result<Option<GradientBlock>, Refusal> {
+    if part.encoding == Encoding::F32 {
+        return Ok(None);
+    }
+    struct Decoded(Vec<f32>);
+    impl AsRef<[u8]> for Decoded {
+        fn as_ref(&self) -> &[u8] {
+            sum::payload_of(&self.0)
+        }
+    }
+    let (block, elements) = (part.block, cell.block().len as usize);
+    let values = part.encoding.decode(&part.payload, elements);
+    let values = values.map_err(|problem| Refusal::Encoding { block, problem })?;
+    let payload = Bytes::from_owner(Decoded(values));
+    Ok(Some(GradientBlock { block, node: part.node, encoding: Encoding::F32, payload, place: None }))
 }
 
 /// Lets in what acts on a view that the shard knows.

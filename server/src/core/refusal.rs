@@ -1,6 +1,7 @@
 //! Why a shard does not do what it was asked. A refusal changes nothing.
 
 use convoy_proto::{
+    codec::CodecError,
     ids::{BlockId, Era, Generation, Incarnation, Member, ShardId, SliceId, Step, WorkerId},
     messages::PushId,
     tree::Node,
@@ -90,6 +91,14 @@ pub enum Refusal {
         want: usize,
         /// The payload's.
         got: usize,
+    },
+    /// A payload that is not encoded as it says.
+    #[error("block {block}: {problem}")]
+    Encoding {
+        /// The block.
+        block: BlockId,
+        /// What is wrong with it.
+        problem: CodecError,
     },
     /// A gradient of what has none.
     #[error("block {0} is frozen and takes no gradient")]

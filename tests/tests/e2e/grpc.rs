@@ -33,7 +33,7 @@ async fn is_serving(address: &str, service: &str) {
 async fn disturb_server(address: &str) {
     let mut client = ParametersServiceClient::connect(format!("http://{address}")).await.unwrap();
     let header = wire::PushHeader { member: stranger(), ..Default::default() };
-    let push = |part| tokio_stream::iter([wire::PushPullRequest { part, without_blocks: false }]);
+    let push = |part| tokio_stream::iter([wire::PushPullRequest { part, without_blocks: false, shared: false }]);
     let refusals = [
         (Some(Part::Header(header)), Code::Aborted),
         (Some(Part::Header(wire::PushHeader::default())), Code::InvalidArgument),
@@ -47,7 +47,8 @@ async fn disturb_server(address: &str) {
     let blocks = wire::InitialiseRequest { member: stranger(), blocks: Vec::new(), era: 0 };
     let refused = client.initialise(tokio_stream::iter([blocks])).await.expect_err("a stranger is refused");
     assert_eq!(refused.code(), Code::Aborted, "{}", refused.message());
-    let pull = wire::PullRequest { member: stranger(), era: 7, step: Some(0), averaged: false, extent: 1 };
+    let pull =
+        wire::PullRequest { member: stranger(), era: 7, step: Some(0), averaged: false, extent: 1, shared: false };
     assert_eq!(client.pull(pull).await.expect_err("another era").code(), Code::Aborted);
 }
 
@@ -94,7 +95,8 @@ async fn swamp(address: &str) {
     let block = wire::GradientBlock { payload: vec![7; 8 << 20].into(), ..Default::default() };
     let part = Some(Part::Frame(wire::GradientFrame { blocks: vec![block] }));
     for _ in 0..8 {
-        let request = tokio_stream::iter([wire::PushPullRequest { part: part.clone(), without_blocks: false }]);
+        let request =
+            tokio_stream::iter([wire::PushPullRequest { part: part.clone(), without_blocks: false, shared: false }]);
         let refused = client.clone().push_pull(request).await.expect_err("a message of 8 MiB");
         assert_eq!(refused.code(), Code::OutOfRange, "{}", refused.message());
     }

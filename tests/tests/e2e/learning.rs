@@ -49,7 +49,13 @@ fn wgpu_agrees_with_the_cpu() {
     if fs::metadata("/dev/dri").is_err() {
         assert!(device.contains("llvmpipe"), "{device}");
     }
-    assert!(bench.summary("gpu")["exact"].as_str().unwrap().contains("wgpu:"));
+    assert_eq!(bench.summary("gpu")["exact"], true);
+    let three = "--workers 3 --slices 4 --steps 6 --optimizer sgd --lr 0.05 --batch-size 32";
+    for (name, size) in [("gpu-3", three), ("gpu-1", &three.replace("--workers 3", "--workers 1"))] {
+        bench.succeed(&format!("--backend wgpu --name {name} {size} {SMALL}"));
+    }
+    let hash = |name: &str| bench.summary(name)["params_sha256"].clone();
+    assert_eq!(hash("gpu-3"), hash("gpu-1"), "kernels are the same ones for all");
     let (gpu, cpu) = (parameters(&bench.run_dir("gpu")), parameters(&bench.run_dir("cpu")));
     for ((name, gpu), (_, cpu)) in gpu.iter().zip(&cpu) {
         let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();

@@ -23,6 +23,7 @@ mod servers;
 mod slow_link;
 mod ssh;
 mod strikes;
+mod transports;
 
 use convoy_tests::Bench;
 

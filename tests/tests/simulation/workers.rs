@@ -6,6 +6,7 @@ use convoy_launcher::coordinator::dealer::Deal;
 use convoy_proto::{
     blocks::BlockMap,
     clock::Clock,
+    codec::Encoding,
     fates::Fate,
     ids::{Member, Role, ServerId, ShardId, SliceId, Step, WorkerId},
     messages::{
@@ -82,7 +83,7 @@ impl World {
                 for node in tree.cover(&places.keys().copied().collect()) {
                     let Some(values) = fold(node, &mut leaf, &mut add) else { continue };
                     let payload = payload_of(&values).to_vec().into();
-                    let block = GradientBlock { block: block.id, node, payload, place: None };
+                    let block = GradientBlock { block: block.id, node, encoding: Encoding::F32, payload, place: None };
                     self.mail.push(Message::Push(rank, header.clone(), Some(block)));
                 }
             }

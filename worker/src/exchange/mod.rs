@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use bytes::Bytes;
 use convoy_proto::{
     blocks::{Block, BlockMap},
+    codec::Encoding,
     config::Transport,
     ids::{BlockId, Era, Generation, Member, ShardId, Step},
     manifest::Manifest,
@@ -28,11 +29,14 @@ mod pull;
 mod servers;
 mod staging;
 
-use crate::{parameters::Tensors, step::Contribution};
+use crate::{
+    parameters::Tensors,
+    step::{Contribution, Sum},
+};
 use gather::{Lent, Received};
+pub use servers::Servers;
 use servers::{Link, Offer, SOME_DAY};
 use staging::Staging;
-pub use servers::Servers;
 
 /// Why an exchange failed.
 #[derive(Debug, thiserror::Error)]
@@ -253,7 +257,11 @@ impl Exchange {
                 let blocks: Vec<_> = self
                     .map
                     .of_shard(shard)
-                    .map(|block| ParameterBlock { block: block.id, payload: self.payload(&tensors, &block), place: None })
+                    .map(|block| ParameterBlock {
+                        block: block.id,
+                        payload: self.payload(&tensors, &block),
+                        place: None,
+                    })
                     .collect();
                 let set = self.servers.call(server, SOME_DAY, async |link: Link| {
                     link.client.initialise((self.member, era), blocks.into_iter()).await
@@ -335,12 +343,13 @@ impl Exchange {
         let exchanges = places.into_iter().map(|(shard, (server, nth))| {
             let (header, nodes, wants_blocks) = (header.clone(), nodes.clone(), nth == 0);
             async move {
-                let answer = self.servers.call(server, commit, async |Link { client, shared }: Link| {
-                    let mut blocks = Vec::new();
-                    let parts = self.gradient_blocks(shard, (nodes, shared.is_some()));
-                    let wanted = Wanted { blocks: wants_blocks, shared: shared.is_some() };
-                    let (verdict, lease) = client.push_pull((header, wanted), parts, |block| blocks.push(block)).await?;
-                    let lent = shared.map(|(view, _)| Lent { view, lease: Arc::new(lease) });
+                let answer = self.servers.call(server, commit, async |link: Link| {
+                    let (mut blocks, memory) = (Vec::new(), link.memory().await?);
+                    let parts = self.gradient_blocks(shard, (nodes, memory.is_some()));
+                    let wanted = Wanted { blocks: wants_blocks, shared: memory.is_some() };
+                    let (verdict, lease) =
+                        link.client.push_pull((header, wanted), parts, |block| blocks.push(block)).await?;
+                    let lent = memory.map(|view| Lent { view, lease: Arc::new(lease) });
                     Ok(Answer { shard, verdict, blocks: wants_blocks.then_some(Received { blocks, lent }) })
                 });
                 match answer.await? {
@@ -360,7 +369,11 @@ impl Exchange {
                 ExchangeError::Gone(shard).into()
             });
         }
-        Ok((answers, bytes * nodes.len() as u64))
+        let encoded = |sum: &Sum, bytes: u64| match sum {
+            Sum::Dense(_) => bytes,
+            Sum::Encoded(encoded) => encoded.bytes() * (bytes / self.trained_bytes.max(1)),
+        };
+        Ok((answers, nodes.iter().map(|(_, sum)| encoded(sum, bytes)).sum()))
     }
 
     /// Every block of a shard for every node, block by block, so that all workers' parts of a block meet early; where the
@@ -368,19 +381,31 @@ impl Exchange {
     fn gradient_blocks(
         &self,
         shard: ShardId,
-        (nodes, is_shared): (Arc<Vec<(Node, Arc<Tensors>)>>, bool),
+        (nodes, is_shared): (Arc<Vec<(Node, Sum)>>, bool),
     ) -> impl Iterator<Item = GradientBlock> + Send + 'static {
         let this = self.clone();
         let blocks: Vec<Block> = self.map.of_shard(shard).filter(|b| b.role.is_trained()).collect();
-        let plane = |tensors: &Arc<Tensors>| self.staging.as_ref().filter(|_| is_shared)?.plane(tensors);
-        let planes: Arc<Vec<_>> = Arc::new(nodes.iter().map(|(_, tensors)| plane(tensors)).collect());
+        let plane = |sum: &Sum| match sum {
+            Sum::Dense(tensors) => self.staging.as_ref().filter(|_| is_shared)?.plane(tensors),
+            Sum::Encoded(_) => None,
+        };
+        let planes: Arc<Vec<_>> = Arc::new(nodes.iter().map(|(_, sum)| plane(sum)).collect());
         blocks.into_iter().flat_map(move |block| {
             let (this, nodes, planes) = (this.clone(), nodes.clone(), planes.clone());
-            (0..nodes.len()).map(move |at| {
-                let (node, tensors) = &nodes[at];
-                let (values, payload) = (&tensors[block.tensor][this.within(&block)], this.payload(tensors, &block));
-                let place = planes[at].as_ref().and_then(|plane| plane.place(&block, values));
-                GradientBlock { block: block.id, node: *node, payload, place }
+            (0..nodes.len()).filter_map(move |at| {
+                let (node, sum) = &nodes[at];
+                let (encoding, payload, place) = match sum {
+                    Sum::Encoded(encoded) => {
+                        let (encoding, payload) = encoded.block(block.id)?;
+                        (*encoding, payload.clone(), None)
+                    }
+                    Sum::Dense(tensors) => {
+                        let values = &tensors[block.tensor][this.within(&block)];
+                        let place = planes[at].as_ref().and_then(|plane| plane.place(&block, values));
+                        (Encoding::F32, this.payload(tensors, &block), place)
+                    }
+                };
+                Some(GradientBlock { block: block.id, node: *node, encoding, payload, place })
             })
         })
     }

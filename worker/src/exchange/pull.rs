@@ -46,10 +46,11 @@ impl Exchange {
         let commit = step.unwrap_or(SOME_DAY);
         loop {
             let leader = self.servers.copies(shard, commit).first().copied().ok_or(ExchangeError::Gone(shard))?;
-            let pulled = self.servers.call(leader, commit, async |Link { client, shared }: Link| {
-                let (mut blocks, pull) = (Vec::new(), Pull { is_shared: shared.is_some(), ..pull });
-                let (step, lease) = client.pull(pull, |block| blocks.push(block)).await?;
-                let lent = shared.map(|(view, _)| Lent { view, lease: Arc::new(lease) });
+            let pulled = self.servers.call(leader, commit, async |link: Link| {
+                let memory = link.memory().await?;
+                let (mut blocks, pull) = (Vec::new(), Pull { is_shared: memory.is_some(), ..pull });
+                let (step, lease) = link.client.pull(pull, |block| blocks.push(block)).await?;
+                let lent = memory.map(|view| Lent { view, lease: Arc::new(lease) });
                 Ok((step, Received { blocks, lent }))
             });
             if let Some(pulled) = pulled.await? {
@@ -111,9 +112,9 @@ impl Exchange {
         let (weights, extent) = (Weights::Trained, Extent::Nothing);
         let pull = Pull { member: self.member, era, step: None, weights, extent, is_shared: false };
         let asked = followers.map(|server| async move {
-            let asked = self.servers.call(server, SOME_DAY, async |link: Link| {
-                link.client.pull(pull, drop).await.map(|(step, _)| step)
-            });
+            let asked = self
+                .servers
+                .call(server, SOME_DAY, async |link: Link| link.client.pull(pull, drop).await.map(|(step, _)| step));
             match asked.await {
                 // Its shard is on its way.
                 Err(ExchangeError::Transport(TransportError::Refused { .. })) => {

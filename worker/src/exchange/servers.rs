@@ -12,7 +12,7 @@ use convoy_proto::{
     shared::{Pass, View},
     transport::{Credentials, Lease, ShardClient, TransportError},
 };
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tracing::{debug, info};
 
 use super::ExchangeError;
@@ -45,9 +45,39 @@ pub(super) struct Offer {
 /// The way to a server: a connection, and memory that both see, if they are on one machine. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
+    server: ServerId,
     pub client: ShardClient,
-    /// The server's memory, and what keeps this process's in its sight.
-    pub shared: Option<(Arc<View>, Arc<Lease>)>,
+    shown: Option<Arc<Offer>>,
+    memory: Arc<OnceCell<Option<Memory>>>,
+}
+
+/// A server's memory, and what keeps this process's in its sight.
+#[derive(Debug)]
+struct Memory {
+    view: Arc<View>,
+    _lease: Lease,
+}
+
+impl Link {
+    /// The server's memory, if both see each other's. Where it is asked for first, waits until the server has its shard: who
+    /// only asks how a server stands does without.
+    ///
+    /// # Errors
+    /// Memory has to be shared, and cannot be; or there is no server.
+    pub async fn memory(&self) -> Result<Option<Arc<View>>, TransportError> {
+        let Some(offer) = &self.shown else { return Ok(None) };
+        let share = async || {
+            let shared = self.client.share((offer.member, offer.era), offer.segment).await?;
+            if shared.is_none() && offer.is_required {
+                return Err(self.client.apart());
+            }
+            let way = if shared.is_some() { "shared memory" } else { "the connection" };
+            info!("exchanges with server {} through {way}", self.server);
+            Ok(shared.map(|(view, lease)| Memory { view, _lease: lease }))
+        };
+        let memory = self.memory.get_or_try_init(share).await?;
+        Ok(memory.as_ref().map(|memory| memory.view.clone()))
+    }
 }
 
 impl Servers {
@@ -121,17 +151,7 @@ impl Servers {
             return Ok(link);
         }
         let client = ShardClient::connect(server, address, &self.credentials).await?;
-        let shared = match &self.shown {
-            Some(offer) => client.share((offer.member, offer.era), offer.segment).await?,
-            None => None,
-        };
-        if let (None, Some(offer)) = (&shared, &self.shown) {
-            if offer.is_required {
-                return Err(client.apart());
-            }
-        }
-        info!("exchanges with server {server} at {address} through {}", if shared.is_some() { "shared memory" } else { "the connection" });
-        let link = Link { client, shared: shared.map(|(view, lease)| (view, Arc::new(lease))) };
+        let link = Link { server, client, shown: self.shown.clone(), memory: Arc::default() };
         let mut links = links();
         links.retain(|(other, _), _| *other != server);
         Ok(links.entry((server, incarnation)).or_insert(link).clone())

@@ -132,7 +132,7 @@ fn offer(args: &WorkerArgs, config: &Config, data: &dyn Dataset, replica: &dyn R
     let worker = WorkerOffer {
         backend: args.device.backend().to_string(),
         device: if args.device_name.is_empty() { args.device.to_string() } else { args.device_name.clone() },
-        numeric_class: device::numeric_class(args.device),
+        numeric_class: device::numeric_class(args.device, &args.device_name),
         data_fingerprint: data.info().fingerprint.clone(),
         manifest: replica.manifest().clone(),
     };
@@ -356,5 +356,12 @@ impl<'a> Worker<'a> {
 fn place<'a>(runtime: &'a Runtime, membership: &'a Membership, config: &Config) -> Place<'a> {
     // A lease until the death of a server is noticed, and a moment for the news.
     let patience = Duration::from_millis(u64::from(config.timeouts.lease_ms) + 5_000);
-    Place { runtime, membership, patience, seed: config.seed, is_dealt: config.mode.is_dealt(), transport: config.network.transport }
+    Place {
+        runtime,
+        membership,
+        patience,
+        seed: config.seed,
+        is_dealt: config.mode.is_dealt(),
+        transport: config.network.transport,
+    }
 }

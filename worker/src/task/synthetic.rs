@@ -8,7 +8,8 @@ use std::sync::Mutex;
 
 use convoy_proto::{
     config::{Config, Rule},
-    manifest::{Manifest, TensorRole},
+    manifest::{Manifest, Tensor, TensorRole},
+    sum,
 };
 
 use super::{OpenError, TaskEntry};
@@ -46,10 +47,10 @@ fn open(config: &Config, _: &DataInfo, _: DeviceName) -> Result<Box<dyn Replica>
     let tensors = (0..layers).map(|i| (format!("tensors.{i}"), vec![width.into()], TensorRole::Trainable));
     let manifest = Manifest::new(tensors).map_err(|problem| OpenError::Task(problem.to_string()))?;
     let expected = Mutex::new(Expected { learning_rate: config.optimizer.lr as f32, values: [0.0; VALUES] });
-    Ok(Box::new(Synthetic { manifest, expected }))
+    Ok(Box::new(Synthetic { manifest, expected, gradient: (0.0, Tensors::new()) }))
 }
 
-/// Which of the gradients a run has; runs are counted over the whole parameter space.
+/// Which of the gradients a run has; runs are counted on from tensor to tensor.
 fn value(run: usize) -> usize {
     run % VALUES
 }
@@ -80,9 +81,19 @@ impl Expected {
 struct Synthetic {
     manifest: Manifest,
     expected: Mutex<Expected>,
+    /// The gradient times something: what is written anew in every step.
+    gradient: (f32, Tensors),
 }
 
 impl Synthetic {
+    fn gradient_times(&self, scale: f32) -> Tensors {
+        let of = |tensor: &Tensor| {
+            let (first, elements) = (tensor.offset as usize / RUN, 0..tensor.elements() as usize);
+            elements.map(|element| (value(first + element / RUN) + 1) as f32 * scale).collect()
+        };
+        self.manifest.tensors().iter().map(of).collect()
+    }
+
     /// Reads every element; says which is not what it should be.
     fn check(&self, tensors: &Tensors) -> Result<(), String> {
         let mut expected = self.expected.lock().map_err(|_| "a check before this one failed")?;
@@ -92,11 +103,10 @@ impl Synthetic {
         }
         for (tensor, entry) in tensors.iter().zip(self.manifest.tensors()) {
             for (part, at) in tensor.chunks(RUN).zip((entry.offset as usize / RUN)..) {
-                let want = expected.values[value(at)].to_bits();
-                let differ = part.iter().fold(0, |bits, value| bits | (value.to_bits() ^ want));
-                if differ != 0 {
+                let want = expected.values[value(at)];
+                if !sum::all_are(part, want) {
                     let (name, from) = (&entry.name, at * RUN - entry.offset as usize);
-                    return Err(format!("{name} is not {} from element {from} on", f32::from_bits(want)));
+                    return Err(format!("{name} is not {want} from element {from} on"));
                 }
             }
         }
@@ -124,16 +134,10 @@ impl Replica for Synthetic {
     fn gradient(&mut self, batch: HostBatch, _: u64, loss_scale: f64) -> SliceGradient {
         let weight = batch.rows as f64;
         let scale = (weight * loss_scale) as f32;
-        let gradient = |at: usize| (value(at) + 1) as f32 * scale;
-        let tensors = self.manifest.tensors().iter().map(|tensor| {
-            let mut values = Vec::with_capacity(tensor.elements() as usize);
-            let (start, end) = (tensor.offset as usize, (tensor.offset + tensor.elements()) as usize);
-            for at in (start..end).step_by(RUN) {
-                values.resize((at + RUN).min(end) - start, gradient(at / RUN));
-            }
-            values.into()
-        });
-        SliceGradient { weight, loss_sum: weight, finite: true, tensors: tensors.collect() }
+        if self.gradient.0 != scale {
+            self.gradient = (scale, self.gradient_times(scale));
+        }
+        SliceGradient { weight, loss_sum: weight, finite: true, tensors: self.gradient.1.clone() }
     }
 
     fn evaluate(&self, batch: HostBatch) -> Evaluation {
@@ -172,15 +176,14 @@ mod tests {
 
     #[test]
     fn what_sgd_makes_of_its_gradients_is_what_it_expects() {
-        let mut replica =
-            replica("[optimizer]\nname = 'sgd'\nlr = 0.3\n[model]\nwidth = 10000\nlayers = 3").unwrap();
+        let mut replica = replica("[optimizer]\nname = 'sgd'\nlr = 0.3\n[model]\nwidth = 10000\nlayers = 3").unwrap();
         let mut parameters = replica.initial(1);
         for _ in 0..5 {
             replica.load(parameters.clone());
             let rows = HostBatch { rows: 2, ..HostBatch::default() };
             let gradient = replica.gradient(rows, 0, 4.0);
             for (tensor, gradient) in parameters.iter_mut().zip(&gradient.tensors) {
-                tensor.iter_mut().zip(gradient).for_each(|(p, g)| *p -= 0.3 * (g / 8.0));
+                tensor.iter_mut().zip(gradient.iter()).for_each(|(p, g)| *p -= 0.3 * (g / 8.0));
             }
         }
         replica.load(parameters.clone());

@@ -39,7 +39,7 @@ pub use push::{Outcome, Push};
 use super::{
     accumulator::Inserted,
     cell::{Cell, Progress},
-    fences::{check_length, fence, known, outdated, own},
+    fences::{check_length, decoded, fence, known, outdated, own},
     kept::Used,
     open::{OpenStep, Sizes},
     refusal::Refusal,
@@ -277,6 +277,8 @@ impl Shard {
     /// A block, node or length that does not belong; the sum stays as it was.
     pub fn accept(&self, push: &Push, part: &GradientBlock) -> Result<Outcome, Refusal> {
         let mut cell = lock(self.cell(part.block)?);
+        let decoded = decoded(&cell, part)?;
+        let part = decoded.as_ref().unwrap_or(part);
         check_length(&cell, part.payload.len())?;
         if cell.block().role == TensorRole::Frozen {
             return Err(Refusal::Frozen(part.block));

@@ -33,7 +33,13 @@ fn what_does_not_belong_is_refused_and_changes_nothing() {
     assert!(matches!(accept(|p| p.node = Node { first: 0, len: 2 }), Refusal::Node(..)));
     assert!(matches!(accept(|p| p.node = Node::leaf(SliceId(1))), Refusal::Node(..)));
     let frozen = fixture.map().blocks().last().unwrap().id;
-    let to_frozen = GradientBlock { block: frozen, node: part.node, payload: vec![0; 12].into(), place: None };
+    let to_frozen = GradientBlock {
+        block: frozen,
+        node: part.node,
+        encoding: Encoding::F32,
+        payload: vec![0; 12].into(),
+        place: None,
+    };
     assert_eq!(shard.accept(&push, &to_frozen), Err(Refusal::Frozen(frozen)));
     assert_eq!(parameters(&shards), before);
 

@@ -2,6 +2,7 @@
 
 use convoy_proto::{
     blocks::Block,
+    codec::Encoding,
     config::layers::Layers,
     ids::{Era, Generation, Incarnation, Role},
     messages::{Accumulated, Norms, Phase, ServerView, SliceHeader, Weights},
@@ -74,7 +75,8 @@ impl Fixture {
         for (shard, id) in shards.iter().zip((0..).map(ShardId)) {
             for block in self.map().of_shard(id) {
                 let values: Vec<f32> = block.range().map(|i| (i as f32 * 0.37).cos()).collect();
-                let block = ParameterBlock { block: block.id, payload: payload_of(&values).to_vec().into(), place: None };
+                let block =
+                    ParameterBlock { block: block.id, payload: payload_of(&values).to_vec().into(), place: None };
                 shard.initialise(worker(0), &[block]).unwrap();
             }
             assert!(shard.is_initialised());
@@ -104,7 +106,13 @@ fn worker(rank: u32) -> Member {
 fn gradient(block: &Block, slice: u32, step: u64) -> GradientBlock {
     let values: Vec<f32> =
         block.range().map(|i| ((i as f32) * 0.11 + slice as f32 * 1.7 + step as f32).sin()).collect();
-    GradientBlock { block: block.id, node: Node::leaf(SliceId(slice)), payload: payload_of(&values).to_vec().into(), place: None }
+    GradientBlock {
+        block: block.id,
+        node: Node::leaf(SliceId(slice)),
+        encoding: Encoding::F32,
+        payload: payload_of(&values).to_vec().into(),
+        place: None,
+    }
 }
 
 /// Makes one step with all slices in the given order and returns each shard's verdict.
