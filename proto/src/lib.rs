@@ -29,6 +29,7 @@ pub mod shard_report;
 pub mod shared;
 pub mod slow;
 pub mod sum;
+pub mod transfer;
 pub mod transport;
 pub mod tree;
 pub mod trust;

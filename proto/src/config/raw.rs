@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::{
-    Backend, Config, ConfigError, Length, Mode, Precision, Timeouts,
+    Backend, Config, ConfigError, Length, Mode, Network, Precision, Timeouts,
     chaos::RawChaos,
     checkpoint::RawCheckpoints,
     consistency::{Around, RawConsistency},
@@ -158,11 +158,18 @@ impl RawConfig {
         })
     }
 
+    fn network(&self) -> Result<Network, ConfigError> {
+        let (advertise_addr, certs) = (self.advertise_addr.clone(), self.certs.clone());
+        let (insecure, transport) = (self.insecure.unwrap_or(false), Transport::named(self.transport.as_deref())?);
+        network(self.listen.as_deref(), advertise_addr, certs, insecure, transport)
+    }
+
     /// Checks everything and fills in what is not said; `auto_workers` is how many `workers = "auto"` means here.
     ///
     /// # Errors
     /// The first value that is out of range or does not fit the others, and what would.
     pub fn resolve(self, auto_workers: u32) -> Result<Config, ConfigError> {
+        let network = self.network()?;
         let workers = match self.workers {
             Some(CountOrAuto::Count(n)) => count("workers", n, 1, 4096)?,
             Some(CountOrAuto::Auto(Auto::Auto)) | None => auto_workers,
@@ -224,13 +231,7 @@ impl RawConfig {
             chaos: self.chaos.resolve()?,
             checkpoint: self.checkpoint.resolve()?,
             slow_worker: slow_worker(self.slow_worker.as_deref(), workers)?,
-            network: network(
-                self.listen.as_deref(),
-                self.advertise_addr,
-                self.certs,
-                self.insecure.unwrap_or(false),
-                Transport::named(self.transport.as_deref())?,
-            )?,
+            network,
             codec: codec(self.codec.as_deref())?,
             input: self.input.resolve()?,
             optimizer: self.optimizer.resolve()?,

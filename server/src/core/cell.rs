@@ -26,6 +26,7 @@ use super::{
     accumulator::{Accumulator, Inserted},
     kept::{Keeping, Kept},
     versions::{Lookup, Rooms, Version, Versions},
+    waiting::Waiting,
 };
 
 /// How far a cell has come with a verdict.
@@ -39,18 +40,6 @@ pub enum Progress {
     Applied,
 }
 
-/// A part of a push that waits for the word that commits it.
-#[derive(Debug)]
-struct Waiting {
-    push: PushId,
-    /// The step that it can only be a part of, if there is one.
-    step: Option<Step>,
-    node: Node,
-    /// The slices that weigh in its sum.
-    weighs: Vec<SliceId>,
-    payload: Bytes,
-}
-
 /// One block of the shard.
 #[derive(Debug)]
 pub struct Cell {
@@ -60,7 +49,7 @@ pub struct Cell {
     rooms: Rooms,
     /// A moving average of the parameters, where one is kept.
     average: Option<Versions>,
-    waiting: Vec<Waiting>,
+    waiting: Waiting,
     /// What workers pulled last, where that is needed to correct their gradients.
     pulled: BTreeMap<WorkerId, Version>,
     accumulator: Accumulator,
@@ -86,7 +75,7 @@ impl Cell {
             parameters: None,
             rooms: Rooms::default(),
             average: None,
-            waiting: Vec::new(),
+            waiting: Waiting::default(),
             pulled: BTreeMap::new(),
             accumulator: Accumulator::default(),
             complete: false,
@@ -202,38 +191,20 @@ impl Cell {
 
     /// Keeps a part of a push until it is known what becomes of it; `present` are the push's slices that have weight,
     /// and `step` is the one that it belongs to, if it can belong to one only. True if the push is now all here.
-    pub fn stage(&mut self, (push, step): (PushId, Option<Step>), present: &[SliceId], part: &GradientBlock) -> bool {
-        let had_all = self.has_all(push, present);
-        let is_new = !self.waiting.iter().any(|w| w.push == push && w.node.covers(part.node));
-        if is_new {
-            let weighs = present.iter().copied().filter(|slice| part.node.covers(Node::leaf(*slice))).collect();
-            self.waiting.push(Waiting { push, step, node: part.node, weighs, payload: part.payload.clone() });
-        }
-        !had_all && self.has_all(push, present)
-    }
-
-    fn has_all(&self, push: PushId, present: &[SliceId]) -> bool {
-        let covers = |slice| self.waiting.iter().any(|w| w.push == push && w.node.covers(Node::leaf(slice)));
-        present.iter().all(|slice| covers(*slice))
+    pub fn stage(&mut self, push: (PushId, Option<Step>), present: &[SliceId], part: &GradientBlock) -> bool {
+        self.waiting.add(push, present, part)
     }
 
     /// Forgets a push.
     pub fn discard(&mut self, push: PushId) {
-        self.waiting.retain(|waiting| waiting.push != push);
+        self.waiting.discard(push);
     }
 
     /// Sums up what the coordinator chose, given that all other slices are `absent`. A part that sums up others, too, is
     /// of a push that its worker did not finish; what was chosen of it, another has pushed.
     pub fn take_up(&mut self, tree: SliceTree, chosen: &Verdict, absent: &BTreeSet<SliceId>) {
-        let is_in = |waiting: &Waiting| match chosen.push {
-            Some(push) => waiting.push == push,
-            None => waiting.step == Some(chosen.step) && waiting.weighs.iter().all(|slice| !absent.contains(slice)),
-        };
-        let (taken, rest) = std::mem::take(&mut self.waiting).into_iter().partition(is_in);
-        self.waiting = rest;
-        let taken: Vec<Waiting> = taken;
-        for part in taken {
-            self.accumulator.insert(tree, part.node, &part.payload, absent);
+        for (node, payload) in self.waiting.take(chosen, absent) {
+            self.accumulator.insert(tree, node, &payload, absent);
         }
         self.accumulator.settle(tree, absent);
     }
@@ -336,7 +307,7 @@ impl Cell {
         self.complete = false;
         self.direction = None;
         let open = self.step();
-        self.waiting.retain(|waiting| waiting.step.is_none_or(|step| step >= open));
+        self.waiting.close(open);
     }
 
     /// Corrects a stale gradient for what has changed since its parameters were pulled: `g + λ·g²·(p − p_then)` (Zheng et

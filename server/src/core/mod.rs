@@ -14,3 +14,4 @@ pub mod refusal;
 pub mod shard;
 pub mod staging;
 pub mod versions;
+mod waiting;

@@ -4,7 +4,7 @@
 //! Parameters start at zero. The gradient is the same in every step: runs of [`RUN`] elements, each of one small whole
 //! number. So every element after a number of commits is known, and every worker checks every element that it is given.
 
-use std::sync::Mutex;
+use std::{collections::VecDeque, sync::Mutex};
 
 use convoy_proto::{
     config::{Config, Rule},
@@ -46,8 +46,9 @@ fn open(config: &Config, _: &DataInfo, _: DeviceName) -> Result<Box<dyn Replica>
     let (width, layers) = (config.model.width.unwrap_or(WIDTH), config.model.layers.unwrap_or(LAYERS));
     let tensors = (0..layers).map(|i| (format!("tensors.{i}"), vec![width.into()], TensorRole::Trainable));
     let manifest = Manifest::new(tensors).map_err(|problem| OpenError::Task(problem.to_string()))?;
-    let expected = Mutex::new(Expected { learning_rate: config.optimizer.lr as f32, values: [0.0; VALUES] });
-    Ok(Box::new(Synthetic { manifest, expected, gradient: (0.0, Tensors::new()) }))
+    let expected = Mutex::new(Expected::new(config.optimizer.lr as f32));
+    let (is_dealt, gradient) = (config.mode.is_dealt(), (0.0, Tensors::new()));
+    Ok(Box::new(Synthetic { manifest, is_dealt, expected, gradient }))
 }
 
 /// Which of the gradients a run has; runs are counted on from tensor to tensor.
@@ -55,31 +56,58 @@ fn value(run: usize) -> usize {
     run % VALUES
 }
 
-/// What every parameter is after some number of commits.
+/// What every parameter is after numbers of commits that follow each other.
 #[derive(Debug)]
 struct Expected {
     learning_rate: f32,
-    /// By gradient, from 1 on.
-    values: [f32; VALUES],
+    /// By commit from some on, and by gradient from 1 on.
+    values: VecDeque<[f32; VALUES]>,
+    /// How many commits the first of them is.
+    commits: usize,
 }
 
 impl Expected {
-    /// As a server does: a mean of equal whole numbers is that number.
-    fn commit(&mut self) {
-        for (value, gradient) in self.values.iter_mut().zip(1u16..) {
-            *value -= self.learning_rate * f32::from(gradient);
-        }
+    fn new(learning_rate: f32) -> Expected {
+        Expected { learning_rate, values: VecDeque::from([[0.0; VALUES]]), commits: 0 }
     }
 
-    /// Goes on to the commit after which the first parameter is this.
-    fn reach(&mut self, first: f32) -> bool {
-        (0..COMMITS).any(|_| self.values[0].to_bits() == first.to_bits() || (self.commit(), false).1)
+    /// Another commit, as a server makes it: a mean of equal whole numbers is that number.
+    fn commit(&mut self) {
+        let mut next = self.values.back().copied().unwrap_or([0.0; VALUES]);
+        for (value, gradient) in next.iter_mut().zip(1u16..) {
+            *value -= self.learning_rate * f32::from(gradient);
+        }
+        self.values.push_back(next);
+    }
+
+    /// After how many commits, counted from the first that is known, a parameter with a gradient is this; `usual` is tried
+    /// first.
+    fn find(&mut self, parameter: f32, gradient: usize, usual: usize) -> Option<usize> {
+        let is = |values: &[f32; VALUES]| values[gradient].to_bits() == parameter.to_bits();
+        if self.values.get(usual).is_some_and(is) {
+            return Some(usual);
+        }
+        if let Some(known) = self.values.iter().position(is) {
+            return Some(known);
+        }
+        (0..COMMITS).find_map(|_| {
+            self.commit();
+            self.values.back().is_some_and(is).then(|| self.values.len() - 1)
+        })
+    }
+
+    /// Forgets commits before the first of those that were found.
+    fn forget(&mut self, first: usize) {
+        self.values.drain(..first.min(self.values.len() - 1));
+        self.commits += first;
     }
 }
 
 #[derive(Debug)]
 struct Synthetic {
     manifest: Manifest,
+    /// Whether each server commits by itself.
+    is_dealt: bool,
     expected: Mutex<Expected>,
     /// The gradient times something: what is written anew in every step.
     gradient: (f32, Tensors),
@@ -94,22 +122,25 @@ impl Synthetic {
         self.manifest.tensors().iter().map(of).collect()
     }
 
-    /// Reads every element; says which is not what it should be.
+    /// Reads every element; says which is not what it should be. All are of one commit, but for those that servers commit
+    /// by themselves.
     fn check(&self, tensors: &Tensors) -> Result<(), String> {
         let mut expected = self.expected.lock().map_err(|_| "a check before this one failed")?;
-        let Some(first) = tensors.first().and_then(|tensor| tensor.first()) else { return Ok(()) };
-        if !expected.reach(*first) {
-            return Err(format!("the first parameter is {first}, which no number of commits makes of it"));
-        }
+        let (mut first, mut last) = (usize::MAX, 0);
         for (tensor, entry) in tensors.iter().zip(self.manifest.tensors()) {
             for (part, at) in tensor.chunks(RUN).zip((entry.offset as usize / RUN)..) {
-                let want = expected.values[value(at)];
-                if !sum::all_are(part, want) {
-                    let (name, from) = (&entry.name, at * RUN - entry.offset as usize);
-                    return Err(format!("{name} is not {want} from element {from} on"));
+                let (name, from) = (&entry.name, (at - entry.offset as usize / RUN) * RUN);
+                let commit = expected.find(part[0], value(at), last).ok_or_else(|| {
+                    format!("{name} is {} at element {from}, which no number of commits makes of it", part[0])
+                })?;
+                (first, last) = (first.min(commit), commit);
+                if (!self.is_dealt && first != last) || !sum::all_are(part, part[0]) {
+                    let commits = expected.commits + first;
+                    return Err(format!("{name} is not what {commits} commits make of it, from element {from} on"));
                 }
             }
         }
+        expected.forget(if first == usize::MAX { 0 } else { first });
         Ok(())
     }
 }
