@@ -9,13 +9,12 @@ use convoy_proto::{
     config::{Config, Transport, network::reached_at},
     ids::Era,
     layout::Layout,
-    limits,
     manifest::Manifest,
     messages::{ClusterView, JoinPart, Phase, ShardReport},
     process::{self, StartError},
     schedule::Horizon,
     shared::Arena,
-    transport::{Coordinator, Defence, Membership, TransportError, bulk_server, incoming},
+    transport::{Bulk, Coordinator, Defence, Membership, TransportError, bulk_server, incoming},
     wire::{DESCRIPTORS, parameters_service_server::ParametersServiceServer},
 };
 use tokio::net::TcpListener;
@@ -180,9 +179,7 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
         lease: Duration::from_millis(config.timeouts.lease_ms.into()),
         tasks: tasks.clone(),
     }));
-    let service = ParametersServiceServer::new(ParameterServer::new(host.clone()))
-        .max_decoding_message_size(limits::MESSAGE_BYTES)
-        .max_encoding_message_size(limits::MESSAGE_BYTES);
+    let service = Bulk::new(ParameterServer::new(host.clone()));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_not_serving::<ParametersServiceServer<ParameterServer>>().await;
     let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);

@@ -38,7 +38,7 @@ impl Segment {
         let file = anonymous(size).map_err(cannot("make"))?;
         let map = MmapOptions::new().len(size).map_raw(&file).map_err(cannot("map"))?;
         let mut key = [0; 16];
-        getrandom::fill(&mut key).map_err(|problem| cannot("name")(io::Error::other(problem)))?;
+        getrandom::fill(&mut key).map_err(|problem| cannot("name")(io::Error::other(problem.to_string())))?;
         let header = [MAGIC, key].concat();
         // SAFETY: the map is writable and larger than its header, and nobody else has it yet.
         unsafe { std::ptr::copy_nonoverlapping(header.as_ptr(), map.as_mut_ptr(), header.len()) };

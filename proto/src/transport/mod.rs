@@ -14,6 +14,7 @@ use tower_layer::{Identity, Stack};
 
 use crate::{access::Guard, convert::WireError, limits};
 
+mod bulk;
 mod codec;
 mod coordinator;
 mod gate;
@@ -25,6 +26,7 @@ mod ping;
 mod security;
 mod shard;
 
+pub use bulk::Bulk;
 pub use codec::MessageCodec;
 pub use coordinator::Coordinator;
 pub use gate::Gate;

@@ -5,10 +5,12 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use tokio_stream::StreamExt;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Code, Status, Streaming, body::Body, codec::Codec};
+use tower_service::Service;
 use tracing::debug;
 
-use super::{Credentials, Peer, Shown, TransportError, bulk_channel};
+use super::{Credentials, MessageCodec, Peer, Shown, TransportError, bulk::Messages, bulk_channel};
 use crate::{
     ids::{Era, Member, ServerId, Step},
     limits,
@@ -17,13 +19,14 @@ use crate::{
         Verdict, Wanted,
     },
     shared::{Pass, View},
-    wire::{self, parameters_service_client::ParametersServiceClient},
+    wire::{self, parameters_service_client::ParametersServiceClient, parameters_service_server::SERVICE_NAME},
 };
 
 /// A connection to one server's shard. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ShardClient {
     peer: Peer,
+    service: Shown,
     client: ParametersServiceClient<Shown>,
 }
 
@@ -95,10 +98,11 @@ impl ShardClient {
         credentials: &Credentials,
     ) -> Result<ShardClient, TransportError> {
         let peer = Peer { name: format!("server {server}"), address: address.into() };
-        let client = ParametersServiceClient::new(bulk_channel(&peer, credentials).await?)
+        let service = bulk_channel(&peer, credentials).await?;
+        let client = ParametersServiceClient::new(service.clone())
             .max_decoding_message_size(limits::MESSAGE_BYTES)
             .max_encoding_message_size(limits::MESSAGE_BYTES);
-        Ok(ShardClient { peer, client })
+        Ok(ShardClient { peer, service, client })
     }
 
     fn failed(&self) -> impl FnOnce(tonic::Status) -> TransportError + '_ {
@@ -179,6 +183,30 @@ impl ShardClient {
         Ok((step, Lease::of(frames)))
     }
 
+    /// Calls with a stream of messages, whose payloads are not copied.
+    async fn in_chunks(
+        &self,
+        method: &str,
+        messages: impl Stream<Item = Result<wire::PushPullRequest, Status>> + Send + 'static,
+    ) -> Result<Streaming<wire::PushPullResponse>, Status> {
+        let mut service = self.service.clone();
+        let call = http::Request::post(format!("/{SERVICE_NAME}/{method}"))
+            .version(http::Version::HTTP_2)
+            .header(http::header::TE, "trailers")
+            .header(http::header::CONTENT_TYPE, "application/grpc")
+            .body(Body::new(Messages::asked(messages)))
+            .map_err(|problem| Status::internal(problem.to_string()))?;
+        let ready = std::future::poll_fn(|context| Service::<http::Request<Body>>::poll_ready(&mut service, context));
+        ready.await.map_err(|problem| Status::from_error(problem.into()))?;
+        let response = service.call(call).await.map_err(|problem| Status::from_error(problem.into()))?;
+        if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok) {
+            return Err(status);
+        }
+        let (parts, body) = response.into_parts();
+        let decoder = MessageCodec::<wire::PushPullRequest, wire::PushPullResponse>::default().decoder();
+        Ok(Streaming::new_response(decoder, body, parts.status, None, Some(limits::MESSAGE_BYTES)))
+    }
+
     /// Pushes a step's contributions and takes the updated blocks, if they are wanted, as they are formed, up to the verdict,
     /// or what keeps it off; with what keeps the blocks that are shown.
     ///
@@ -195,7 +223,7 @@ impl ShardClient {
         let first = wire::PushPullRequest { without_blocks: !wants_blocks, shared, ..header };
         let parts = Frames::new(blocks).map(PushPart::Blocks).map(wire::PushPullRequest::from);
         let requests = tokio_stream::iter(std::iter::once(first).chain(parts));
-        let mut answers = self.client.clone().push_pull(requests).await.map_err(self.failed())?.into_inner();
+        let mut answers = self.in_chunks("PushPull", requests.map(Ok)).await.map_err(self.failed())?;
         while let Some(answer) = answers.next().await {
             let answer = answer.map_err(self.failed())?;
             match answer.try_into().map_err(TransportError::malformed(&self.peer))? {

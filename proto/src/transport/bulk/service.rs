@@ -1,0 +1,102 @@
+//! The calls of a shard that carry parameters, answered in chunks; all others as tonic does.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http::{HeaderValue, header::CONTENT_TYPE};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming, body::Body, codec::Codec, server::NamedService};
+use tower_service::Service;
+
+use super::{Messages, chunks::Chunked};
+use crate::{
+    limits,
+    transport::MessageCodec,
+    wire::{
+        self,
+        parameters_service_server::{ParametersService, ParametersServiceServer, SERVICE_NAME},
+    },
+};
+
+/// A shard's service. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Bulk<T> {
+    shard: T,
+    others: ParametersServiceServer<T>,
+}
+
+impl<T: ParametersService + Clone> Bulk<T> {
+    /// Of a shard.
+    pub fn new(shard: T) -> Bulk<T> {
+        let others = ParametersServiceServer::new(shard.clone())
+            .max_decoding_message_size(limits::MESSAGE_BYTES)
+            .max_encoding_message_size(limits::MESSAGE_BYTES);
+        Bulk { shard, others }
+    }
+}
+
+impl<T> NamedService for Bulk<T> {
+    const NAME: &'static str = SERVICE_NAME;
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+impl<T: ParametersService + Clone> Service<http::Request<Body>> for Bulk<T> {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Answer {
+        let shard = self.shard.clone();
+        match request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)) {
+            Some("/Pull") => Box::pin(async move {
+                let asked = one(request.map(streaming::<wire::PullRequest>)).await;
+                let answer = match asked {
+                    Ok(request) => shard.pull(request).await,
+                    Err(status) => Err(status),
+                };
+                Ok(in_chunks(answer))
+            }),
+            Some("/PushPull") => Box::pin(async move {
+                let request = Request::from_http(request.map(streaming::<wire::PushPullRequest>));
+                Ok(in_chunks(shard.push_pull(request).await))
+            }),
+            _ => self.others.call(request),
+        }
+    }
+}
+
+fn streaming<M: prost::Message + Default + 'static>(body: Body) -> Streaming<M> {
+    let decoder = MessageCodec::<M, M>::default().decoder();
+    Streaming::new_request(decoder, body, None, Some(limits::MESSAGE_BYTES))
+}
+
+/// A call's only message.
+async fn one<M: Send + 'static>(request: http::Request<Streaming<M>>) -> Result<Request<M>, Status> {
+    let (parts, mut messages) = request.into_parts();
+    let message = messages.message().await?.ok_or_else(|| Status::internal("Missing request message."))?;
+    Ok(Request::from_http(http::Request::from_parts(parts, message)))
+}
+
+fn in_chunks<M, S>(answer: Result<Response<S>, Status>) -> http::Response<Body>
+where
+    M: Chunked + 'static,
+    S: Stream<Item = Result<M, Status>> + Send + 'static,
+{
+    match answer {
+        Ok(answer) => {
+            let mut response = http::Response::new(Body::new(Messages::answered(answer.into_inner())));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            response
+        }
+        Err(status) => status.into_http(),
+    }
+}
