@@ -80,6 +80,11 @@ pub fn all_finite(values: &[f32]) -> bool {
     values.iter().fold(0, |bits, value| bits | carried(value)) & 0x8000_0000 == 0
 }
 
+/// Adds so many of one value.
+pub fn push_run(values: &mut Vec<f32>, count: usize, value: f32) {
+    values.resize(values.len() + count, value);
+}
+
 /// Whether every value has the bits of `want`.
 pub fn all_are(values: &[f32], want: f32) -> bool {
     values.iter().fold(0, |bits, value| bits | (value.to_bits() ^ want.to_bits())) == 0

@@ -137,10 +137,8 @@ mod tests {
     fn blocks_are_encoded_and_buffers_are_not() {
         let mut compressor = Compressor::new(Codec::Int8, &manifest()).unwrap();
         let encoded = compressor.encode((Step(0), SliceId(1)), gradient(1.0), 1.0);
-        assert_eq!(
-            decoded(&encoded, 0, 65_536)[..7],
-            [0.0, 48.0, 97.0, 145.0, 194.0, 242.0, 291.0].map(|x| (x as f32 / 48.5).round())
-        );
+        let near = |(at, value): (usize, &f32)| (value - (at % 7) as f32).abs() <= 6.0 / 254.0;
+        assert!(decoded(&encoded, 0, 65_536).iter().enumerate().all(near));
         assert_eq!(
             encoded.block(BlockId(2)).unwrap(),
             &(Encoding::F32, Bytes::copy_from_slice(sum::payload_of(&[3.5, 4.5])))

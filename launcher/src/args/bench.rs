@@ -1,5 +1,7 @@
 //! What `launcher bench` is told.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::TrainArgs;
@@ -51,6 +53,9 @@ pub struct ExchangeArgs {
     /// How tensors get from process to process: shm, grpc
     #[arg(long, value_name = "WAY,…", value_delimiter = ',', default_value = "shm,grpc")]
     pub transport: Vec<String>,
+    /// Draw the medians into a file, by size and workers (for `round`)
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
     /// Rounds that are timed
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rounds: u32,
@@ -74,6 +79,9 @@ pub struct BenchTrainArgs {
     /// Seconds that each training is timed, about
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     pub seconds: f64,
+    /// Seconds before that which are not timed: memory is taken, kernels are compiled [default: 1, or 8 on GPUs]
+    #[arg(long, value_name = "S")]
+    pub warm: Option<f64>,
     /// Where to compute: cuda, wgpu or cpu
     #[arg(long, default_value = "cpu")]
     pub backend: String,
@@ -108,6 +116,9 @@ pub struct PlainArgs {
     /// Threads for computing
     #[arg(long)]
     pub threads: usize,
+    /// Seconds before the clock starts
+    #[arg(long)]
+    pub warm: f64,
     /// Seconds to go on for
     #[arg(long)]
     pub seconds: f64,

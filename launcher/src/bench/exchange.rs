@@ -2,7 +2,13 @@
 
 use serde_json::Value;
 
-use super::{Row, cell, cell::Trained, median, milliseconds, raw, show, tell};
+use super::{
+    Row, cell,
+    cell::Trained,
+    median, milliseconds,
+    plot::{self, Curves},
+    raw, show, tell,
+};
 use crate::{args::ExchangeArgs, outcome::Failure};
 
 /// Rounds that are not timed: connections open, memory is taken.
@@ -80,7 +86,7 @@ impl Cell {
 
 /// Whole rounds: every worker writes its gradients and reads all parameters inside the time.
 pub fn rounds(args: &ExchangeArgs) -> Result<(), Failure> {
-    let mut rows = Vec::new();
+    let (mut rows, mut curves) = (Vec::new(), Curves::new());
     for cell in Cell::all(args) {
         let mut row = cell.row();
         match cell.too_large() {
@@ -88,6 +94,8 @@ pub fn rounds(args: &ExchangeArgs) -> Result<(), Failure> {
             None => {
                 // Each worker has checked each parameter of each round, or the run would have failed.
                 let seconds = median(cell.run("--sync")?.rounds(WARM as usize));
+                let curve = curves.entry((cell.transport.clone(), cell.workers)).or_default();
+                curve.extend(seconds.map(|seconds| (cell.mib, seconds * 1e3)));
                 row.extend([("median_ms", seconds.map(milliseconds).into()), ("checked", true.into())]);
             }
         }
@@ -95,6 +103,9 @@ pub fn rounds(args: &ExchangeArgs) -> Result<(), Failure> {
     }
     let most = args.mib.iter().copied().fold(0.0, f64::max) * MIB;
     let copies = raw::copy(most as usize, 1);
+    if let Some(file) = &args.plot {
+        plot::draw(file, &curves)?;
+    }
     show(rows, vec![("copy_gb_per_second", (copies / 1e9).into())], args.show)
 }
 

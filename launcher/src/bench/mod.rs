@@ -17,6 +17,7 @@ use crate::{
 mod cell;
 mod exchange;
 mod plain;
+mod plot;
 mod raw;
 mod server;
 mod shapes;

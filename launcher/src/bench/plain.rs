@@ -15,7 +15,7 @@ use crate::{
     plan, probe, settings,
 };
 
-/// Steps before the clock starts: kernels are compiled, memory is taken.
+/// Steps before the clock starts, at least.
 const WARM: u64 = 5;
 
 /// Trains for a while and prints samples a second.
@@ -35,14 +35,14 @@ pub fn plain(args: &PlainArgs, tasks: &[TaskEntry]) -> Result<(), Failure> {
     let mut replica = entry.open(&config, data.info(), devices.devices[0].name)?;
     replica.load(replica.initial(config.seed));
     let mut feed = Feed::new(data, &config, replica.manifest());
-    let limit = Duration::from_secs_f64(args.seconds.max(0.0));
-    let (mut start, mut samples) = (Instant::now(), 0);
+    let [warm, limit] = [args.warm, args.seconds].map(|seconds| Duration::from_secs_f64(seconds.max(0.0)));
+    let (mut start, mut samples, mut is_warm) = (Instant::now(), 0, false);
     for step in 0.. {
-        if step == WARM {
+        if !is_warm && step >= WARM && start.elapsed() >= warm {
             replica.settle();
-            (start, samples) = (Instant::now(), 0);
+            (start, samples, is_warm) = (Instant::now(), 0, true);
         }
-        if step > WARM && start.elapsed() >= limit {
+        if is_warm && start.elapsed() >= limit {
             break;
         }
         let batch = feed.slice(Step(step), SliceId(0))?;

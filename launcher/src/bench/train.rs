@@ -1,5 +1,7 @@
 //! Training on workers beside a plain loop: what of the loop's speed a cluster on the same cores, or the same device, keeps.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::{Row, cell, shapes, shapes::Shape, show, tell};
@@ -18,7 +20,7 @@ pub fn train(args: &BenchTrainArgs) -> Result<(), Failure> {
     for task in &args.tasks {
         let shape = shapes::find(task)?.with_batch(args.batch);
         let flags = shape.flags(place.path());
-        let (threads, alone) = fastest(args, &shape, &flags)?;
+        let (threads, alone) = fastest(args, place.path(), (&shape, &flags))?;
         raw.push((shape.task, alone.into()));
         for workers in &args.workers {
             rows.push(row(args, (&shape, &flags), *workers, (threads, alone))?);
@@ -28,7 +30,7 @@ pub fn train(args: &BenchTrainArgs) -> Result<(), Failure> {
 }
 
 /// The fastest plain loop, in samples a second, and its threads. A GPU computes whatever the threads.
-fn fastest(args: &BenchTrainArgs, shape: &Shape, flags: &[String]) -> Result<(usize, f64), Failure> {
+fn fastest(args: &BenchTrainArgs, place: &Path, (shape, flags): (&Shape, &[String])) -> Result<(usize, f64), Failure> {
     let cores = machine::cores();
     let counts: Vec<usize> = match args.backend.as_str() {
         "cpu" => std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < cores).chain([cores]).collect(),
@@ -40,6 +42,8 @@ fn fastest(args: &BenchTrainArgs, shape: &Shape, flags: &[String]) -> Result<(us
         let loop_of = ["bench", "plain", "--threads"].map(String::from).into_iter();
         let mut arguments: Vec<String> = loop_of.chain([threads.to_string()]).collect();
         arguments.extend([
+            "--warm".into(),
+            warm(args).to_string(),
             "--seconds".into(),
             args.seconds.to_string(),
             "--batch-size".into(),
@@ -47,13 +51,18 @@ fn fastest(args: &BenchTrainArgs, shape: &Shape, flags: &[String]) -> Result<(us
         ]);
         arguments.extend(["--backend".into(), args.backend.clone()]);
         arguments.extend_from_slice(flags);
-        let said = cell::launcher(&std::env::temp_dir(), &arguments)?;
+        let said = cell::launcher(place, &arguments)?;
         let rate: f64 = said.trim().parse().map_err(|_| Failure::Failed(format!("a plain loop said {said}")))?;
         if rate > best.1 {
             best = (threads, rate);
         }
     }
     Ok(best)
+}
+
+/// Seconds that are not timed.
+fn warm(args: &BenchTrainArgs) -> f64 {
+    args.warm.unwrap_or(if args.backend == "cpu" { 1.0 } else { 8.0 })
 }
 
 fn row(
@@ -65,11 +74,13 @@ fn row(
     tell(&format!("{}, {workers} workers", shape.task));
     let batch = shape.batch * workers;
     // As many steps as a cluster without any loss makes in the time.
-    let steps = WARM as u64 + (alone * args.seconds / f64::from(batch)).max(LEAST) as u64;
+    let steps = WARM as u64 + (alone * (warm(args) + args.seconds) / f64::from(batch)).max(LEAST) as u64;
     let text = format!("--sync --workers {workers} --batch-size {batch} --steps {steps} --backend {}", args.backend);
     let arguments: Vec<String> = text.split_whitespace().map(String::from).chain(flags.iter().cloned()).collect();
     let trained = cell::run(&arguments)?;
-    let rounds = trained.rounds(WARM);
+    let first = trained.commits.first().map_or(0.0, |first| first.1);
+    let cold = trained.commits.iter().filter(|(_, seconds)| seconds - first < warm(args)).count();
+    let rounds = trained.rounds(cold.max(WARM));
     let rate = rounds.len() as f64 * f64::from(batch) / rounds.iter().sum::<f64>();
     let parameters = trained.summary["parameters"].as_u64().unwrap_or(shape.parameters);
     Ok(vec![

@@ -184,8 +184,7 @@ impl RawConfig {
         };
         let accumulated = u64::from(count("grad_accum", self.grad_accum.unwrap_or(1), 1, 4096)?);
         let slices = count("slices", self.slices.unwrap_or(workers.into()).saturating_mul(accumulated), 1, 4096)?;
-        let batch_size = self.batch_size.unwrap_or(128).saturating_mul(accumulated);
-        let batch_size = count("batch_size", batch_size, 1, 1 << 24)?;
+        let batch_size = count("batch_size", self.batch_size.unwrap_or(128).saturating_mul(accumulated), 1, 1 << 24)?;
         if batch_size < slices {
             let problem = format!("is less than the {slices} slices that a batch is cut into");
             return Err(value_error("batch_size", batch_size, problem));

@@ -47,8 +47,7 @@ fn open(config: &Config, _: &DataInfo, _: DeviceName) -> Result<Box<dyn Replica>
     let tensors = (0..layers).map(|i| (format!("tensors.{i}"), vec![width.into()], TensorRole::Trainable));
     let manifest = Manifest::new(tensors).map_err(|problem| OpenError::Task(problem.to_string()))?;
     let expected = Mutex::new(Expected::new(config.optimizer.lr as f32));
-    let (is_dealt, gradient) = (config.mode.is_dealt(), (0.0, Tensors::new()));
-    Ok(Box::new(Synthetic { manifest, is_dealt, expected, gradient }))
+    Ok(Box::new(Synthetic { manifest, is_dealt: config.mode.is_dealt(), expected }))
 }
 
 /// Which of the gradients a run has; runs are counted on from tensor to tensor.
@@ -109,15 +108,18 @@ struct Synthetic {
     /// Whether each server commits by itself.
     is_dealt: bool,
     expected: Mutex<Expected>,
-    /// The gradient times something: what is written anew in every step.
-    gradient: (f32, Tensors),
 }
 
 impl Synthetic {
+    /// The gradient times something, written anew.
     fn gradient_times(&self, scale: f32) -> Tensors {
         let of = |tensor: &Tensor| {
-            let (first, elements) = (tensor.offset as usize / RUN, 0..tensor.elements() as usize);
-            elements.map(|element| (value(first + element / RUN) + 1) as f32 * scale).collect()
+            let (first, elements) = (tensor.offset as usize / RUN, tensor.elements() as usize);
+            let mut values = Vec::with_capacity(elements);
+            for (at, from) in (first..).zip((0..elements).step_by(RUN)) {
+                sum::push_run(&mut values, RUN.min(elements - from), (value(at) + 1) as f32 * scale);
+            }
+            values.into()
         };
         self.manifest.tensors().iter().map(of).collect()
     }
@@ -164,11 +166,8 @@ impl Replica for Synthetic {
 
     fn gradient(&mut self, batch: HostBatch, _: u64, loss_scale: f64) -> SliceGradient {
         let weight = batch.rows as f64;
-        let scale = (weight * loss_scale) as f32;
-        if self.gradient.0 != scale {
-            self.gradient = (scale, self.gradient_times(scale));
-        }
-        SliceGradient { weight, loss_sum: weight, finite: true, tensors: self.gradient.1.clone() }
+        let tensors = self.gradient_times((weight * loss_scale) as f32);
+        SliceGradient { weight, loss_sum: weight, finite: true, tensors }
     }
 
     fn evaluate(&self, batch: HostBatch) -> Evaluation {
