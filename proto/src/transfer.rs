@@ -24,6 +24,13 @@ pub struct GradientBlock {
     pub place: Option<Place>,
 }
 
+impl GradientBlock {
+    /// The payload's size, wherever it is.
+    pub fn bytes(&self) -> usize {
+        self.place.map_or(self.payload.len(), |place| usize::try_from(place.bytes).unwrap_or(usize::MAX))
+    }
+}
+
 /// One block of the parameters: little-endian f32, dense.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterBlock {

@@ -31,6 +31,10 @@ use crate::{
 /// Frames on their way to one reader: enough to keep the connection busy, few enough to bound memory.
 const FRAMES_AHEAD: usize = 4;
 
+/// Payload of a frame from which on more than one core adds it up: to wake others for less takes more than it saves
+/// (docs/benchmarks.md).
+const SHARED_OUT: usize = 3 << 20;
+
 /// The gRPC face of one server. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ParameterServer {
@@ -107,9 +111,14 @@ impl Host {
                 }
                 Ok(outcome)
             };
-            // Each block has its own lock: all cores that there are take part. What is to be followed is followed here,
-            // where there is a runtime.
-            let outcomes: Vec<Outcome> = blocks.into_par_iter().map(add).collect::<Result<_, _>>()?;
+            // Each block has its own lock, so other cores may take part. What is to be followed is followed here, where there
+            // is a runtime.
+            let bytes: usize = blocks.iter().map(GradientBlock::bytes).sum();
+            let outcomes: Vec<Outcome> = if bytes >= SHARED_OUT {
+                blocks.into_par_iter().map(add).collect::<Result<_, _>>()?
+            } else {
+                blocks.into_iter().map(add).collect::<Result<_, _>>()?
+            };
             for outcome in outcomes {
                 accepted += u64::from(outcome.fresh);
                 self.follow(shard, outcome);
