@@ -62,9 +62,12 @@ pub mod limits {
     pub const FRAME_BYTES: usize = 1 << 20;
     /// What of a frame a payload in shared memory takes, as a part of its bytes: others see it at once when it is told.
     const SHARED: usize = 4;
-    /// What a payload takes of a frame.
+    /// What a block takes beside its payload, at most.
+    const BLOCK_BYTES: usize = 48;
+    /// What a block with a payload takes of a frame.
     pub fn weight(payload: &[u8], place: Option<crate::messages::Place>) -> usize {
-        place.map_or(payload.len(), |place| usize::try_from(place.bytes).unwrap_or(usize::MAX) / SHARED)
+        let weight = place.map_or(payload.len(), |place| usize::try_from(place.bytes).unwrap_or(usize::MAX) / SHARED);
+        weight.max(BLOCK_BYTES)
     }
     /// The largest message that is decoded: a frame, whatever its blocks' sizes, and its framing.
     pub const MESSAGE_BYTES: usize = FRAME_BYTES + (1 << 19);

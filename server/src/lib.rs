@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod checkpoint;
 mod copies;
 pub mod core;
+mod exchange;
 mod fill;
 mod frames;
 pub mod host;

@@ -291,7 +291,9 @@ fn make(host: &Host, config: &Config, (manifest, horizon): (&Manifest, Horizon),
         return shard;
     }
     let map = BlockMap::new(manifest, config.servers);
-    match Arena::new(map.of_shard(shard.id()), PLANES) {
+    // Where everybody computes with a version of their own, each is read for as long.
+    let readers = if config.mode.is_dealt() { config.workers as usize } else { 0 };
+    match Arena::new(map.of_shard(shard.id()), PLANES + readers) {
         Ok(arena) => shard.sharing(&arena),
         Err(problem) => {
             warn!("everything goes through connections: {problem}");

@@ -74,8 +74,13 @@ impl Host {
 
     /// Keeps what a reader was shown for as long as its call lasts.
     pub(crate) async fn keep<M>(&self, shown: Shown, reader: mpsc::Sender<M>) {
-        if !shown.is_empty() {
-            self.until_gone(&reader).await;
+        if shown.is_empty() {
+            return;
+        }
+        self.until_gone(&reader).await;
+        if self.around.membership.lost.is_cancelled() {
+            // This process is ending, and somebody may still read: what it was shown stays to the last.
+            std::mem::forget(shown);
         }
     }
 }

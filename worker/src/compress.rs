@@ -34,8 +34,8 @@ impl Encoded {
 
 /// What was lost of a slice's gradients.
 struct Lost {
-    /// After which step.
-    step: Step,
+    /// After which of them.
+    last: (Step, SliceId),
     /// What the loss was multiplied by then.
     loss_scale: f64,
     /// By tensor, before that step and after it: a step may be computed again.
@@ -59,9 +59,15 @@ impl Compressor {
         codec.is_lossy().then(of)
     }
 
-    /// Encodes a slice's gradient of a step, of the loss times `loss_scale`.
-    pub fn encode(&mut self, (step, slice): (Step, SliceId), mut gradient: Tensors, loss_scale: f64) -> Encoded {
-        let before = self.lost_before(step, slice, loss_scale);
+    /// Encodes a slice's gradient of a step, of the loss times `loss_scale`. What is lost goes with the next gradient that has
+    /// the same `home`: that of the slice, or, where slices are dealt out, of whoever computes them.
+    pub fn encode(
+        &mut self,
+        (of, home): ((Step, SliceId), SliceId),
+        mut gradient: Tensors,
+        loss_scale: f64,
+    ) -> Encoded {
+        let before = self.lost_before(of, home, loss_scale);
         let mut encoded = BTreeMap::new();
         for block in self.map.blocks().filter(|block| block.role.is_trained()) {
             let range = self.within(&block);
@@ -79,15 +85,15 @@ impl Compressor {
         if self.codec.feeds_back() {
             // Encoding left in the gradient what it lost; of a gradient that is not finite, nothing is worth keeping.
             let after = if is_finite(&gradient) { gradient } else { before.clone() };
-            self.lost.insert(slice, Lost { step, loss_scale, before, after });
+            self.lost.insert(home, Lost { last: of, loss_scale, before, after });
         }
         Encoded(encoded)
     }
 
-    /// What was lost of a slice's gradients before a step, times a loss scale.
-    fn lost_before(&self, step: Step, slice: SliceId, loss_scale: f64) -> Tensors {
-        let Some(lost) = self.lost.get(&slice) else { return Tensors::new() };
-        let mut values = if lost.step == step { lost.before.clone() } else { lost.after.clone() };
+    /// What was lost of gradients before one, times a loss scale.
+    fn lost_before(&self, of: (Step, SliceId), home: SliceId, loss_scale: f64) -> Tensors {
+        let Some(lost) = self.lost.get(&home) else { return Tensors::new() };
+        let mut values = if lost.last == of { lost.before.clone() } else { lost.after.clone() };
         if lost.loss_scale != loss_scale {
             let factor = (loss_scale / lost.loss_scale) as f32;
             values.iter_mut().flat_map(|values| values.iter_mut()).for_each(|value| *value *= factor);
@@ -136,7 +142,7 @@ mod tests {
     #[test]
     fn blocks_are_encoded_and_buffers_are_not() {
         let mut compressor = Compressor::new(Codec::Int8, &manifest()).unwrap();
-        let encoded = compressor.encode((Step(0), SliceId(1)), gradient(1.0), 1.0);
+        let encoded = compressor.encode(((Step(0), SliceId(1)), SliceId(1)), gradient(1.0), 1.0);
         let near = |(at, value): (usize, &f32)| (value - (at % 7) as f32).abs() <= 6.0 / 254.0;
         assert!(decoded(&encoded, 0, 65_536).iter().enumerate().all(near));
         assert_eq!(
@@ -151,27 +157,28 @@ mod tests {
     fn what_was_lost_comes_with_the_next_step_and_a_step_can_be_made_again() {
         let mut compressor = Compressor::new(Codec::TopK(0.2), &manifest()).unwrap();
         let slice = SliceId(0);
-        let first = compressor.encode((Step(0), slice), gradient(1.0), 1.0);
-        let second = compressor.encode((Step(1), slice), gradient(1.0), 1.0);
+        let first = compressor.encode(((Step(0), slice), slice), gradient(1.0), 1.0);
+        let second = compressor.encode(((Step(1), slice), slice), gradient(1.0), 1.0);
         assert_ne!(first, second);
         // Fours and fives were lost of the first step, and are twice as large now.
         assert!(decoded(&second, 0, 65_536).iter().any(|value| *value == 10.0));
-        assert_eq!(compressor.encode((Step(1), slice), gradient(1.0), 1.0), second);
-        let scaled = compressor.encode((Step(1), slice), gradient(8.0), 8.0);
+        assert_eq!(compressor.encode(((Step(1), slice), slice), gradient(1.0), 1.0), second);
+        let scaled = compressor.encode(((Step(1), slice), slice), gradient(8.0), 8.0);
         let times_eight: Vec<f32> = decoded(&second, 0, 65_536).iter().map(|value| value * 8.0).collect();
         assert_eq!(decoded(&scaled, 0, 65_536), times_eight);
-        assert_eq!(compressor.encode((Step(1), SliceId(1)), gradient(1.0), 1.0), first);
+        assert_eq!(compressor.encode(((Step(1), SliceId(1)), SliceId(1)), gradient(1.0), 1.0), first);
         compressor.keep(|slice| slice == SliceId(1));
-        assert_eq!(compressor.encode((Step(2), slice), gradient(1.0), 1.0), first);
+        assert_eq!(compressor.encode(((Step(2), slice), slice), gradient(1.0), 1.0), first);
     }
 
     #[test]
     fn a_gradient_that_is_not_finite_is_not_fed_back() {
         let mut compressor = Compressor::new(Codec::Int8, &manifest()).unwrap();
         let slice = SliceId(0);
-        compressor.encode((Step(0), slice), gradient(f32::NAN), 1.0);
-        let after = compressor.encode((Step(1), slice), gradient(1.0), 1.0);
-        let fresh = Compressor::new(Codec::Int8, &manifest()).unwrap().encode((Step(0), slice), gradient(1.0), 1.0);
+        compressor.encode(((Step(0), slice), slice), gradient(f32::NAN), 1.0);
+        let after = compressor.encode(((Step(1), slice), slice), gradient(1.0), 1.0);
+        let fresh =
+            Compressor::new(Codec::Int8, &manifest()).unwrap().encode(((Step(0), slice), slice), gradient(1.0), 1.0);
         assert_eq!(after, fresh);
     }
 }

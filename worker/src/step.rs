@@ -171,7 +171,8 @@ impl Feed {
                 (Some(_), _) => None,
             };
             if let Some(tensors) = tree::fold(node, &mut leaf, &mut add) {
-                let sum = self.sum((commit, SliceId(node.first)), tensors, done.loss_scale);
+                let slice = SliceId(node.first);
+                let sum = self.sum(((commit, slice), slice), tensors, done.loss_scale);
                 done.nodes.push((node, sum));
             }
         }
@@ -192,13 +193,14 @@ impl Feed {
         let tensors = self.leaf(replica, step, slice, &mut done)?;
         done.headers.iter_mut().for_each(|header| header.slice = SliceId(0));
         let loss_scale = done.loss_scale;
-        let sum = tensors.map(|tensors| self.sum((step, slice), tensors, loss_scale));
+        // Slices have no home: whoever computes makes up for what it lost itself.
+        let sum = tensors.map(|tensors| self.sum(((step, slice), SliceId(0)), tensors, loss_scale));
         done.nodes.extend(sum.map(|sum| (Node::leaf(SliceId(0)), sum)));
         Ok(done)
     }
 
     /// A sum as it is pushed; one that is to be encoded is a slice's.
-    fn sum(&mut self, of: (Step, SliceId), tensors: Tensors, loss_scale: f64) -> Sum {
+    fn sum(&mut self, of: ((Step, SliceId), SliceId), tensors: Tensors, loss_scale: f64) -> Sum {
         match &mut self.compressor {
             Some(compressor) => Sum::Encoded(Arc::new(compressor.encode(of, tensors, loss_scale))),
             None => Sum::Dense(Arc::new(tensors)),

@@ -305,7 +305,7 @@ mod tests {
             ("workers = 2\n[consistency]\nquorum = 3", "must be between 1 and the 2 slices of a step"),
             ("workers = 2\n[consistency]\nbackup_workers = 2", "leaves none of the 2 workers to wait for"),
             ("mode = 'asinc'", "did you mean `async`?"),
-            ("mode = 'async'\nprecision = 'f16'", "`f16` needs a loss scale that all workers follow"),
+            ("mode = 'async'\nprecision = 'f16'", "`f16` needs a loss scale that all follow"),
             ("workers = 2\n[consistency]\nquorum = 1\nbackup_workers = 1", "exclude each other"),
         ];
         for (text, problem) in refusals {

@@ -192,13 +192,13 @@ impl RawConfig {
         let (precision, loss_scale) = precision(self.precision.as_deref(), self.loss_scale)?;
         let mode = self.consistency.resolve(self.mode.as_deref(), Around { slices, workers: workers.min(slices) })?;
         if precision == Precision::F16 && (mode.is_chosen() || matches!(mode, Mode::Local(_))) {
-            let problem =
-                format!("`f16` needs a loss scale that all workers follow, which mode {mode} has not; use bf16");
+            let problem = format!("`f16` needs a loss scale that all follow, which mode {mode} has not; use bf16");
             return Err(value_error("precision", "\"f16\"", problem));
         }
         let eval_every = self.eval_every.unwrap_or(100);
         let servers = count("servers", self.servers.unwrap_or(1), 1, 1024)?;
-        let replicas = replicas(self.replicas.unwrap_or(0), mode)?;
+        let codec = codec(self.codec.as_deref())?;
+        let replicas = replicas(self.replicas.unwrap_or(0), mode, codec)?;
         let local_servers = local_servers(self.local_servers, servers * (replicas + 1), &self.checkpoint)?;
         Ok(Config {
             name: run_name(self.name.unwrap_or_default())?,
@@ -231,7 +231,7 @@ impl RawConfig {
             checkpoint: self.checkpoint.resolve()?,
             slow_worker: slow_worker(self.slow_worker.as_deref(), workers)?,
             network,
-            codec: codec(self.codec.as_deref())?,
+            codec,
             input: self.input.resolve()?,
             optimizer: self.optimizer.resolve()?,
             schedule: self.schedule.resolve()?,
@@ -250,8 +250,15 @@ fn patience(number: u64, eval_every: u64) -> Result<u64, ConfigError> {
 }
 
 /// How many further servers hold each shard.
-fn replicas(number: u64, mode: Mode) -> Result<u32, ConfigError> {
+fn replicas(number: u64, mode: Mode, codec: Codec) -> Result<u32, ConfigError> {
     let number = count("replicas", number, 0, 1)?;
+    if number > 0 && codec.feeds_back() {
+        let problem = format!(
+            "excludes `codec` = \"{codec}\": when a slice changes hands, what was lost of it stays behind, and copies of a shard \
+             would no longer be alike; bf16 and f16 lose nothing that has to be kept"
+        );
+        return Err(value_error("replicas", number, problem));
+    }
     if number > 0 && mode.staleness().is_some_and(|staleness| staleness.compensation > 0.0) {
         let problem =
             "excludes `consistency.compensation`: only the server that a worker pulled from knows what it corrects by";

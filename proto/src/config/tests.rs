@@ -81,6 +81,9 @@ fn every_refusal_says_what_and_where() {
         ("steps = 1\nepochs = 1", "test.toml: `steps` and `epochs` exclude each other; give one of them"),
         ("batch_size = 3\nworkers = 4", "`batch_size` = 3: is less than the 4 slices that a batch is cut into"),
         ("mode = 'synk'", "`mode` = \"synk\": did you mean `sync`? there is sync"),
+        ("transport = 'tcp'", "`transport` = \"tcp\": there is auto, shm, grpc"),
+        ("codec = 'topk:2'", "`codec` = \"topk:2\": must be f32, bf16, f16, int8 or topk:SHARE, such as topk:0.01"),
+        ("codec = 'int8'\nreplicas = 1", "`replicas` = 1: excludes `codec` = \"int8\""),
         ("seed = -1", "test.toml: `seed` is -1, but must be a whole number, not negative"),
         ("workers = ", "test.toml: line 1: string values must be quoted, expected literal string"),
         (

@@ -36,7 +36,7 @@ pub use node::NodeClient;
 pub use ping::ping;
 use security::Show;
 pub use security::{Credentials, Security, Tls};
-pub use shard::{Lease, ShardClient};
+pub use shard::{Lease, ShardClient, Sight};
 
 /// How long a connection may take.
 const CONNECT_MS: u64 = 5_000;

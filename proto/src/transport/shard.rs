@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio_stream::{Stream, StreamExt};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status, Streaming, body::Body, codec::Codec};
 use tower_service::Service;
 use tracing::debug;
@@ -64,6 +65,35 @@ impl Payload for ParameterBlock {
 pub struct Lease {
     /// Behind a lock that nobody takes, so that threads may share it.
     _call: Mutex<Box<dyn Any + Send>>,
+}
+
+/// A server's memory, as long as the server sees this process's, too: until this is dropped, or the connection breaks.
+#[derive(Debug)]
+pub struct Sight {
+    /// The server's memory.
+    pub view: Arc<View>,
+    ended: CancellationToken,
+    _call: DropGuard,
+}
+
+impl Sight {
+    fn new(view: View, mut call: Streaming<wire::ShareResponse>) -> Sight {
+        let (ended, dropped) = (CancellationToken::new(), CancellationToken::new());
+        let (ends, drops) = (ended.clone(), dropped.clone());
+        tokio::spawn(async move {
+            // Nothing more is said, so whatever comes is the end.
+            tokio::select! {
+                _ = call.message() => ends.cancel(),
+                () = drops.cancelled() => {}
+            }
+        });
+        Sight { view: Arc::new(view), ended, _call: dropped.drop_guard() }
+    }
+
+    /// Whether the server no longer sees this process's memory.
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_cancelled()
+    }
 }
 
 impl Lease {
@@ -137,18 +167,14 @@ impl ShardClient {
     ///
     /// # Errors
     /// A refusal, no server, or a malformed answer.
-    pub async fn share(
-        &self,
-        (member, era): (Member, Era),
-        segment: Pass,
-    ) -> Result<Option<(Arc<View>, Lease)>, TransportError> {
+    pub async fn share(&self, (member, era): (Member, Era), segment: Pass) -> Result<Option<Sight>, TransportError> {
         let request = wire::ShareRequest { member: Some(member.into()), era: era.0, segment: Some(segment.into()) };
         let mut answers = self.client.clone().share(request).await.map_err(self.failed())?.into_inner();
         let answer = answers.message().await.map_err(self.failed())?;
         let Some(segment) = answer.and_then(|answer| answer.segment) else { return Ok(None) };
         let pass = Pass::try_from(segment).map_err(TransportError::malformed(&self.peer))?;
         match View::open(&pass) {
-            Ok(view) => Ok(Some((Arc::new(view), Lease::of(answers)))),
+            Ok(view) => Ok(Some(Sight::new(view, answers))),
             Err(problem) => {
                 debug!("does not see the memory of {}: {problem}", self.peer);
                 Ok(None)

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use convoy_proto::{
     blocks::Block,
     ids::ShardId,
+    manifest::TensorRole,
     messages::{ParameterBlock, Place},
     shared::View,
     sum,
@@ -106,7 +107,8 @@ impl Exchange {
             }
         }
         let elements: u64 = want.iter().map(|block| u64::from(block.len)).sum();
-        if elements == entry.elements() {
+        // What is never trained would be held for ever, and with it all that was shown beside it.
+        if elements == entry.elements() && entry.role != TensorRole::Frozen {
             if let Some(bytes) = received.in_one_piece(blocks) {
                 *values = Values::lent(bytes);
                 return Ok(());

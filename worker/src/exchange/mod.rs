@@ -134,6 +134,15 @@ struct Answer {
     blocks: Option<Received>,
 }
 
+/// A push that is answered.
+struct Sent {
+    answers: Vec<Answer>,
+    /// Payload bytes.
+    pushed: u64,
+    /// Whether all who were told of it answered. Who did not is no longer counted on, but may not know that yet.
+    is_whole: bool,
+}
+
 /// Why a push ends before all servers have answered it.
 enum Halt {
     /// It was kept off.
@@ -282,7 +291,7 @@ impl Exchange {
         at: Position,
         contribution: &Contribution,
     ) -> Result<Result<Exchanged, Setback>, ExchangeError> {
-        let (answers, pushed) = match self.send(at, contribution).await {
+        let Sent { answers, pushed, is_whole } = match self.send(at, contribution).await {
             Ok(sent) => sent,
             Err(Halt::Setback(setback)) => return Ok(Err(setback)),
             Err(Halt::Failed(problem)) => return Err(problem),
@@ -302,7 +311,9 @@ impl Exchange {
                 Err(problem) => return Err(problem),
             }
         }
-        self.release();
+        if is_whole {
+            self.release();
+        }
         let tensors = self.gather(&pulled, |block| block.role.is_trained())?;
         Ok(Ok(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes }))
     }
@@ -316,19 +327,21 @@ impl Exchange {
         at: Position,
         contribution: &Contribution,
     ) -> Result<Option<(Verdict, u64)>, ExchangeError> {
-        let (answers, pushed) = match self.send(at, contribution).await {
+        let Sent { answers, pushed, is_whole } = match self.send(at, contribution).await {
             Ok(sent) => sent,
             Err(Halt::Setback(_)) => return Ok(None),
             Err(Halt::Failed(problem)) => return Err(problem),
         };
         let agreed = agreed(at, answers)?.ok();
-        agreed.iter().for_each(|_| self.release());
+        if agreed.is_some() && is_whole {
+            self.release();
+        }
         Ok(agreed.map(|(verdict, _)| (verdict, pushed)))
     }
 
     /// Sends a contribution to all servers that take part; gives their answers and the bytes that were pushed. Ends with
     /// the first that says that who takes part has changed: others may wait for what this one does not take.
-    async fn send(&self, at: Position, contribution: &Contribution) -> Result<(Vec<Answer>, u64), Halt> {
+    async fn send(&self, at: Position, contribution: &Contribution) -> Result<Sent, Halt> {
         let Contribution { headers, nodes, loss_scale, .. } = contribution.clone();
         let nodes = Arc::new(nodes);
         let Position { generation, era, step, sequence, dealt } = at;
@@ -340,6 +353,7 @@ impl Exchange {
         let places: Vec<_> = self.shards().flat_map(copies).collect();
         let bytes_of = |shard| self.map.of_shard(shard).filter(|b| b.role.is_trained()).map(|b| b.bytes() as u64);
         let bytes: u64 = places.iter().flat_map(|(shard, _)| bytes_of(*shard)).sum();
+        let told = places.len();
         let exchanges = places.into_iter().map(|(shard, (server, nth))| {
             let (header, nodes, wants_blocks) = (header.clone(), nodes.clone(), nth == 0);
             async move {
@@ -373,7 +387,8 @@ impl Exchange {
             Sum::Dense(_) => bytes,
             Sum::Encoded(encoded) => encoded.bytes() * (bytes / self.trained_bytes.max(1)),
         };
-        Ok((answers, nodes.iter().map(|(_, sum)| encoded(sum, bytes)).sum()))
+        let (pushed, is_whole) = (nodes.iter().map(|(_, sum)| encoded(sum, bytes)).sum(), answers.len() == told);
+        Ok(Sent { answers, pushed, is_whole })
     }
 
     /// Every block of a shard for every node, block by block, so that all workers' parts of a block meet early; where the

@@ -10,7 +10,7 @@ use convoy_proto::{
     ids::{Era, Incarnation, Member, ServerId, ShardId, Step},
     messages::ClusterView,
     shared::{Pass, View},
-    transport::{Credentials, Lease, ShardClient, TransportError},
+    transport::{Credentials, ShardClient, Sight, TransportError},
 };
 use tokio::sync::{OnceCell, watch};
 use tracing::{debug, info};
@@ -48,14 +48,7 @@ pub(super) struct Link {
     server: ServerId,
     pub client: ShardClient,
     shown: Option<Arc<Offer>>,
-    memory: Arc<OnceCell<Option<Memory>>>,
-}
-
-/// A server's memory, and what keeps this process's in its sight.
-#[derive(Debug)]
-struct Memory {
-    view: Arc<View>,
-    _lease: Lease,
+    memory: Arc<OnceCell<Option<Sight>>>,
 }
 
 impl Link {
@@ -73,10 +66,15 @@ impl Link {
             }
             let way = if shared.is_some() { "shared memory" } else { "the connection" };
             info!("exchanges with server {} through {way}", self.server);
-            Ok(shared.map(|(view, lease)| Memory { view, _lease: lease }))
+            Ok(shared)
         };
         let memory = self.memory.get_or_try_init(share).await?;
         Ok(memory.as_ref().map(|memory| memory.view.clone()))
+    }
+
+    /// Whether the connection broke that memory was shared over: then it is to be shared anew.
+    fn is_stale(&self) -> bool {
+        self.memory.get().and_then(Option::as_ref).is_some_and(Sight::has_ended)
     }
 }
 
@@ -146,14 +144,14 @@ impl Servers {
 
     async fn link(&self, server: ServerId, incarnation: Incarnation, address: &str) -> Result<Link, TransportError> {
         let links = || self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = links().get(&(server, incarnation)).cloned();
+        let known = links().get(&(server, incarnation)).filter(|link| !link.is_stale()).cloned();
         if let Some(link) = known {
             return Ok(link);
         }
         let client = ShardClient::connect(server, address, &self.credentials).await?;
         let link = Link { server, client, shown: self.shown.clone(), memory: Arc::default() };
         let mut links = links();
-        links.retain(|(other, _), _| *other != server);
+        links.retain(|(other, theirs), link| *other != server || (*theirs == incarnation && !link.is_stale()));
         Ok(links.entry((server, incarnation)).or_insert(link).clone())
     }
 }
