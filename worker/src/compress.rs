@@ -161,7 +161,7 @@ mod tests {
         let second = compressor.encode(((Step(1), slice), slice), gradient(1.0), 1.0);
         assert_ne!(first, second);
         // Fours and fives were lost of the first step, and are twice as large now.
-        assert!(decoded(&second, 0, 65_536).iter().any(|value| *value == 10.0));
+        assert!(decoded(&second, 0, 65_536).contains(&10.0));
         assert_eq!(compressor.encode(((Step(1), slice), slice), gradient(1.0), 1.0), second);
         let scaled = compressor.encode(((Step(1), slice), slice), gradient(8.0), 8.0);
         let times_eight: Vec<f32> = decoded(&second, 0, 65_536).iter().map(|value| value * 8.0).collect();

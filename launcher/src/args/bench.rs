@@ -27,7 +27,7 @@ pub enum BenchCommand {
     Server(BenchServerArgs),
     /// A plain training loop in one process, with these flags of training
     #[command(hide = true)]
-    Plain(PlainArgs),
+    Plain(Box<PlainArgs>),
 }
 
 /// How results are shown.

@@ -167,7 +167,8 @@ impl PartialEq for Buffer {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::{super::View, *};
     use crate::{
@@ -183,7 +184,7 @@ mod tests {
         let arena = Arena::new(map.blocks(), 3).unwrap();
         let view = Arc::new(View::open(&arena.pass()).unwrap());
         let mut slots: Vec<Slot> = (0..3)
-            .flat_map(|plane| (0..4).filter_map(move |b| Some((plane, b))))
+            .flat_map(|plane| (0..4).map(move |block| (plane, block)))
             .map(|(p, b)| arena.take(p, b).unwrap())
             .collect();
         for (value, slot) in (1u8..).zip(&mut slots) {

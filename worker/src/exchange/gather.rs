@@ -108,11 +108,10 @@ impl Exchange {
         }
         let elements: u64 = want.iter().map(|block| u64::from(block.len)).sum();
         // What is never trained would be held for ever, and with it all that was shown beside it.
-        if elements == entry.elements() && entry.role != TensorRole::Frozen {
-            if let Some(bytes) = received.in_one_piece(blocks) {
-                *values = Values::lent(bytes);
-                return Ok(());
-            }
+        let is_whole = elements == entry.elements() && entry.role != TensorRole::Frozen;
+        if let Some(bytes) = received.in_one_piece(blocks).filter(|_| is_whole) {
+            *values = Values::lent(bytes);
+            return Ok(());
         }
         if values.is_empty() {
             *values = vec![0.0; entry.elements() as usize].into();

@@ -79,7 +79,8 @@ impl Plane {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use convoy_proto::{
         manifest::{Manifest, TensorRole},
