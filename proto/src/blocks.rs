@@ -117,6 +117,12 @@ impl BlockMap {
         (id.0 < self.blocks).then(|| self.block(id.0, tensor))
     }
 
+    /// A block's elements, as a range of its tensor's.
+    pub fn within(&self, block: &Block) -> Range<usize> {
+        let start = (block.start - self.tensors[block.tensor].offset) as usize;
+        start..start + block.len as usize
+    }
+
     /// The tensor of a block that there is.
     fn tensor_of(&self, id: u64) -> usize {
         self.tensors.partition_point(|span| span.first <= id).saturating_sub(1)
@@ -247,6 +253,8 @@ mod tests {
                     prop_assert_eq!(block.start, at);
                     prop_assert!(block.len >= 1 && u64::from(block.len) <= BLOCK_ELEMENTS);
                     prop_assert_eq!(map.get(block.id), Some(block));
+                    let whole = sizes[..block.tensor].iter().sum::<u64>() as usize;
+                    prop_assert_eq!(map.within(&block), block.range().start - whole..block.range().end - whole);
                     at += u64::from(block.len);
                 }
             }

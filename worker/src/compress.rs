@@ -7,25 +7,20 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use convoy_proto::{
-    blocks::{Block, BlockMap},
+    blocks::BlockMap,
     codec::{Codec, Encoding},
     ids::{BlockId, SliceId, Step},
     manifest::{Manifest, TensorRole},
     sum,
 };
 
-use crate::parameters::{Tensors, Values};
+use crate::parameters::{self, Tensors};
 
 /// A gradient as it is pushed: by block, how it is encoded and its payload; nothing of what is not trained.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Encoded(BTreeMap<BlockId, (Encoding, Bytes)>);
 
 impl Encoded {
-    /// Bytes of all payloads.
-    pub fn bytes(&self) -> u64 {
-        self.0.values().map(|(_, payload)| payload.len() as u64).sum()
-    }
-
     /// A block.
     pub fn block(&self, block: BlockId) -> Option<&(Encoding, Bytes)> {
         self.0.get(&block)
@@ -47,15 +42,13 @@ struct Lost {
 pub struct Compressor {
     codec: Codec,
     map: BlockMap,
-    offsets: Vec<u64>,
     lost: BTreeMap<SliceId, Lost>,
 }
 
 impl Compressor {
     /// For a model; nothing for a codec that leaves gradients as they are.
     pub fn new(codec: Codec, manifest: &Manifest) -> Option<Compressor> {
-        let offsets = manifest.tensors().iter().map(|tensor| tensor.offset).collect();
-        let of = || Compressor { codec, map: BlockMap::new(manifest, 1), offsets, lost: BTreeMap::new() };
+        let of = || Compressor { codec, map: BlockMap::new(manifest, 1), lost: BTreeMap::new() };
         codec.is_lossy().then(of)
     }
 
@@ -70,7 +63,7 @@ impl Compressor {
         let before = self.lost_before(of, home, loss_scale);
         let mut encoded = BTreeMap::new();
         for block in self.map.blocks().filter(|block| block.role.is_trained()) {
-            let range = self.within(&block);
+            let range = self.map.within(&block);
             let values = &mut gradient[block.tensor][range.clone()];
             let payload = if block.role == TensorRole::Trainable {
                 if let Some(lost) = before.get(block.tensor).and_then(|lost| lost.get(range)) {
@@ -84,7 +77,7 @@ impl Compressor {
         }
         if self.codec.feeds_back() {
             // Encoding left in the gradient what it lost; of a gradient that is not finite, nothing is worth keeping.
-            let after = if is_finite(&gradient) { gradient } else { before.clone() };
+            let after = if parameters::are_finite(&gradient) { gradient } else { before.clone() };
             self.lost.insert(home, Lost { last: of, loss_scale, before, after });
         }
         Encoded(encoded)
@@ -105,20 +98,12 @@ impl Compressor {
     pub fn keep(&mut self, owned: impl Fn(SliceId) -> bool) {
         self.lost.retain(|slice, _| owned(*slice));
     }
-
-    fn within(&self, block: &Block) -> std::ops::Range<usize> {
-        let start = (block.start - self.offsets[block.tensor]) as usize;
-        start..start + block.len as usize
-    }
-}
-
-fn is_finite(tensors: &[Values]) -> bool {
-    tensors.iter().all(|values| sum::all_finite(values))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parameters::Values;
 
     fn manifest() -> Manifest {
         let tensor = |name: &str, size, role| (name.to_string(), vec![size], role);

@@ -30,6 +30,9 @@ pub enum WorkError {
     /// A server refuses or is gone.
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
+    /// Parameters are not what the commits before should have made of them.
+    #[error("the exchange is not exact: {0}")]
+    Inexact(String),
     /// The coordinator has not been heard of for a lease.
     #[error("the coordinator is lost")]
     Lost,

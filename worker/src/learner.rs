@@ -10,14 +10,13 @@ use convoy_proto::{
     config::{Config, Precision},
     manifest::{Manifest, TensorRole},
     order::{Purpose, stream},
-    sum,
 };
 use rand_core::RngCore;
 
 use crate::{
     data::HostBatch,
     device::{self, DeviceName},
-    parameters::{Layout, Tensors, Values},
+    parameters::{self, Layout, Tensors, Values},
     task::{OpenError, Samples, Score, Task, samples::Place},
 };
 
@@ -64,6 +63,14 @@ pub trait Replica: Send {
 
     /// Takes over parameters; tensors that are empty stay as they are.
     fn load(&mut self, values: Tensors);
+
+    /// Whether parameters that servers sent can be right, for whoever knows what they must be.
+    ///
+    /// # Errors
+    /// What cannot be.
+    fn check(&self, _: &Tensors) -> Result<(), String> {
+        Ok(())
+    }
 
     /// The gradient of one slice of the loss times `loss_scale`; `seed` is for burn's generator.
     fn gradient(&mut self, batch: HostBatch, seed: u64, loss_scale: f64) -> SliceGradient;
@@ -169,7 +176,7 @@ impl<T: Task> Replica for Learner<T> {
         // Taking the model off the autodiff device settles what the forward pass left pending in its buffers.
         let settled = has_buffers.then(|| (self.model().valid(), score.weight));
         let (tensors, loss_sum) = self.layout.gradients(self.model(), &mut gradients, settled, score.loss_sum.inner());
-        let finite = loss_sum.is_finite() && tensors.iter().all(|values| sum::all_finite(values));
+        let finite = loss_sum.is_finite() && parameters::are_finite(&tensors);
         SliceGradient { weight: score.weight, loss_sum: loss_sum.into(), finite, tensors }
     }
 

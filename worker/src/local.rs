@@ -135,8 +135,7 @@ impl LocalTrainer {
         }
         let map = BlockMap::new(&self.manifest, 1);
         let squares = map.blocks().filter(|block| block.role == TensorRole::Trainable).map(|block| {
-            let start = (block.start - self.manifest.tensors()[block.tensor].offset) as usize;
-            let range = start..start + block.len as usize;
+            let range = map.within(&block);
             let direction = sum::sum_of_squares(&directions[block.tensor][range.clone()]);
             (block.id, Squares { direction, parameters: sum::sum_of_squares(&parameters[block.tensor][range]) })
         });

@@ -25,6 +25,11 @@ pub use values::Values;
 /// The values of every tensor of a manifest, in its order; tensors that do not take part are empty.
 pub type Tensors = Vec<Values>;
 
+/// Whether no value is infinite or NaN.
+pub fn are_finite(tensors: &[Values]) -> bool {
+    tensors.iter().all(|values| sum::all_finite(values))
+}
+
 /// A model's manifest, and which of its parameters is which entry.
 #[derive(Clone, Debug)]
 pub struct Layout {

@@ -21,7 +21,7 @@ use crate::{
     data::{DataError, DataInfo, Dataset, Form, HostBatch, Part},
     learner::{Evaluation, Replica},
     local::LocalTrainer,
-    parameters::Tensors,
+    parameters::{self, Tensors},
 };
 
 /// Samples, or tokens, that are scored at once.
@@ -236,7 +236,7 @@ impl Feed {
             done.times.compute += at.elapsed().as_secs_f64();
         }
         local.end(slice, inner);
-        header.finite &= parameters.iter().all(|values| sum::all_finite(values));
+        header.finite &= parameters::are_finite(&parameters);
         done.headers.push(header);
         Ok((header.weight > 0.0).then(|| local.contribution(start, parameters, header.weight)))
     }

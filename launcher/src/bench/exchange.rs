@@ -3,17 +3,16 @@
 use serde_json::Value;
 
 use super::{
-    Row, cell,
+    MIB, Row, cell,
     cell::Trained,
-    median, milliseconds,
+    median, milliseconds, most_bytes,
     plot::{self, Curves},
-    raw, show, tell,
+    raw, show, tell, tensors,
 };
 use crate::{args::ExchangeArgs, outcome::Failure};
 
 /// Rounds that are not timed: connections open, memory is taken.
 const WARM: u32 = 3;
-const MIB: f64 = (1 << 20) as f64;
 /// Copies of the parameters that a run has for each worker and server, at most: more than it takes.
 const COPIES: f64 = 6.0;
 
@@ -61,14 +60,11 @@ impl Cell {
     fn run(&self, mode: &str) -> Result<Trained, Failure> {
         let Cell { workers, servers, mib, transport, rounds } = self;
         tell(&format!("{workers} workers, {servers} servers, {mib} MiB, {transport}, {mode}"));
-        // Tensors of 4 MiB, or one.
-        let elements = (self.bytes() / 4.0).max(1.0) as u64;
-        let width = elements.min(1 << 20);
+        let (width, layers) = tensors(*mib);
         let text = format!(
             "--task synthetic --backend cpu --optimizer sgd --lr 0.0009765625 {mode} --workers {workers} --slices {workers} \
-             --servers {servers} --batch-size {workers} --transport {transport} --steps {} --set model.width={width} --set model.layers={}",
-            rounds + WARM,
-            elements / width
+             --servers {servers} --batch-size {workers} --transport {transport} --steps {} --set model.width={width} --set model.layers={layers}",
+            rounds + WARM
         );
         cell::run(&text.split_whitespace().map(String::from).collect::<Vec<_>>())
     }
@@ -101,8 +97,7 @@ pub fn rounds(args: &ExchangeArgs) -> Result<(), Failure> {
         }
         rows.push(row);
     }
-    let most = args.mib.iter().copied().fold(0.0, f64::max) * MIB;
-    let copies = raw::copy(most as usize, 1);
+    let copies = raw::copy(most_bytes(&args.mib), 1);
     if let Some(file) = &args.plot {
         plot::draw(file, &curves)?;
     }
@@ -111,6 +106,9 @@ pub fn rounds(args: &ExchangeArgs) -> Result<(), Failure> {
 
 /// Transfers: in asynchronous runs, each by itself, and in synchronous ones, both at once.
 pub fn net(args: &ExchangeArgs) -> Result<(), Failure> {
+    if args.plot.is_some() {
+        return Err(Failure::Usage("--plot draws rounds: launcher bench round --plot FILE.svg".into()));
+    }
     let mut rows = Vec::new();
     for cell in Cell::all(args) {
         let mut row = cell.row();
@@ -126,9 +124,9 @@ pub fn net(args: &ExchangeArgs) -> Result<(), Failure> {
         rows.push(row);
     }
     let mut limits: Row = Vec::new();
-    let most = args.mib.iter().copied().fold(0.0, f64::max) * MIB;
-    limits.push(("tcp_gb_per_second", (raw::tcp(most as usize)? / 1e9).into()));
-    limits.push(("copy_gb_per_second", (raw::copy(most as usize, 1) / 1e9).into()));
+    let most = most_bytes(&args.mib);
+    limits.push(("tcp_gb_per_second", (raw::tcp(most)? / 1e9).into()));
+    limits.push(("copy_gb_per_second", (raw::copy(most, 1) / 1e9).into()));
     show(rows, limits, args.show)
 }
 

@@ -3,7 +3,7 @@
 //! What is measured is the product: a cell of a table is a run of this program on the task `synthetic`, whose workers
 //! check every parameter that they are given, or on a real task. Only raw limits are measured here: a copy, a connection.
 
-use std::{fmt::Write, time::Duration};
+use std::fmt::Write;
 
 use convoy_worker::task::TaskEntry;
 use serde_json::{Map, Value, json};
@@ -102,8 +102,21 @@ fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Longer than any cell takes.
-const PATIENCE: Duration = Duration::from_secs(600);
+const MIB: f64 = (1 << 20) as f64;
+/// Elements of a tensor, at most: 4 MiB.
+const WIDTH: u64 = 1 << 20;
+
+/// Elements of a tensor, and tensors, that make up so many MiB.
+fn tensors(mib: f64) -> (u64, u64) {
+    let elements = (mib * MIB / 4.0).max(1.0) as u64;
+    let count = elements.div_ceil(WIDTH);
+    (elements / count, count)
+}
+
+/// The largest of some sizes, in bytes.
+fn most_bytes(mib: &[f64]) -> usize {
+    (mib.iter().copied().fold(0.0, f64::max) * MIB) as usize
+}
 
 #[cfg(test)]
 mod tests {
@@ -115,6 +128,16 @@ mod tests {
             [vec![("a_b", 1.into()), ("c", 0.001_236.into())], vec![("a_b", 22.into()), ("c", "skipped".into())]];
         assert_eq!(table(&rows), "a b         c\n  1  0.001236\n 22   skipped\n");
         assert_eq!([rounded(12_345.678), rounded(1.23456), rounded(0.0)], ["12346", "1.235", "0"]);
+    }
+
+    #[test]
+    fn sizes_are_those_that_were_asked_for() {
+        for (mib, shape) in
+            [(0.0625, (16_384, 1)), (4.0, (WIDTH, 1)), (6.0, (786_432, 2)), (64.0, (WIDTH, 16)), (0.0, (1, 1))]
+        {
+            assert_eq!(tensors(mib), shape, "{mib} MiB");
+        }
+        assert_eq!(most_bytes(&[1.0, 2.0, 0.5]), 2 << 20);
     }
 
     #[test]

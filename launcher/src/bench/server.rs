@@ -6,10 +6,11 @@ use bytes::Bytes;
 use convoy_proto::{
     blocks::{Block, BlockMap},
     codec::Encoding,
-    config::{Config, RawConfig},
+    config::{Config, layers::Layers},
     ids::{Era, Generation, Incarnation, Member, Role, ServerId, SliceId, Step, WorkerId},
     manifest::{Manifest, TensorRole},
     messages::{ClusterView, GradientBlock, ParameterBlock, Phase, PushHeader, ServerView, SliceHeader},
+    optimizer,
     schedule::Horizon,
     sum::payload_of,
     tree::Node,
@@ -18,21 +19,17 @@ use convoy_server::core::shard::{Push, Shard};
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::{Row, median, milliseconds, raw, show, tell};
+use super::{Row, median, milliseconds, most_bytes, raw, show, tell, tensors};
 use crate::{args::BenchServerArgs, machine, outcome::Failure};
 
 const STEPS: u64 = 12;
 const WARM: usize = 2;
-const MIB: f64 = (1 << 20) as f64;
-/// Elements of a tensor.
-const WIDTH: u64 = 1 << 20;
 
 /// Measures all cells.
 pub fn server(args: &BenchServerArgs) -> Result<(), Failure> {
     let mut rows = Vec::new();
     let threads = machine::cores();
-    let most = args.mib.iter().copied().fold(0.0, f64::max) * MIB;
-    let copy = raw::copy(most as usize / threads.max(1), threads);
+    let copy = raw::copy(most_bytes(&args.mib) / threads.max(1), threads);
     for mib in &args.mib {
         for optimizer in &args.optimizers {
             for workers in &args.workers {
@@ -46,7 +43,7 @@ pub fn server(args: &BenchServerArgs) -> Result<(), Failure> {
 }
 
 fn row(workers: u32, mib: f64, optimizer: &str, copy: f64) -> Result<Row, Failure> {
-    let bench = Bench::new(workers, (mib * MIB / 4.0) as u64, optimizer)?;
+    let bench = Bench::new(workers, mib, optimizer)?;
     let seconds: Result<Vec<f64>, Failure> = (0..STEPS).map(|step| bench.step(step)).collect();
     let seconds = median(seconds?.split_off(WARM)).unwrap_or(f64::INFINITY);
     let bytes = bench.bytes();
@@ -76,14 +73,12 @@ fn worker(rank: u32) -> Member {
 }
 
 impl Bench {
-    fn new(workers: u32, elements: u64, optimizer: &str) -> Result<Bench, Failure> {
-        let raw = RawConfig { slices: Some(workers.into()), steps: Some(STEPS), ..RawConfig::default() };
-        let mut config = raw.resolve(1)?;
-        let flags = [("optimizer.name".to_string(), optimizer.to_string())];
-        config.optimizer =
-            convoy_proto::config::layers::Layers::new().texts("--optimizers", &flags)?.raw()?.resolve(1)?.optimizer;
-        let width = elements.clamp(1, WIDTH);
-        let tensors = (0..elements.div_ceil(width)).map(|i| (format!("t{i}"), vec![width], TensorRole::Trainable));
+    fn new(workers: u32, mib: f64, name: &str) -> Result<Bench, Failure> {
+        let flags = [("slices", workers.to_string()), ("steps", STEPS.to_string()), ("optimizer.name", name.into())];
+        let flags = flags.map(|(key, value)| (key.to_string(), value));
+        let config = Layers::new().texts("launcher bench server", &flags)?.raw()?.resolve(1)?;
+        let (width, count) = tensors(mib);
+        let tensors = (0..count).map(|i| (format!("t{i}"), vec![width], TensorRole::Trainable));
         let manifest = Manifest::new(tensors).map_err(|problem| Failure::Usage(problem.to_string()))?;
         let view = ClusterView {
             phase: Phase::Training,
@@ -111,7 +106,7 @@ impl Bench {
             shard.initialise(worker(0), &[ParameterBlock { block: block.id, payload, place: None }]).map_err(failed)?;
         }
         let gradients = (0..workers).map(|_| Bytes::copy_from_slice(payload_of(&values))).collect();
-        let slots = convoy_proto::optimizer::rule(config.optimizer.rule).slots();
+        let slots = optimizer::rule(config.optimizer.rule).slots();
         Ok(Bench { config, blocks, shard, gradients, slots })
     }
 

@@ -72,12 +72,7 @@ impl Accumulator {
 
     /// Merges what can be merged, now that `absent` slices are known to be empty.
     pub fn settle(&mut self, tree: SliceTree, absent: &BTreeSet<SliceId>) {
-        for _ in 0..self.partials.len() {
-            // As many times as there were: what is merged meanwhile is looked at in vain.
-            if self.partials.is_empty() {
-                return;
-            }
-            let part = self.partials.remove(0);
+        for part in std::mem::take(&mut self.partials) {
             self.raise(tree, part, absent);
         }
     }

@@ -19,15 +19,15 @@ use crate::parameters::{Tensors, Values};
 /// What a server sent.
 #[derive(Debug, Default)]
 pub(super) struct Received {
-    pub blocks: Vec<ParameterBlock>,
-    pub lent: Option<Lent>,
+    blocks: Vec<ParameterBlock>,
+    lent: Option<Lent>,
 }
 
 /// A server's memory, where blocks stay as they are for as long as this, or any bytes of it, are held.
 #[derive(Clone, Debug)]
-pub(super) struct Lent {
-    pub view: Arc<View>,
-    pub lease: Arc<Lease>,
+struct Lent {
+    view: Arc<View>,
+    lease: Arc<Lease>,
 }
 
 /// Bytes of a server's memory, and what keeps them.
@@ -43,6 +43,11 @@ impl AsRef<[u8]> for Part {
 }
 
 impl Received {
+    /// Blocks from a server whose memory may be seen, and what keeps those that are shown.
+    pub fn new(blocks: Vec<ParameterBlock>, memory: Option<Arc<View>>, lease: Lease) -> Received {
+        Received { blocks, lent: memory.map(|view| Lent { view, lease: Arc::new(lease) }) }
+    }
+
     /// A block's payload.
     fn payload(&self, block: &ParameterBlock) -> Option<Bytes> {
         match block.place {
@@ -119,8 +124,7 @@ impl Exchange {
         for (want, block) in want.iter().zip(blocks) {
             let bytes = want.bytes() as u64;
             let payload = received.payload(block).ok_or(ExchangeError::Block { shard, block: block.block, bytes })?;
-            let start = (want.start - entry.offset) as usize;
-            sum::read_payload(&mut values[start..start + want.len as usize], &payload);
+            sum::read_payload(&mut values[self.map.within(want)], &payload);
         }
         Ok(())
     }

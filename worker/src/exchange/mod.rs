@@ -28,7 +28,7 @@ mod servers;
 mod staging;
 
 use crate::{parameters::Tensors, step::Contribution};
-use gather::{Lent, Received};
+use gather::Received;
 use push::{Halt, Sent, agreed};
 pub use servers::Servers;
 use servers::{Link, Offer, SOME_DAY};
@@ -189,14 +189,8 @@ impl Exchange {
         (0..self.map.shards()).map(ShardId)
     }
 
-    /// A block's elements, as a range of its tensor's.
-    fn within(&self, block: &Block) -> Range<usize> {
-        let start = (block.start - self.manifest.tensors()[block.tensor].offset) as usize;
-        start..start + block.len as usize
-    }
-
     fn payload(&self, tensors: &Arc<Tensors>, block: &Block) -> Bytes {
-        Bytes::from_owner(Part { tensors: tensors.clone(), tensor: block.tensor, range: self.within(block) })
+        Bytes::from_owner(Part { tensors: tensors.clone(), tensor: block.tensor, range: self.map.within(block) })
     }
 
     /// Sets the parameters of step 0 on every server of an era.

@@ -1,7 +1,5 @@
 //! Pulls: of one step, from the servers that lead, or of what is newest.
 
-use std::sync::Arc;
-
 use convoy_proto::{
     ids::{Era, ShardId, Step},
     messages::{Extent, Pull, Since, Weights},
@@ -9,7 +7,7 @@ use convoy_proto::{
 };
 use futures_util::future::try_join_all;
 
-use super::{Exchange, ExchangeError, Lent, Link, Pulled, Received, servers::SOME_DAY};
+use super::{Exchange, ExchangeError, Link, Pulled, Received, servers::SOME_DAY};
 use crate::parameters::Tensors;
 
 impl Exchange {
@@ -50,8 +48,7 @@ impl Exchange {
                 let memory = link.memory().await?;
                 let (mut blocks, pull) = (Vec::new(), Pull { is_shared: memory.is_some(), ..pull });
                 let (step, lease) = link.client.pull(pull, |block| blocks.push(block)).await?;
-                let lent = memory.map(|view| Lent { view, lease: Arc::new(lease) });
-                Ok((step, Received { blocks, lent }))
+                Ok((step, Received::new(blocks, memory, lease)))
             });
             if let Some(pulled) = pulled.await? {
                 return Ok(pulled);

@@ -13,7 +13,7 @@ use futures_util::future::try_join_all;
 
 use super::{
     Exchange, ExchangeError, Position,
-    gather::{Lent, Received},
+    gather::Received,
     servers::{Link, SOME_DAY},
 };
 use crate::step::{Contribution, Sum};
@@ -83,9 +83,8 @@ impl Exchange {
         let commit = if dealt.is_some() { SOME_DAY } else { step };
         let copies = |shard| self.servers.copies(shard, commit).into_iter().zip(0..).map(move |place| (shard, place));
         let places: Vec<_> = self.shards().flat_map(copies).collect();
-        let bytes_of = |shard| self.map.of_shard(shard).filter(|b| b.role.is_trained()).map(|b| b.bytes() as u64);
-        let bytes: u64 = places.iter().flat_map(|(shard, _)| bytes_of(*shard)).sum();
-        let told = places.len();
+        let bytes = |shard: ShardId| nodes.iter().map(|(_, sum)| self.bytes_of(shard, sum)).sum::<u64>();
+        let (told, pushed) = (places.len(), places.iter().map(|(shard, _)| bytes(*shard)).sum());
         let exchanges = places.into_iter().map(|(shard, (server, nth))| {
             let (header, nodes, wants_blocks) = (header.clone(), nodes.clone(), nth == 0);
             async move {
@@ -95,8 +94,8 @@ impl Exchange {
                     let wanted = Wanted { blocks: wants_blocks, shared: memory.is_some() };
                     let (verdict, lease) =
                         link.client.push_pull((header, wanted), parts, |block| blocks.push(block)).await?;
-                    let lent = memory.map(|view| Lent { view, lease: Arc::new(lease) });
-                    Ok(Answer { shard, verdict, blocks: wants_blocks.then_some(Received { blocks, lent }) })
+                    let received = || Received::new(blocks, memory, lease);
+                    Ok(Answer { shard, verdict, blocks: wants_blocks.then(received) })
                 });
                 match answer.await? {
                     Some(Answer { verdict: Err(setback @ Setback::Outdated(_)), .. }) => Err(Halt::Setback(setback)),
@@ -115,12 +114,22 @@ impl Exchange {
                 ExchangeError::Gone(shard).into()
             });
         }
-        let encoded = |sum: &Sum, bytes: u64| match sum {
-            Sum::Dense(_) => bytes,
-            Sum::Encoded(encoded) => encoded.bytes() * (bytes / self.trained_bytes.max(1)),
-        };
-        let (pushed, is_whole) = (nodes.iter().map(|(_, sum)| encoded(sum, bytes)).sum(), answers.len() == told);
+        let is_whole = answers.len() == told;
         Ok(Sent { answers, pushed, is_whole })
+    }
+
+    /// The blocks of a shard that are pushed.
+    fn pushed_blocks(&self, shard: ShardId) -> impl Iterator<Item = Block> {
+        self.map.of_shard(shard).filter(|block| block.role.is_trained())
+    }
+
+    /// Payload bytes of a sum's blocks on a shard.
+    fn bytes_of(&self, shard: ShardId, sum: &Sum) -> u64 {
+        let bytes = |block: Block| match sum {
+            Sum::Dense(_) => block.bytes(),
+            Sum::Encoded(encoded) => encoded.block(block.id).map_or(0, |(_, payload)| payload.len()),
+        };
+        self.pushed_blocks(shard).map(bytes).sum::<usize>() as u64
     }
 
     /// Every block of a shard for every node, block by block, so that all workers' parts of a block meet early; where the
@@ -131,7 +140,7 @@ impl Exchange {
         (nodes, is_shared): (Arc<Vec<(Node, Sum)>>, bool),
     ) -> impl Iterator<Item = GradientBlock> + Send + 'static {
         let this = self.clone();
-        let blocks: Vec<Block> = self.map.of_shard(shard).filter(|b| b.role.is_trained()).collect();
+        let blocks: Vec<Block> = self.pushed_blocks(shard).collect();
         let plane = |sum: &Sum| match sum {
             Sum::Dense(tensors) => self.staging.as_ref().filter(|_| is_shared)?.plane(tensors),
             Sum::Encoded(_) => None,
@@ -147,7 +156,7 @@ impl Exchange {
                         (*encoding, payload.clone(), None)
                     }
                     Sum::Dense(tensors) => {
-                        let values = &tensors[block.tensor][this.within(&block)];
+                        let values = &tensors[block.tensor][this.map.within(&block)];
                         let place = planes[at].as_ref().and_then(|plane| plane.place(&block, values));
                         (Encoding::F32, this.payload(tensors, &block), place)
                     }

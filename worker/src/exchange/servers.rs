@@ -38,7 +38,7 @@ pub(super) struct Offer {
     pub member: Member,
     pub era: Era,
     pub segment: Pass,
-    /// Whether to do without servers that do not see it.
+    /// Whether a server that does not see it is none to exchange with.
     pub is_required: bool,
 }
 

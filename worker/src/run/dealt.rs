@@ -51,7 +51,7 @@ impl Worker<'_> {
         let pulled = self.attend(async { Ok(exchange.pull_newest(era, Extent::Trained).await?) })?;
         let pull = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        self.load(pulled.tensors);
+        self.load(pulled.tensors)?;
         let load = start.elapsed().as_secs_f64();
         let computing = self.membership.computing();
         let contribution = self.feed.contribute_dealt(&mut *self.replica, step, slice)?;

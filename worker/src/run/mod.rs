@@ -194,7 +194,7 @@ impl<'a> Worker<'a> {
             pushes: 0,
             announced: false,
         };
-        worker.load(pulled.tensors);
+        worker.load(pulled.tensors)?;
         Ok(worker)
     }
 
@@ -211,18 +211,20 @@ impl<'a> Worker<'a> {
         self.step = pulled.step;
         self.loss_scale = LossScale::new(self.config.loss_scale);
         (self.evaluated, self.announced) = (None, false);
-        self.load(pulled.tensors);
+        self.load(pulled.tensors)?;
         Ok(())
     }
 
     /// Takes over parameters; tensors that are empty stay as they are.
-    fn load(&mut self, tensors: Tensors) {
+    fn load(&mut self, tensors: Tensors) -> Result<(), WorkError> {
+        self.replica.check(&tensors).map_err(WorkError::Inexact)?;
         if matches!(self.config.mode, Mode::Local(_)) {
             self.parameters.resize(tensors.len(), Values::default());
             let kept = self.parameters.iter_mut().zip(&tensors).filter(|(_, values)| !values.is_empty());
             kept.for_each(|(kept, values)| kept.clone_from(values));
         }
         self.replica.load(tensors);
+        Ok(())
     }
 
     fn owned(&self, view: &ClusterView) -> BTreeSet<SliceId> {
@@ -332,8 +334,7 @@ impl<'a> Worker<'a> {
         let (era, step) = (self.era, self.step);
         let exchange = self.exchange.clone();
         let tensors = self.attend(async { Ok(exchange.pull(era, step, weights).await?) })?;
-        self.load(tensors);
-        Ok(())
+        self.load(tensors)
     }
 
     fn report(&self, report: Report) {

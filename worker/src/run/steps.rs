@@ -112,7 +112,7 @@ impl Worker<'_> {
         };
         let Exchanged { verdict, tensors, pushed: bytes_pushed, pulled: bytes_pulled } = exchanged;
         let start = Instant::now();
-        self.load(tensors);
+        self.load(tensors)?;
         self.loss_scale.follow(verdict.action);
         let times = StepTimes { exchange: waited, load: start.elapsed().as_secs_f64(), ..contribution.times };
         let effort = Effort { samples: contribution.samples, bytes_pushed, bytes_pulled, times };
@@ -126,7 +126,7 @@ impl Worker<'_> {
         let (era, exchange) = (self.era, self.exchange.clone());
         let pulled = self.attend(async { Ok(exchange.pull_common(era, Extent::Trained).await?) })?;
         tracing::debug!("step {} was made without this worker, which goes on with step {}", self.step, pulled.step);
-        self.load(pulled.tensors);
+        self.load(pulled.tensors)?;
         self.step = pulled.step;
         let Contribution { samples, times, .. } = missed;
         let effort = Effort { samples, bytes_pushed: 0, bytes_pulled: pulled.bytes, times };
