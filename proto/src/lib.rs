@@ -73,8 +73,13 @@ pub mod limits {
     pub const MESSAGE_BYTES: usize = FRAME_BYTES + (1 << 19);
     /// The largest control message that is decoded: a manifest of many thousands of tensors.
     pub const CONTROL_BYTES: usize = 32 << 20;
-    /// HTTP/2 flow-control window of a stream, and of a connection, on the data path.
+    /// HTTP/2 flow-control window of a stream on the data path; a connection's is twice that.
     pub const WINDOW_BYTES: u32 = 8 << 20;
+    /// The window of each of so many callers of a server, of whom it may have to keep all that they are let send: 64 MiB
+    /// together, unless that makes less than 1 MiB of a window.
+    pub fn window(callers: u32) -> u32 {
+        ((32 << 20) / callers.max(1)).clamp(1 << 20, WINDOW_BYTES)
+    }
     /// HTTP/2 frames on the data path.
     pub const HTTP_FRAME_BYTES: u32 = 1 << 18;
     /// Headers of a call, a token among them.

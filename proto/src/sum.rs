@@ -58,6 +58,11 @@ pub fn read_payload(values: &mut [f32], payload: &[u8]) {
     }
 }
 
+/// Adds a little-endian f32 payload behind `values`.
+pub fn extend_from_payload(values: &mut Vec<f32>, payload: &[u8]) {
+    values.extend(payload.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)));
+}
+
 /// The sum of squares in f64, added in order of index.
 ///
 /// Eight fixed lanes, then lane by lane: the same bits on every machine, and a loop that vectorises.
@@ -113,6 +118,8 @@ mod tests {
         assert_eq!(a, b);
         read_payload(&mut b, &bytes[1..]);
         assert_eq!(b, values);
+        extend_from_payload(&mut b, &bytes[5..]);
+        assert_eq!(b[1001..], values[1..]);
         let doubled: Vec<f32> = values.iter().map(|value| value + value).collect();
         assert_eq!(of_payloads(&bytes[1..], payload_of(&values)), doubled);
         let mut thirds = values.clone();

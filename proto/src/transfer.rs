@@ -27,7 +27,7 @@ pub struct GradientBlock {
 impl GradientBlock {
     /// The payload's size, wherever it is.
     pub fn bytes(&self) -> usize {
-        self.place.map_or(self.payload.len(), |place| usize::try_from(place.bytes).unwrap_or(usize::MAX))
+        bytes(&self.payload, self.place)
     }
 }
 
@@ -40,6 +40,17 @@ pub struct ParameterBlock {
     pub payload: Bytes,
     /// Where the payload is in the sender's memory, if the receiver sees it there: then it is not sent.
     pub place: Option<Place>,
+}
+
+impl ParameterBlock {
+    /// The payload's size, wherever it is.
+    pub fn bytes(&self) -> usize {
+        bytes(&self.payload, self.place)
+    }
+}
+
+fn bytes(payload: &Bytes, place: Option<Place>) -> usize {
+    place.map_or(payload.len(), |place| usize::try_from(place.bytes).unwrap_or(usize::MAX))
 }
 
 /// What is to come back for a push.

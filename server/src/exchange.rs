@@ -15,8 +15,8 @@ use convoy_proto::{
 };
 use rayon::prelude::*;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
-use tonic::{Status, Streaming};
+use tokio_stream::{Stream, StreamExt};
+use tonic::Status;
 
 use crate::{
     core::{
@@ -58,7 +58,7 @@ impl Host {
         self: &Arc<Self>,
         shard: &Arc<Shard>,
         (push, seen): (&Push, Option<Arc<View>>),
-        mut inbound: Streaming<R>,
+        mut inbound: impl Stream<Item = Result<R, Status>> + Unpin,
     ) -> Result<u64, Status>
     where
         PushPart: TryFrom<R, Error = WireError>,
@@ -68,6 +68,12 @@ impl Host {
             let PushPart::Blocks(blocks) = PushPart::try_from(part?)? else {
                 return Err(Status::invalid_argument("a push has one header only"));
             };
+            // What is in the worker's memory takes none of this process's while it waits.
+            if let Some(first) = blocks.first().filter(|first| first.place.is_none()).map(|first| first.block)
+                && !shard.admits(push, first)
+            {
+                self.wait(|| Ok(shard.admits(push, first).then_some(()))).await?;
+            }
             let add = |block: GradientBlock| -> Result<Outcome, Status> {
                 let outcome = shard.accept(push, &found(block, seen.as_ref())?)?;
                 if outcome.changed {

@@ -1,8 +1,12 @@
 //! The parameter server as a program of its own; `launcher server` is the same.
 
-use std::process::ExitCode;
+use std::{alloc::System, process::ExitCode};
 
 use clap::Parser;
+use convoy_proto::shared::Heap;
+
+#[global_allocator]
+static ALLOCATOR: Heap<System> = Heap::new(System);
 
 #[derive(Parser)]
 #[command(name = "server", version, about = "One parameter server of a Convoy cluster")]

@@ -13,13 +13,13 @@ use convoy_proto::{
     messages::{ClusterView, JoinPart, Phase, ShardReport},
     process::{self, StartError},
     schedule::Horizon,
-    shared::Arena,
+    shared::{Arena, heap},
     transport::{Bulk, Coordinator, Defence, Membership, TransportError, bulk_server, incoming},
     wire::{DESCRIPTORS, parameters_service_server::ParametersServiceServer},
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     checkpoint::{self, CheckpointError, Place, part, place},
@@ -142,6 +142,9 @@ pub fn main(args: &ServerArgs) -> ExitCode {
 
 async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
     let config = process::load_config(&args.run)?;
+    if let Err(problem) = heap::begin() {
+        debug!("large blocks are not kept: {problem}");
+    }
     let servers = Layout::of(&config).servers();
     if args.rank >= servers {
         return Err(ServeError::Rank { rank: args.rank, servers });
@@ -168,7 +171,7 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
     if !local.ip().is_loopback() && !defence.is_complete() && !config.network.insecure {
         return Err(ServeError::Open(local));
     }
-    let mut server = bulk_server(&defence).map_err(ServeError::Broken)?;
+    let mut server = bulk_server(&defence, config.workers).map_err(ServeError::Broken)?;
     info!("server {} listens on {local}, process {}", args.rank, std::process::id());
 
     let host = Arc::new(Host::new(Around {

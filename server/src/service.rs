@@ -6,6 +6,7 @@ use convoy_proto::{
     ids::{Era, Member, Role, Step},
     messages::{Extent, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Wanted},
     shared::Pass,
+    transport::{Exchange, Inbound},
     wire::{self, parameters_service_server::ParametersService},
 };
 use tokio::sync::mpsc;
@@ -48,15 +49,61 @@ impl From<Refusal> for Status {
     }
 }
 
+type Outbound<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
 impl ParameterServer {
     /// Serves what a host has: calls wait until that is a shard.
     pub fn new(host: Arc<Host>) -> ParameterServer {
         ParameterServer { host }
     }
+
+    async fn push_pull_of(
+        &self,
+        mut inbound: impl Messages<wire::PushPullRequest> + Send + Unpin + 'static,
+    ) -> Result<Response<Outbound<wire::PushPullResponse>>, Status> {
+        let (header, wanted) = opening_pull(&mut inbound).await?;
+        let shard = self.host.shard(header.era).await?;
+        let (push, outcome) = match self.host.open(&shard, &header).await? {
+            Ok(opened) => opened,
+            Err(setback) => {
+                let answer = Ok(PulledPart::Setback(setback).into());
+                return Ok(Response::new(Box::pin(tokio_stream::once(answer))));
+            }
+        };
+        self.host.follow(&shard, outcome);
+        let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
+        let host = self.host.clone();
+        let seen = host.seen(header.member).filter(|_| wanted.shared);
+        self.host.around.tasks.spawn(async move {
+            let exchange = async {
+                let commit = host.commit(&shard, (&push, wanted), &outbound);
+                tokio::try_join!(host.receive(&shard, (&push, seen), inbound), commit).map(|(_, last)| last)
+            };
+            let closing = tokio::select! {
+                () = outbound.closed() => {
+                    return debug!("{} left before step {} was committed", header.member, push.step);
+                }
+                last = exchange => last,
+            };
+            let (closing, shown) = match closing {
+                Ok((last, shown)) => (Ok(last.into()), shown),
+                Err(status) => (Err(status), Shown::default()),
+            };
+            // If the reader is gone by now, there is nobody to tell.
+            let _ = outbound.send(closing).await;
+            host.keep(shown, outbound).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
 }
 
+/// What a caller sends.
+trait Messages<R>: Stream<Item = Result<R, Status>> {}
+
+impl<R, S: Stream<Item = Result<R, Status>>> Messages<R> for S {}
+
 /// The header that opens a push.
-async fn opening<R>(inbound: &mut Streaming<R>) -> Result<PushHeader, Status>
+async fn opening<R>(inbound: &mut (impl Messages<R> + Unpin)) -> Result<PushHeader, Status>
 where
     PushPart: TryFrom<R, Error = convoy_proto::convert::WireError>,
 {
@@ -68,7 +115,9 @@ where
 }
 
 /// The header that opens a push-pull, and what is to come back.
-async fn opening_pull(inbound: &mut Streaming<wire::PushPullRequest>) -> Result<(PushHeader, Wanted), Status> {
+async fn opening_pull(
+    inbound: &mut (impl Messages<wire::PushPullRequest> + Unpin),
+) -> Result<(PushHeader, Wanted), Status> {
     let first = inbound.next().await.ok_or_else(|| Status::invalid_argument("the push is empty"))??;
     let wanted = Wanted { blocks: !first.without_blocks, shared: first.shared };
     match PushPart::try_from(first)? {
@@ -76,8 +125,6 @@ async fn opening_pull(inbound: &mut Streaming<wire::PushPullRequest>) -> Result<
         PushPart::Blocks(_) => Err(Status::invalid_argument("a push opens with its header")),
     }
 }
-
-type Outbound<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl ParametersService for ParameterServer {
@@ -156,40 +203,7 @@ impl ParametersService for ParameterServer {
         &self,
         request: Request<Streaming<wire::PushPullRequest>>,
     ) -> Result<Response<Self::PushPullStream>, Status> {
-        let mut inbound = request.into_inner();
-        let (header, wanted) = opening_pull(&mut inbound).await?;
-        let shard = self.host.shard(header.era).await?;
-        let (push, outcome) = match self.host.open(&shard, &header).await? {
-            Ok(opened) => opened,
-            Err(setback) => {
-                let answer = Ok(PulledPart::Setback(setback).into());
-                return Ok(Response::new(Box::pin(tokio_stream::once(answer))));
-            }
-        };
-        self.host.follow(&shard, outcome);
-        let (outbound, answers) = mpsc::channel(FRAMES_AHEAD);
-        let host = self.host.clone();
-        let seen = host.seen(header.member).filter(|_| wanted.shared);
-        self.host.around.tasks.spawn(async move {
-            let exchange = async {
-                let commit = host.commit(&shard, (&push, wanted), &outbound);
-                tokio::try_join!(host.receive(&shard, (&push, seen), inbound), commit).map(|(_, last)| last)
-            };
-            let closing = tokio::select! {
-                () = outbound.closed() => {
-                    return debug!("{} left before step {} was committed", header.member, push.step);
-                }
-                last = exchange => last,
-            };
-            let (closing, shown) = match closing {
-                Ok((last, shown)) => (Ok(last.into()), shown),
-                Err(status) => (Err(status), Shown::default()),
-            };
-            // If the reader is gone by now, there is nobody to tell.
-            let _ = outbound.send(closing).await;
-            host.keep(shown, outbound).await;
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+        self.push_pull_of(request.into_inner()).await
     }
 
     async fn share(&self, request: Request<wire::ShareRequest>) -> Result<Response<Self::ShareStream>, Status> {
@@ -230,5 +244,15 @@ impl ParametersService for ParameterServer {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+}
+
+#[tonic::async_trait]
+impl Exchange for ParameterServer {
+    async fn exchange(
+        &self,
+        request: Request<Inbound<wire::PushPullRequest>>,
+    ) -> Result<Response<Self::PushPullStream>, Status> {
+        self.push_pull_of(request.into_inner()).await
     }
 }

@@ -56,11 +56,15 @@ impl Host {
         self.all_seen().get(&member).cloned()
     }
 
-    /// A worker no longer shares its memory.
+    /// A worker no longer shares its memory. What it told of is copied, so that none of that memory is kept.
     pub(crate) fn forget(&self, member: Member, view: &Arc<View>) {
         let mut seen = self.all_seen();
         if seen.get(&member).is_some_and(|newest| Arc::ptr_eq(newest, view)) {
             seen.remove(&member);
+        }
+        drop(seen);
+        if let Some(shard) = self.current() {
+            shard.own_parts();
         }
     }
 

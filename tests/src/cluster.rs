@@ -9,14 +9,15 @@ use burn::{
     nn::{Linear, LinearConfig},
     tensor::backend::Backend,
 };
-use convoy_proto::config::Config;
+use convoy_proto::{config::Config, shared::Heap};
 use convoy_worker::{
     data::DataInfo,
     task::{Labelled, Score, TASKS, Task, TaskEntry, cross_entropy},
 };
+use mimalloc::MiMalloc;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Heap<MiMalloc> = Heap::new(MiMalloc);
 
 /// Softmax regression: the simplest classifier there is.
 #[derive(Module, Debug)]

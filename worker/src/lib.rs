@@ -13,6 +13,7 @@ pub mod failure;
 pub mod learner;
 pub mod local;
 pub mod parameters;
+mod reader;
 pub mod run;
 pub mod step;
 pub mod task;

@@ -3,9 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use convoy_proto::shared::Heap;
+use mimalloc::MiMalloc;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Heap<MiMalloc> = Heap::new(MiMalloc);
 
 #[derive(Parser)]
 #[command(name = "worker", version, about = "One worker of a Convoy cluster")]

@@ -2,7 +2,11 @@
 //!
 //! Knows no connection: what comes out are headers and sums over nodes of the slice tree.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
 
 use convoy_proto::{
     clock::Clock,
@@ -10,7 +14,7 @@ use convoy_proto::{
     ids::{SliceId, Step},
     manifest::Manifest,
     messages::{EvaluationPart, SliceHeader, StepTimes},
-    order::{self, DataOrder, EpochOrder},
+    order::{self, DataOrder},
     schedule::Horizon,
     sum,
     tree::{self, Node, SliceTree},
@@ -22,6 +26,7 @@ use crate::{
     learner::{Evaluation, Replica},
     local::LocalTrainer,
     parameters::{self, Tensors},
+    reader::{Key, Reader},
 };
 
 /// Samples, or tokens, that are scored at once.
@@ -82,7 +87,9 @@ pub struct Feed {
     data: Arc<dyn Dataset>,
     order: DataOrder,
     tree: SliceTree,
-    epoch: Option<(u64, EpochOrder)>,
+    reader: Reader,
+    /// What of a commit is still to be read.
+    upcoming: VecDeque<Key>,
     /// Held-out samples that are scored.
     scored: u32,
     clock: Clock,
@@ -111,7 +118,8 @@ impl Feed {
         };
         let (tree, clock) = (SliceTree::new(config.slices), Clock::new(config, horizon.steps));
         let compressor = Compressor::new(config.codec, manifest);
-        Feed { data, order, tree, epoch: None, scored, clock, local, compressor }
+        let (reader, upcoming) = (Reader::new(data.clone(), order), VecDeque::new());
+        Feed { data, order, tree, reader, upcoming, scored, clock, local, compressor }
     }
 
     /// How commits relate to steps.
@@ -124,13 +132,27 @@ impl Feed {
     /// # Errors
     /// Data that can no longer be read.
     pub fn slice(&mut self, step: Step, slice: SliceId) -> Result<HostBatch, DataError> {
-        let epoch = self.order.epoch(step);
-        let (data, order) = (&*self.data, self.order);
-        let samples = match &mut self.epoch {
-            Some((cached, samples)) if *cached == epoch => samples,
-            stale => &mut stale.insert((epoch, order.epoch_order(epoch))).1,
-        };
-        HostBatch::read(data, Part::Train, order.places(step, slice).map(|place| samples.sample(place)))
+        let batch = self.reader.take((step, slice));
+        if self.upcoming.front() == Some(&(step, slice)) {
+            self.upcoming.pop_front();
+        }
+        if let Some(next) = self.upcoming.front() {
+            self.reader.prepare(*next);
+        }
+        batch
+    }
+
+    /// Begins to read what a commit needs first, if these slices are this worker's then.
+    pub fn prepare(&mut self, commit: Step, owned: &BTreeSet<SliceId>) {
+        if let Some(first) = self.keys(commit, owned).next() {
+            self.reader.prepare(first);
+        }
+    }
+
+    /// What is read for slices of a commit, in order.
+    fn keys(&self, commit: Step, slices: &BTreeSet<SliceId>) -> impl Iterator<Item = Key> + use<> {
+        let steps = if commit.0 < self.clock.commits() { self.clock.steps_of(commit) } else { 0..0 };
+        slices.clone().into_iter().flat_map(move |slice| steps.clone().map(move |step| (Step(step), slice)))
     }
 
     /// Computes the slices in `owned` of a commit that starts from `parameters`, but for those that are `done`, and adds
@@ -145,6 +167,7 @@ impl Feed {
         (owned, mut done): (&BTreeSet<SliceId>, Contribution),
     ) -> Result<Contribution, DataError> {
         let missing = done.keep(owned);
+        self.upcoming = self.keys(commit, &missing).collect();
         let mut problem = None;
         let nodes = match &mut self.compressor {
             Some(compressor) => {

@@ -53,6 +53,9 @@ pub struct ExchangeArgs {
     /// How tensors get from process to process: shm, grpc
     #[arg(long, value_name = "WAY,…", value_delimiter = ',', default_value = "shm,grpc")]
     pub transport: Vec<String>,
+    /// How gradients are pushed: f32, bf16, f16, int8, topk:SHARE
+    #[arg(long, value_name = "CODEC,…", value_delimiter = ',', default_value = "f32")]
+    pub codec: Vec<String>,
     /// Draw the medians into a file, by size and workers (for `round`)
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,

@@ -23,6 +23,7 @@ struct Cell {
     servers: u32,
     mib: f64,
     transport: String,
+    codec: String,
     rounds: u32,
 }
 
@@ -32,18 +33,25 @@ impl Cell {
         for mib in &args.mib {
             for servers in &args.servers {
                 for workers in &args.workers {
-                    let of = |transport: &String| Cell {
+                    let of = |(transport, codec): (&String, &String)| Cell {
                         workers: *workers,
                         servers: *servers,
                         mib: *mib,
                         transport: transport.clone(),
+                        codec: codec.clone(),
                         rounds: args.rounds,
                     };
-                    cells.extend(args.transport.iter().map(of));
+                    let ways = args.transport.iter().flat_map(|way| args.codec.iter().map(move |codec| (way, codec)));
+                    cells.extend(ways.map(of));
                 }
             }
         }
         cells
+    }
+
+    /// How its tensors travel.
+    fn way(&self) -> String {
+        if self.codec == "f32" { self.transport.clone() } else { format!("{} {}", self.transport, self.codec) }
     }
 
     fn bytes(&self) -> f64 {
@@ -58,26 +66,32 @@ impl Cell {
     }
 
     fn run(&self, mode: &str) -> Result<Trained, Failure> {
-        let Cell { workers, servers, mib, transport, rounds } = self;
-        tell(&format!("{workers} workers, {servers} servers, {mib} MiB, {transport}, {mode}"));
+        let Cell { workers, servers, mib, transport, codec, rounds } = self;
+        tell(&format!("{workers} workers, {servers} servers, {mib} MiB, {transport}, {codec}, {mode}"));
         let (width, layers) = tensors(*mib);
         let text = format!(
             "--task synthetic --backend cpu --optimizer sgd --lr 0.0009765625 {mode} --workers {workers} --slices {workers} \
-             --servers {servers} --batch-size {workers} --transport {transport} --steps {} --set model.width={width} --set model.layers={layers}",
+             --servers {servers} --batch-size {workers} --transport {transport} --codec {codec} --steps {} --set model.width={width} --set model.layers={layers}",
             rounds + WARM
         );
         cell::run(&text.split_whitespace().map(String::from).collect::<Vec<_>>())
     }
 
     fn row(&self) -> Row {
-        let Cell { workers, servers, mib, transport, .. } = self;
+        let Cell { workers, servers, mib, transport, codec, .. } = self;
         vec![
             ("workers", (*workers).into()),
             ("servers", (*servers).into()),
             ("mib", (*mib).into()),
             ("transport", transport.as_str().into()),
+            ("codec", codec.as_str().into()),
         ]
     }
+}
+
+/// Whether a codec's gradients are what they were, for those that are exchanged here.
+fn is_exact(codec: &str) -> bool {
+    matches!(codec, "f32" | "bf16" | "f16")
 }
 
 /// Whole rounds: every worker writes its gradients and reads all parameters inside the time.
@@ -88,11 +102,15 @@ pub fn rounds(args: &ExchangeArgs) -> Result<(), Failure> {
         match cell.too_large() {
             Some(why) => row.extend([("median_ms", Value::from(why)), ("checked", false.into())]),
             None => {
-                // Each worker has checked each parameter of each round, or the run would have failed.
+                // Each worker has checked each parameter of each round, or the run would have failed; with codecs that make
+                // up later for what they lose, only that it is a number.
                 let seconds = median(cell.run("--sync")?.rounds(WARM as usize));
-                let curve = curves.entry((cell.transport.clone(), cell.workers)).or_default();
+                let curve = curves.entry((cell.way(), cell.workers)).or_default();
                 curve.extend(seconds.map(|seconds| (cell.mib, seconds * 1e3)));
-                row.extend([("median_ms", seconds.map(milliseconds).into()), ("checked", true.into())]);
+                row.extend([
+                    ("median_ms", seconds.map(milliseconds).into()),
+                    ("checked", is_exact(&cell.codec).into()),
+                ]);
             }
         }
         rows.push(row);
@@ -116,7 +134,7 @@ pub fn net(args: &ExchangeArgs) -> Result<(), Failure> {
             let skipped = ["push_gb_per_second", "pull_gb_per_second", "push_pull_gb_per_second"];
             row.extend(skipped.map(|name| (name, Value::from(why.as_str()))));
         } else {
-            let (apart, both) = (cell.run("--async")?, cell.run("--sync")?);
+            let (apart, both) = (cell.run("--async --set consistency.overlap=false")?, cell.run("--sync")?);
             row.push(("push_gb_per_second", rate(&apart, "bytes_pushed", "exchange").into()));
             row.push(("pull_gb_per_second", rate(&apart, "bytes_pulled", "pull").into()));
             row.push(("push_pull_gb_per_second", rate(&both, "bytes_pushed", "exchange").into()));

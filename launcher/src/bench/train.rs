@@ -80,7 +80,8 @@ fn row(
     let trained = cell::run(&arguments)?;
     let first = trained.commits.first().map_or(0.0, |first| first.1);
     let cold = trained.commits.iter().filter(|(_, seconds)| seconds - first < warm(args)).count();
-    let rounds = trained.rounds(cold.max(WARM));
+    // If the cluster was through sooner than the loop made believe, its second half counts.
+    let rounds = trained.rounds(cold.max(WARM).min(trained.commits.len() / 2));
     let rate = rounds.len() as f64 * f64::from(batch) / rounds.iter().sum::<f64>();
     let parameters = trained.summary["parameters"].as_u64().unwrap_or(shape.parameters);
     Ok(vec![

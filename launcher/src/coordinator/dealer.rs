@@ -31,8 +31,8 @@ pub enum Deal {
 
 #[derive(Clone, Debug, Default)]
 struct Hand {
-    /// The number and the place of the slice that it has in hand.
-    held: Option<(u64, u64)>,
+    /// The numbers and the places of the slices that it has in hand: one that it computes, and maybe one that it pushes.
+    held: Vec<(u64, u64)>,
     /// Pushes that were committed: its clock.
     pushes: u64,
     is_done: bool,
@@ -53,6 +53,8 @@ pub struct Dealer {
     policy: Arc<dyn Policy>,
     clock: Clock,
     slices: u32,
+    /// Slices that a worker may have in hand.
+    at_once: usize,
     eval_every: u64,
     reviews: bool,
     reviewed: Step,
@@ -76,6 +78,7 @@ impl Dealer {
             policy: policy::of(config.mode).into(),
             clock: Clock::new(config, steps),
             slices: config.slices,
+            at_once: if config.mode.overlaps() { 2 } else { 1 },
             eval_every: config.eval_every,
             reviews: config.reviews_evaluations(),
             reviewed: Step(0),
@@ -109,7 +112,7 @@ impl Dealer {
 
     /// Which slices were committed. Those in hand are not.
     pub fn cursor(&self) -> Cursor {
-        let held = self.hands.values().filter_map(|hand| hand.held).map(|(_, place)| place);
+        let held = self.hands.values().flat_map(|hand| &hand.held).map(|(_, place)| *place);
         Cursor { next: self.next, missing: self.returned.iter().copied().chain(held).collect() }
     }
 
@@ -121,8 +124,8 @@ impl Dealer {
 
     /// A worker is gone; what it had in hand is dealt again.
     pub fn lose(&mut self, worker: WorkerId) {
-        let held = self.hands.remove(&worker).and_then(|hand| hand.held);
-        self.returned.extend(held.map(|(_, place)| place));
+        let held = self.hands.remove(&worker).map(|hand| hand.held).unwrap_or_default();
+        self.returned.extend(held.into_iter().map(|(_, place)| place));
     }
 
     /// A push is committed.
@@ -130,16 +133,14 @@ impl Dealer {
         self.committed += 1;
         if let Some(hand) = self.hands.get_mut(&push.worker) {
             hand.pushes += 1;
-            if hand.held.is_some_and(|(sequence, _)| sequence == push.sequence) {
-                hand.held = None;
-            }
+            hand.held.retain(|(sequence, _)| *sequence != push.sequence);
         }
     }
 
     /// Whether a worker has the slice in hand that a push of this number would bear.
     pub fn has_dealt(&self, push: PushId) -> bool {
         let hand = self.hands.get(&push.worker);
-        hand.and_then(|hand| hand.held).is_some_and(|(sequence, _)| sequence == push.sequence)
+        hand.is_some_and(|hand| hand.held.iter().any(|(sequence, _)| *sequence == push.sequence))
     }
 
     /// Deals nothing for the time being, or goes on.
@@ -149,7 +150,7 @@ impl Dealer {
 
     /// Whether nobody has a slice in hand.
     pub fn is_idle(&self) -> bool {
-        self.hands.values().all(|hand| hand.held.is_none())
+        self.hands.values().all(|hand| hand.held.is_empty())
     }
 
     /// Deals no other slice.
@@ -177,11 +178,16 @@ impl Dealer {
         self.hands.values().filter(|hand| !hand.is_done).map(|hand| hand.pushes).min().unwrap_or(0)
     }
 
-    /// What a worker is to do; `lacking` says what a step's evaluation still needs from it or from others.
-    pub fn deal(&mut self, worker: WorkerId, lacking: impl Fn(Step) -> Lacking) -> Deal {
+    /// What a worker is to do that has heard of slices up to number `after`; `lacking` says what a step's evaluation still
+    /// needs from it or from others.
+    pub fn deal(&mut self, worker: WorkerId, after: u64, lacking: impl Fn(Step) -> Lacking) -> Deal {
         let Some(hand) = self.hands.get(&worker) else { return Deal::Wait("its admission".into()) };
-        if let Some((sequence, place)) = hand.held {
-            return Deal::Now(self.work(sequence, place));
+        if let Some((sequence, place)) = hand.held.iter().find(|(sequence, _)| *sequence > after) {
+            return Deal::Now(self.work(*sequence, *place));
+        }
+        let in_hand = hand.held.len();
+        if in_hand == self.at_once {
+            return Deal::Wait(format!("worker {worker} to push"));
         }
         if let Some(end) = self.end() {
             return self.finish(worker, end, lacking(end));
@@ -192,7 +198,8 @@ impl Dealer {
         if self.is_held {
             return Deal::Wait(format!("{}, so that a server can take part", self.holders()));
         }
-        let pace = Pace { own: self.hands[&worker].pushes, slowest: self.slowest() };
+        // What is in hand counts as made, so that the bound holds for the parameters that it is computed with.
+        let pace = Pace { own: self.hands[&worker].pushes + in_hand as u64, slowest: self.slowest() };
         if !self.policy.may_go_on(pace) {
             return Deal::Wait(format!("{}, {} steps behind", self.hindmost(), pace.own - pace.slowest));
         }
@@ -203,7 +210,7 @@ impl Dealer {
         self.sequence += 1;
         let held = (self.sequence, place);
         if let Some(hand) = self.hands.get_mut(&worker) {
-            hand.held = Some(held);
+            hand.held.push(held);
         }
         Deal::Now(self.work(held.0, held.1))
     }
@@ -267,7 +274,7 @@ impl Dealer {
 
     /// Who has slices in hand, in words.
     pub fn holders(&self) -> String {
-        let holders = self.hands.iter().filter(|(_, hand)| hand.held.is_some());
+        let holders = self.hands.iter().filter(|(_, hand)| !hand.held.is_empty());
         let holders: Vec<_> = holders.map(|(worker, _)| worker.to_string()).collect();
         if holders.is_empty() { "every worker".into() } else { format!("worker {} to push", holders.join(", ")) }
     }
@@ -275,6 +282,8 @@ impl Dealer {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use convoy_proto::{config::layers::Layers, ids::Incarnation};
     use proptest::prelude::*;
 
@@ -301,34 +310,39 @@ mod tests {
         }
     }
 
-    /// Plays a script: `a` to `d` ask, `A` to `D` have their push committed, `x` to `z` are a's to c's evaluation.
+    /// Plays a script: `a` to `d` ask, with nothing in hand that they know of; `e` to `h` are the same four, who ask beyond
+    /// what they have; `A` to `D` have their first push committed, `x` to `z` are the deaths of a to c.
     fn play(dealer: &mut Dealer, script: &str) -> String {
         let mut told = Vec::new();
-        let mut held: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut held: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
         let (mut scored, mut evaluates) = (BTreeSet::new(), BTreeMap::new());
         for event in script.chars() {
             match event {
-                'a'..='d' => {
-                    let worker = event as u32 - 'a' as u32;
+                'a'..='h' => {
+                    let worker = (event as u32 - 'a' as u32) % 4;
+                    let known = held.get(&worker).filter(|_| event >= 'e').and_then(BTreeSet::last);
+                    let after = known.copied().unwrap_or(0);
                     // Who was told to evaluate has done so when it asks again.
                     scored.extend(evaluates.remove(&worker).map(|step| (worker, step)));
                     let alive: Vec<u32> = dealer.hands.keys().map(|worker| worker.0).collect();
-                    told.push(match dealer.deal(WorkerId(worker), |step| lacking(&scored, &alive, worker, step)) {
-                        Deal::Now(Work::Slice { sequence, step, slice }) => {
-                            held.insert(worker, sequence);
-                            format!("{event}:{step}.{slice}")
-                        }
-                        Deal::Now(Work::Evaluate(step)) => {
-                            evaluates.insert(worker, step);
-                            format!("{event}:eval {step}")
-                        }
-                        Deal::Now(Work::Finished(step)) => format!("{event}:end {step}"),
-                        Deal::Wait(who) => format!("{event}:wait for {who}"),
-                    });
+                    told.push(
+                        match dealer.deal(WorkerId(worker), after, |step| lacking(&scored, &alive, worker, step)) {
+                            Deal::Now(Work::Slice { sequence, step, slice }) => {
+                                held.entry(worker).or_default().insert(sequence);
+                                format!("{event}:{step}.{slice}")
+                            }
+                            Deal::Now(Work::Evaluate(step)) => {
+                                evaluates.insert(worker, step);
+                                format!("{event}:eval {step}")
+                            }
+                            Deal::Now(Work::Finished(step)) => format!("{event}:end {step}"),
+                            Deal::Wait(who) => format!("{event}:wait for {who}"),
+                        },
+                    );
                 }
                 'A'..='D' => {
                     let worker = event as u32 - 'A' as u32;
-                    dealer.committed(push(worker, held[&worker]));
+                    dealer.committed(push(worker, held.get_mut(&worker).unwrap().pop_first().unwrap()));
                 }
                 _ => dealer.lose(WorkerId(event as u32 - 'x' as u32)),
             }
@@ -357,6 +371,22 @@ mod tests {
         assert_eq!(told, golden);
     }
 
+    /// Golden: while a push is on its way, one more slice is dealt, unless an evaluation or the bound is in between.
+    #[test]
+    fn the_next_slice_is_dealt_ahead() {
+        let mut dealer = super::tests::dealer("mode = 'async'\neval_every = 1", 2, 2);
+        let golden = "a:0.0; a:0.1; a:wait for worker 0 to push; b:wait for worker 0 to push; \
+            a:wait for worker 0 to push; a:eval 2";
+        assert_eq!(play(&mut dealer, "aeebAeAa").replace("e:", "a:"), golden);
+        let mut dealer = super::tests::dealer("mode = 'ssp'\neval_every = 0\n[consistency]\nmax_staleness = 1", 2, 9);
+        let golden = "a:0.0; a:0.1; a:wait for worker 1, 2 steps behind; b:1.0; a:1.1";
+        assert_eq!(play(&mut dealer, "aeAebBe").replace("e:", "a:"), golden);
+        let mut dealer = super::tests::dealer("mode = 'async'\neval_every = 0\n[consistency]\noverlap = false", 2, 1);
+        assert_eq!(play(&mut dealer, "ae").replace("e:", "a:"), "a:0.0; a:wait for worker 0 to push");
+        let mut dealer = super::tests::dealer("mode = 'async'\neval_every = 0", 2, 1);
+        assert_eq!(play(&mut dealer, "aexbf").replace("e:", "a:").replace("f:", "b:"), "a:0.0; a:0.1; b:0.0; b:0.1");
+    }
+
     #[test]
     fn a_slice_of_the_dead_is_dealt_again() {
         let mut dealer = dealer("mode = 'async'\neval_every = 0", 2, 1);
@@ -371,9 +401,9 @@ mod tests {
         play(&mut dealer, "ab");
         dealer.stop();
         dealer.committed(push(0, 1));
-        assert_eq!(dealer.deal(WorkerId(0), |_| Lacking::Own), Deal::Wait("worker 1 to push".into()));
+        assert_eq!(dealer.deal(WorkerId(0), 0, |_| Lacking::Own), Deal::Wait("worker 1 to push".into()));
         dealer.committed(push(1, 2));
-        assert_eq!(dealer.deal(WorkerId(0), |_| Lacking::Own), Deal::Now(Work::Finished(Step(2))));
+        assert_eq!(dealer.deal(WorkerId(0), 0, |_| Lacking::Own), Deal::Now(Work::Finished(Step(2))));
     }
 
     proptest! {
@@ -383,31 +413,40 @@ mod tests {
         fn every_slice_once(seed in proptest::collection::vec((0u32..3, 0u8..12), 400), bound in 0u64..4, steps in 1u64..6) {
             let text = format!("mode = 'ssp'\neval_every = 2\n[consistency]\nmax_staleness = {bound}");
             let mut dealer = dealer(&text, 3, steps);
-            let (mut held, mut scored) = (BTreeMap::new(), BTreeSet::new());
+            let (mut held, mut scored) = (BTreeMap::<u32, VecDeque<_>>::new(), BTreeSet::new());
             let mut done: BTreeMap<(u64, u32), u32> = BTreeMap::new();
             let mut finished = BTreeSet::new();
             let rounds = (0..200u32).map(|round| (round % 3, 0));
             for (worker, event) in seed.into_iter().chain(rounds) {
-                let id = WorkerId(worker);
+                let (id, held) = (WorkerId(worker), held.entry(worker).or_default());
+                let (heard, in_hand) = (held.back().map_or(0, |(sequence, _)| *sequence), held.len() as u64);
                 if event == 11 && finished.is_empty() {
                     dealer.lose(id);
-                    held.remove(&worker);
+                    held.clear();
                     dealer.join(id);
-                } else if let Some((sequence, place)) = held.remove(&worker) {
+                    continue;
+                }
+                if (in_hand == 2 || event % 2 == 0)
+                    && let Some((sequence, place)) = held.pop_front()
+                {
                     *done.entry(place).or_default() += 1;
                     dealer.committed(push(worker, sequence));
-                } else if let Deal::Now(work) = dealer.deal(id, |step| lacking(&scored, &[0, 1, 2], worker, step)) {
-                    match work {
-                        Work::Slice { sequence, step, slice } => {
-                            prop_assert!(dealer.lead(id) <= bound, "{} ahead", dealer.lead(id));
-                            held.insert(worker, (sequence, (step, slice.0)));
-                        }
-                        Work::Evaluate(step) => drop(scored.insert((worker, step))),
-                        Work::Finished(step) => {
-                            prop_assert_eq!(step.0, steps * 3);
-                            finished.insert(worker);
-                        }
+                    continue;
+                }
+                match dealer.deal(id, heard, |step| lacking(&scored, &[0, 1, 2], worker, step)) {
+                    Deal::Now(Work::Slice { sequence, step, slice }) => {
+                        prop_assert!(dealer.lead(id) + in_hand <= bound, "{} ahead", dealer.lead(id));
+                        held.push_back((sequence, (step, slice.0)));
                     }
+                    Deal::Now(Work::Evaluate(step)) => {
+                        prop_assert_eq!(in_hand, 0);
+                        scored.insert((worker, step));
+                    }
+                    Deal::Now(Work::Finished(step)) => {
+                        prop_assert_eq!(step.0, steps * 3);
+                        finished.insert(worker);
+                    }
+                    Deal::Wait(_) => {}
                 }
             }
             prop_assert_eq!(finished.len(), 3);

@@ -228,9 +228,9 @@ impl Engine {
         self.commits.fate(header)
     }
 
-    /// What a worker is to do, which owns these slices of an evaluation.
-    pub fn deal(&mut self, worker: WorkerId, owned: &BTreeSet<SliceId>) -> Deal {
-        self.dealer.deal(worker, |step| self.evaluations.lacking(step, owned))
+    /// What a worker is to do that has heard of slices up to number `after`, and owns these slices of an evaluation.
+    pub fn deal(&mut self, (worker, after): (WorkerId, u64), owned: &BTreeSet<SliceId>) -> Deal {
+        self.dealer.deal(worker, after, |step| self.evaluations.lacking(step, owned))
     }
 
     /// Starts no other step. Gives the first that nobody makes, where that is the coordinator's to say.

@@ -302,7 +302,7 @@ impl CoordinationService for CoordinatorService {
         let member = member(request.member)?;
         let deal = || {
             let mut cluster = self.cluster();
-            Ok(match cluster.deal(member)? {
+            Ok(match cluster.deal(member, request.after)? {
                 Deal::Now(work) => Ok((work, cluster.view().generation)),
                 Deal::Wait(who) => Err(who),
             })

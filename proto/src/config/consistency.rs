@@ -28,6 +28,8 @@ pub struct Staleness {
     pub scales_rate: bool,
     /// λ of the delay compensation; 0 is none.
     pub compensation: f32,
+    /// Whether a worker computes a slice while its last one is on its way, which is not in its parameters then.
+    pub overlaps: bool,
 }
 
 /// Local steps between two rounds.
@@ -89,6 +91,11 @@ impl Mode {
         }
     }
 
+    /// Whether a worker computes a slice while its last one is on its way: never where it is not to be stale at all.
+    pub fn overlaps(self) -> bool {
+        !matches!(self, Mode::Ssp(0, _)) && self.staleness().is_some_and(|staleness| staleness.overlaps)
+    }
+
     /// What is done about staleness, where there is any.
     pub fn staleness(self) -> Option<Staleness> {
         match self {
@@ -119,6 +126,7 @@ pub struct RawConsistency {
     pub max_staleness: Option<u64>,
     pub staleness_lr: Option<bool>,
     pub compensation: Option<f64>,
+    pub overlap: Option<bool>,
     pub local_steps: Option<u64>,
     pub outer_lr: Option<f64>,
     pub outer_momentum: Option<f64>,
@@ -126,7 +134,7 @@ pub struct RawConsistency {
 }
 
 /// Which modes a key belongs to, and why no other has it.
-const BELONGS: [(&str, &[&str], &str); 9] = [
+const BELONGS: [(&str, &[&str], &str); 10] = [
     ("consistency.quorum", &["sync"], "only a synchronous step waits for others, so only it can wait for fewer"),
     (
         "consistency.backup_workers",
@@ -136,6 +144,7 @@ const BELONGS: [(&str, &[&str], &str); 9] = [
     ("consistency.max_staleness", &["ssp"], "`async` has no bound, and the other modes have no staleness"),
     ("consistency.staleness_lr", &["async", "ssp"], "gradients are never stale in the other modes"),
     ("consistency.compensation", &["async", "ssp"], "gradients are never stale in the other modes"),
+    ("consistency.overlap", &["async", "ssp"], "in the other modes a step begins with what the last one made"),
     ("consistency.local_steps", &["local"], "in the other modes every step is aggregated"),
     ("consistency.outer_lr", &["local"], "only rounds of local steps have an outer optimizer"),
     ("consistency.outer_momentum", &["local"], "only rounds of local steps have an outer optimizer"),
@@ -159,6 +168,7 @@ impl RawConsistency {
             self.max_staleness.map(|value| value.to_string()),
             self.staleness_lr.map(|value| value.to_string()),
             self.compensation.map(|value| value.to_string()),
+            self.overlap.map(|value| value.to_string()),
             self.local_steps.map(|value| value.to_string()),
             self.outer_lr.map(|value| value.to_string()),
             self.outer_momentum.map(|value| value.to_string()),
@@ -195,7 +205,13 @@ impl RawConsistency {
         let compensation = self.compensation.unwrap_or(0.0);
         let compensation =
             number("consistency.compensation", compensation, "0 or more, at most 100", |x| (0.0..=100.0).contains(&x))?;
-        Ok(Staleness { scales_rate: self.staleness_lr.unwrap_or(false), compensation: compensation as f32 })
+        let overlaps = self.overlap.unwrap_or(compensation == 0.0);
+        if overlaps && compensation > 0.0 {
+            let problem = "excludes `consistency.compensation`, which needs to know what a gradient was computed with";
+            return Err(value_error("consistency.overlap", overlaps, problem));
+        }
+        let scales_rate = self.staleness_lr.unwrap_or(false);
+        Ok(Staleness { scales_rate, compensation: compensation as f32, overlaps })
     }
 
     fn quorum(&self, around: Around) -> Result<Quorum, ConfigError> {
@@ -246,6 +262,7 @@ impl From<Mode> for RawConsistency {
         let mut raw = RawConsistency {
             staleness_lr: stale.map(|staleness| staleness.scales_rate),
             compensation: stale.map(|staleness| decimal(staleness.compensation)),
+            overlap: stale.map(|staleness| staleness.overlaps),
             ..RawConsistency::default()
         };
         match mode {
@@ -283,6 +300,8 @@ mod tests {
             ("workers = 4\n[consistency]\nbackup_workers = 0", "sync"),
             ("mode = 'async'", "async"),
             ("mode = 'ssp'", "ssp, at most 3 steps ahead"),
+            ("mode = 'async'\n[consistency]\noverlap = false", "async"),
+            ("mode = 'async'\n[consistency]\ncompensation = 0.5", "async"),
             ("mode = 'local'\n[consistency]\nlocal_steps = 7", "local, rounds of 7 steps"),
         ];
         for (text, mode) in golden {
@@ -304,6 +323,11 @@ mod tests {
             ("mode = 'local'\n[consistency]\ncompensation = 1", "goes with mode async and ssp, not with local"),
             ("workers = 2\n[consistency]\nquorum = 3", "must be between 1 and the 2 slices of a step"),
             ("workers = 2\n[consistency]\nbackup_workers = 2", "leaves none of the 2 workers to wait for"),
+            (
+                "mode = 'async'\n[consistency]\ncompensation = 1\noverlap = true",
+                "`consistency.overlap` = true: excludes `consistency.compensation`",
+            ),
+            ("[consistency]\noverlap = true", "goes with mode async and ssp, not with sync"),
             ("mode = 'asinc'", "did you mean `async`?"),
             ("mode = 'async'\nprecision = 'f16'", "`f16` needs a loss scale that all follow"),
             ("workers = 2\n[consistency]\nquorum = 1\nbackup_workers = 1", "exclude each other"),

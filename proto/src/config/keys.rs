@@ -174,6 +174,11 @@ pub const KEYS: &[Key] = &[
         Kind::Number,
         "async, ssp: how strongly stale gradients are corrected for the change since; 0 is off",
     ),
+    key(
+        "consistency.overlap",
+        Kind::Flag,
+        "async, ssp: compute a slice while the last one is on its way; true unless there is compensation",
+    ),
     key("consistency.local_steps", Kind::Count, "local: steps that each slice makes by itself between two commits"),
     key("consistency.outer_lr", Kind::Number, "local: learning rate of the outer optimizer"),
     key("consistency.outer_momentum", Kind::Number, "local: Nesterov momentum of the outer optimizer"),

@@ -19,12 +19,13 @@ const EXCLUSIVE: [(&str, &str); 4] = [
     ("consistency.quorum", "consistency.backup_workers"),
 ];
 /// Names that give other keys their meaning: a higher layer that changes the name starts these anew.
-const NAMED: [(&str, &[&str]); 3] = [
+const NAMED: [(&str, &[&str]); 4] = [
     (
         "optimizer.name",
         &["optimizer.momentum", "optimizer.alpha", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"],
     ),
     ("schedule.name", &["schedule.min_factor", "schedule.every", "schedule.factor"]),
+    ("consistency.compensation", &["consistency.overlap"]),
     (
         "mode",
         &[
@@ -33,6 +34,7 @@ const NAMED: [(&str, &[&str]); 3] = [
             "consistency.max_staleness",
             "consistency.staleness_lr",
             "consistency.compensation",
+            "consistency.overlap",
             "consistency.local_steps",
             "consistency.outer_lr",
             "consistency.outer_momentum",

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use super::{Pass, Segment, SharedError};
+use super::{Pass, Segment, SharedError, heap};
 use crate::blocks::Block;
 
 /// Tensors begin at multiples of so many bytes: a line of the processor's cache.
@@ -20,12 +20,52 @@ const ALIGNMENT: usize = 64;
 /// Slots for blocks.
 #[derive(Debug)]
 pub struct Arena {
-    segment: Segment,
+    memory: Memory,
     /// By block, where it is in a plane and how many elements it has.
     places: Vec<(usize, usize)>,
     plane_bytes: usize,
     /// By plane and block.
     taken: Vec<AtomicBool>,
+}
+
+/// Where an arena is.
+#[derive(Debug)]
+enum Memory {
+    /// In a segment of its own.
+    Own(Segment),
+    /// In the one of the process's large blocks, so far from its start, and so large.
+    Heap(&'static heap::Region, usize, usize),
+}
+
+impl Memory {
+    fn on_heap(bytes: usize) -> Option<Memory> {
+        let region = heap::region()?;
+        Some(Memory::Heap(region, region.take(bytes)?.0, bytes))
+    }
+
+    /// Where the segment begins, which offsets are counted from.
+    fn start(&self) -> *mut u8 {
+        match self {
+            Memory::Own(segment) => segment.start(),
+            Memory::Heap(region, ..) => region.start(),
+        }
+    }
+
+    /// How far from there the arena is.
+    fn offset(&self) -> usize {
+        match self {
+            Memory::Own(_) => 0,
+            Memory::Heap(_, offset, _) => *offset,
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Memory::Heap(region, offset, bytes) = self {
+            region.give(*offset, *bytes);
+        }
+    }
 }
 
 impl Arena {
@@ -34,6 +74,31 @@ impl Arena {
     /// # Errors
     /// The system has no such memory, or not so much.
     pub fn new(blocks: impl Iterator<Item = Block>, planes: usize) -> Result<Arc<Arena>, SharedError> {
+        Arena::in_memory(blocks, |plane_bytes| {
+            Ok((Memory::Own(Segment::new(plane_bytes.saturating_mul(planes))?), planes))
+        })
+    }
+
+    /// The same beside this process's large blocks, if it has begun to show them, and of half of that memory at most.
+    ///
+    /// # Errors
+    /// As [`Arena::new`].
+    pub fn beside_heap(blocks: impl Iterator<Item = Block>, planes: usize) -> Result<Arc<Arena>, SharedError> {
+        Arena::in_memory(blocks, |plane_bytes| {
+            let half = heap::region().map_or(0, |region| region.bytes() / 2);
+            let planes_here = half.checked_div(plane_bytes).unwrap_or(planes).min(planes);
+            let room = if planes_here == 0 { None } else { Memory::on_heap(plane_bytes * planes_here) };
+            match room {
+                Some(memory) => Ok((memory, planes_here)),
+                None => Ok((Memory::Own(Segment::new(plane_bytes.saturating_mul(planes))?), planes)),
+            }
+        })
+    }
+
+    fn in_memory(
+        blocks: impl Iterator<Item = Block>,
+        make: impl FnOnce(usize) -> Result<(Memory, usize), SharedError>,
+    ) -> Result<Arc<Arena>, SharedError> {
         let (mut places, mut end, mut tensor) = (Vec::new(), 0usize, None);
         for block in blocks {
             if tensor.replace(block.tensor) != Some(block.tensor) {
@@ -43,14 +108,25 @@ impl Arena {
             end += block.bytes();
         }
         let plane_bytes = end.next_multiple_of(ALIGNMENT);
-        let segment = Segment::new(plane_bytes.saturating_mul(planes))?;
+        let (memory, planes) = make(plane_bytes)?;
         let taken = std::iter::repeat_with(AtomicBool::default).take(places.len() * planes).collect();
-        Ok(Arc::new(Arena { segment, places, plane_bytes, taken }))
+        Ok(Arc::new(Arena { memory, places, plane_bytes, taken }))
     }
 
     /// What another process needs to see it.
     pub fn pass(&self) -> Pass {
-        self.segment.pass()
+        match &self.memory {
+            Memory::Own(segment) => segment.pass(),
+            Memory::Heap(region, ..) => region.pass(),
+        }
+    }
+
+    /// Where values are that whoever sees this arena sees already, in bytes from the start of its segment.
+    pub fn offset_of(&self, values: &[f32]) -> Option<u64> {
+        match &self.memory {
+            Memory::Own(_) => None,
+            Memory::Heap(region, ..) => region.offset(values.as_ptr().cast()).map(|offset| offset as u64),
+        }
     }
 
     /// How many blocks there are in a plane.
@@ -65,8 +141,7 @@ impl Arena {
         if self.taken.get(at)?.swap(true, Ordering::Acquire) {
             return None;
         }
-        let offset = plane * self.plane_bytes + within;
-        debug_assert!(offset + elements * 4 <= self.segment.bytes());
+        let offset = self.memory.offset() + plane * self.plane_bytes + within;
         Some(Slot { arena: self.clone(), at, offset, elements })
     }
 
@@ -105,14 +180,14 @@ impl Deref for Slot {
     fn deref(&self) -> &[f32] {
         // SAFETY: the range lies in the segment, is aligned for f32 (all offsets are multiples of 4), overlaps no other
         // slot, and this slot exists once, so that whoever writes to it borrows it alone.
-        unsafe { std::slice::from_raw_parts(self.arena.segment.start().add(self.offset).cast(), self.elements) }
+        unsafe { std::slice::from_raw_parts(self.arena.memory.start().add(self.offset).cast(), self.elements) }
     }
 }
 
 impl DerefMut for Slot {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as above; it is borrowed alone.
-        unsafe { std::slice::from_raw_parts_mut(self.arena.segment.start().add(self.offset).cast(), self.elements) }
+        unsafe { std::slice::from_raw_parts_mut(self.arena.memory.start().add(self.offset).cast(), self.elements) }
     }
 }
 

@@ -12,10 +12,13 @@
 use std::io;
 
 mod arena;
+pub mod heap;
+mod ranges;
 mod segment;
 mod view;
 
 pub use arena::{Arena, Buffer, Slot};
+pub use heap::Heap;
 pub use segment::{Pass, Segment};
 pub use view::View;
 

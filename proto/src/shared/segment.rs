@@ -66,7 +66,14 @@ impl Segment {
 
 #[cfg(target_os = "linux")]
 fn anonymous(size: usize) -> io::Result<std::fs::File> {
-    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::sys::{
+        memfd::{MFdFlags, memfd_create},
+        resource::{Resource, getrlimit},
+    };
+    // To ask for more ends the process.
+    if getrlimit(Resource::RLIMIT_FSIZE).is_ok_and(|(limit, _)| limit < size as u64) {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
     let file = memfd_create(super::NAME, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let file = std::fs::File::from(file);
     file.set_len(size as u64)?;

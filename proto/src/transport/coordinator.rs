@@ -124,12 +124,17 @@ impl Coordinator {
         verdict.transpose().map_err(TransportError::malformed(&self.peer))
     }
 
-    /// Asks for something to do, and waits for it up to `limit`; gives the membership that it supposes, too.
+    /// Asks for something to do after the slice of number `after`, and waits for it up to `limit`; gives the membership that
+    /// it supposes, too.
     ///
     /// # Errors
     /// The wait was too long, or the coordinator is gone.
-    pub async fn deal(&self, member: Member, limit: Duration) -> Result<(Work, Generation), TransportError> {
-        let request = within(wire::DealRequest { member: Some(member.into()) }, limit);
+    pub async fn deal(
+        &self,
+        (member, after): (Member, u64),
+        limit: Duration,
+    ) -> Result<(Work, Generation), TransportError> {
+        let request = within(wire::DealRequest { member: Some(member.into()), after }, limit);
         let response = self.client.clone().deal(request).await.map_err(self.failed())?.into_inner();
         response.try_into().map_err(TransportError::malformed(&self.peer))
     }

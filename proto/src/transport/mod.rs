@@ -26,7 +26,7 @@ mod ping;
 mod security;
 mod shard;
 
-pub use bulk::Bulk;
+pub use bulk::{Bulk, Exchange, Inbound};
 pub use codec::MessageCodec;
 pub use coordinator::Coordinator;
 pub use gate::Gate;
@@ -243,15 +243,16 @@ pub fn control_server(defence: &Defence) -> Result<Listener, String> {
     guarded(Server::builder().max_concurrent_streams(limits::CONTROL_STREAMS), defence)
 }
 
-/// A listener for blocks.
+/// A listener for blocks, for so many callers.
 ///
 /// # Errors
 /// As [`control_server`].
-pub fn bulk_server(defence: &Defence) -> Result<Listener, String> {
+pub fn bulk_server(defence: &Defence, callers: u32) -> Result<Listener, String> {
+    let window = limits::window(callers);
     let server = Server::builder()
         .max_concurrent_streams(limits::BULK_STREAMS)
-        .initial_stream_window_size(limits::WINDOW_BYTES)
-        .initial_connection_window_size(limits::WINDOW_BYTES * 2)
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(window * 2)
         .max_frame_size(limits::HTTP_FRAME_BYTES);
     guarded(server, defence)
 }

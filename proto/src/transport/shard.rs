@@ -7,11 +7,15 @@ use std::{
 
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Code, Status, Streaming, body::Body, codec::Codec};
+use tonic::{Code, Status, Streaming, body::Body};
 use tower_service::Service;
 use tracing::debug;
 
-use super::{Credentials, MessageCodec, Peer, Shown, TransportError, bulk::Messages, bulk_channel};
+use super::{
+    Credentials, Inbound, Peer, Shown, TransportError,
+    bulk::{Chunked, Messages},
+    bulk_channel,
+};
 use crate::{
     ids::{Era, Member, ServerId, Step},
     limits,
@@ -193,10 +197,12 @@ impl ShardClient {
         mut on_block: impl FnMut(ParameterBlock),
     ) -> Result<(Step, Lease), TransportError> {
         let request = wire::PullRequest::from(pull);
-        let mut frames = self.client.clone().pull(request).await.map_err(self.failed())?.into_inner();
+        let asked = tokio_stream::once(Ok(request));
+        let mut frames = self.in_chunks::<_, wire::PullResponse>("Pull", asked).await.map_err(self.failed())?;
         let mut step = pull.step;
-        while let Some(frame) = frames.message().await.map_err(self.failed())? {
-            let pulled: Pulled = frame.try_into().map_err(TransportError::malformed(&self.peer))?;
+        while let Some(frame) = frames.next().await {
+            let pulled: Pulled =
+                frame.map_err(self.failed())?.try_into().map_err(TransportError::malformed(&self.peer))?;
             step = Some(pulled.step);
             pulled.blocks.into_iter().for_each(&mut on_block);
             if pulled.is_last {
@@ -209,12 +215,12 @@ impl ShardClient {
         Ok((step, Lease::of(frames)))
     }
 
-    /// Calls with a stream of messages, whose payloads are not copied.
-    async fn in_chunks(
+    /// Calls with a stream of messages, whose payloads are not copied, and neither are those of the answers.
+    async fn in_chunks<A: Chunked + 'static, B>(
         &self,
         method: &str,
-        messages: impl Stream<Item = Result<wire::PushPullRequest, Status>> + Send + 'static,
-    ) -> Result<Streaming<wire::PushPullResponse>, Status> {
+        messages: impl Stream<Item = Result<A, Status>> + Send + 'static,
+    ) -> Result<Inbound<B>, Status> {
         let mut service = self.service.clone();
         let call = http::Request::post(format!("/{SERVICE_NAME}/{method}"))
             .version(http::Version::HTTP_2)
@@ -228,9 +234,10 @@ impl ShardClient {
         if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok) {
             return Err(status);
         }
-        let (parts, body) = response.into_parts();
-        let decoder = MessageCodec::<wire::PushPullRequest, wire::PushPullResponse>::default().decoder();
-        Ok(Streaming::new_response(decoder, body, parts.status, None, Some(limits::MESSAGE_BYTES)))
+        if response.status() != http::StatusCode::OK {
+            return Err(Status::unknown(format!("the answer is HTTP's {}", response.status())));
+        }
+        Ok(Inbound::answered(Body::new(response.into_body())))
     }
 
     /// Pushes a step's contributions and takes the updated blocks, if they are wanted, as they are formed, up to the verdict,
@@ -249,7 +256,8 @@ impl ShardClient {
         let first = wire::PushPullRequest { without_blocks: !wants_blocks, shared, ..header };
         let parts = Frames::new(blocks).map(PushPart::Blocks).map(wire::PushPullRequest::from);
         let requests = tokio_stream::iter(std::iter::once(first).chain(parts));
-        let mut answers = self.in_chunks("PushPull", requests.map(Ok)).await.map_err(self.failed())?;
+        let answers = self.in_chunks::<_, wire::PushPullResponse>("PushPull", requests.map(Ok)).await;
+        let mut answers = answers.map_err(self.failed())?;
         while let Some(answer) = answers.next().await {
             let answer = answer.map_err(self.failed())?;
             match answer.try_into().map_err(TransportError::malformed(&self.peer))? {

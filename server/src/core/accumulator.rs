@@ -104,6 +104,15 @@ impl Accumulator {
         })
     }
 
+    /// Copies what is still where it came from.
+    pub fn own(&mut self) {
+        for (_, part) in &mut self.partials {
+            if let Part::Lent(payload) = part {
+                *payload = Bytes::copy_from_slice(payload);
+            }
+        }
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.partials.clear();

@@ -195,6 +195,12 @@ impl Cell {
         self.waiting.add(push, present, part)
     }
 
+    /// Copies parts that are still where they came from.
+    pub fn own(&mut self) {
+        self.accumulator.own();
+        self.waiting.own();
+    }
+
     /// Forgets a push.
     pub fn discard(&mut self, push: PushId) {
         self.waiting.discard(push);

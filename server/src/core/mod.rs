@@ -6,6 +6,7 @@
 
 pub mod accumulator;
 pub mod cell;
+mod credit;
 pub mod fences;
 pub mod kept;
 pub mod ledger;

@@ -42,6 +42,11 @@ impl Waiting {
         present.iter().all(|slice| covers(*slice))
     }
 
+    /// Copies what is still where it came from.
+    pub fn own(&mut self) {
+        self.0.iter_mut().for_each(|part| part.payload = Bytes::copy_from_slice(&part.payload));
+    }
+
     /// Forgets a push.
     pub fn discard(&mut self, push: PushId) {
         self.0.retain(|part| part.push != push);

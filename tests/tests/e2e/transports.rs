@@ -81,11 +81,12 @@ fn a_dead_workers_memory_is_free_at_once() {
     bench.await_steps("r", 5);
     let process = |words: &str| bench.processes().iter().find(|(_, line)| line.contains(words)).unwrap().0;
     let server = process(" server --run");
-    until("the server sees three workers", || segments(server) == 4);
+    // Its large blocks, its parameters, and what workers show it.
+    until("the server sees three workers", || segments(server) == 5);
     let worker = process("--rank 1 --coordinator");
     assert_eq!(segments(worker), 2, "a worker has its own and the server's");
     kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
-    until("the server sees two workers", || segments(server) == 3);
+    until("the server sees two workers", || segments(server) == 4);
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     assert_eq!(finish(child).code, Some(75));
     bench.await_no_process();
@@ -128,4 +129,33 @@ fn codecs_go_with_every_mode_and_say_when_a_result_is_not_exact() {
     assert!(exact.as_str().unwrap().contains("--codec int8"), "{exact}");
     let halves = format!("--workers 2 --steps 20 --chaos kill-worker:1@5 --codec bf16 {SMALL}");
     assert_eq!(bench.train("halves", &halves)["exact"], true, "nothing is fed back");
+}
+
+/// The most that a process has had of memory, in bytes.
+fn peak(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+#[test]
+fn a_server_takes_no_more_than_it_says() {
+    const BYTES: u64 = 64 << 20;
+    let bench = bench();
+    // One worker is slow, and the others would run ahead of it with all that they have.
+    let run = "--name m --task synthetic --set model.width=1048576 --set model.layers=16 --optimizer sgd --lr 0.0009765625 \
+               --workers 5 --batch-size 5 --steps 4 --eval-every 0 --checkpoint-every 0 --transport grpc --slow-worker 4:600ms";
+    let child = bench.command(run).spawn().unwrap();
+    let server = || bench.processes().into_iter().find(|(_, line)| line.contains(" server --run"));
+    until("there is a server", || server().is_some());
+    let (server, mut most) = (server().unwrap().0, 0);
+    until("the server has ended", || {
+        let peak = peak(server);
+        most = most.max(peak.unwrap_or(0));
+        peak.is_none()
+    });
+    assert_eq!(finish(child).code, Some(0));
+    // Two versions, partial sums as large as the shard, and the rest.
+    let least = 2 * BYTES;
+    assert!(most > least && most <= 3 * BYTES + (64 << 20), "{} MiB", most >> 20);
 }

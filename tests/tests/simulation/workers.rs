@@ -33,6 +33,10 @@ pub struct Hand {
     view: Option<ClusterView>,
     /// The headers of what it has pushed and that is not known to be committed, and to whom.
     pushed: Option<(PushHeader, Vec<Member>)>,
+    /// The number of the last slice that it was dealt.
+    heard: u64,
+    /// What it has computed meanwhile: the number, and the step that its parameters were the input of.
+    next: Option<(u64, Step)>,
     /// The evaluation that it took part in last, and its slices of it.
     evaluated: Option<(Step, BTreeSet<SliceId>)>,
     /// Whether it has said that it made its last step.
@@ -42,7 +46,7 @@ pub struct Hand {
 impl Hand {
     /// A worker that takes up with a step.
     pub fn at(step: Step) -> Hand {
-        Hand { step, view: None, pushed: None, evaluated: None, finished: false }
+        Hand { step, view: None, pushed: None, heard: 0, next: None, evaluated: None, finished: false }
     }
 }
 
@@ -131,26 +135,51 @@ impl World {
         }
         let hand = self.hands[&rank].clone();
         if let Some((header, to)) = &hand.pushed {
+            if self.is_dealt() && hand.next.is_none() && self.draw(2) == 0 {
+                self.ask_ahead(member, hand.heard);
+            }
             self.look(rank, header.clone(), to);
+        } else if let Some((sequence, step)) = hand.next {
+            self.hands.get_mut(&rank).unwrap().next = None;
+            self.push_dealt(member, sequence, step);
         } else if hand.finished {
             // It stays until all are through, and takes over what others leave.
             let view = self.look_up(rank, true);
             self.evaluate(member, hand.step, &view);
         } else if self.is_dealt() {
-            self.ask(member);
+            self.ask(member, hand.heard);
         } else {
             self.make_step(member, hand.step);
         }
     }
 
-    fn ask(&mut self, member: Member) {
-        match self.cluster.deal(member).unwrap() {
+    /// Computes the next slice while the last one is on its way.
+    fn ask_ahead(&mut self, member: Member, heard: u64) {
+        if let Deal::Now(Work::Slice { sequence, step: of, slice }) = self.cluster.deal(member, heard).unwrap() {
+            let step = self.take_slice(member, sequence, (of, slice.0));
+            self.hands.get_mut(&member.rank).unwrap().next = Some((sequence, step));
+        }
+    }
+
+    /// Takes note of a slice that is dealt, and gives the step that the newest parameters are the input of.
+    fn take_slice(&mut self, member: Member, sequence: u64, place: (u64, u32)) -> Step {
+        self.hands.get_mut(&member.rank).unwrap().heard = sequence;
+        self.dealt.insert((member.rank, member.incarnation, sequence), place);
+        self.leading().map(Shard::open_step).min().unwrap()
+    }
+
+    fn push_dealt(&mut self, member: Member, sequence: u64, step: Step) {
+        let place = self.dealt[&(member.rank, member.incarnation, sequence)];
+        // Who deals sees to it that the worker knows who takes part.
+        let view = self.look_up(member.rank, false);
+        self.push(member, (step, sequence), &[(0, place)], &view);
+    }
+
+    fn ask(&mut self, member: Member, heard: u64) {
+        match self.cluster.deal(member, heard).unwrap() {
             Deal::Now(Work::Slice { sequence, step: of, slice }) => {
-                self.dealt.insert((member.rank, member.incarnation, sequence), (of, slice.0));
-                let step = self.leading().map(Shard::open_step).min().unwrap();
-                // Who deals sees to it that the worker knows who takes part.
-                let view = self.look_up(member.rank, false);
-                self.push(member, (step, sequence), &[(0, (of, slice.0))], &view);
+                let step = self.take_slice(member, sequence, (of, slice.0));
+                self.push_dealt(member, sequence, step);
             }
             Deal::Now(Work::Evaluate(step)) => {
                 let view = self.look_up(member.rank, true);

@@ -180,8 +180,8 @@ impl Exchange {
         Ok(Exchange { servers: self.servers.showing(offer), staging: Some(Arc::new(staging)), ..self })
     }
 
-    /// All servers have gone beyond what they were shown.
-    fn release(&self) {
+    /// All servers have gone beyond what they were shown, or the era is over and they do nothing more with it.
+    pub fn release(&self) {
         self.staging.iter().for_each(|staging| staging.release());
     }
 
@@ -252,7 +252,7 @@ impl Exchange {
         if is_whole {
             self.release();
         }
-        let tensors = self.gather(&pulled, |block| block.role.is_trained())?;
+        let tensors = self.gather(pulled)?;
         Ok(Ok(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes }))
     }
 

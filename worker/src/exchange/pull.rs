@@ -30,7 +30,7 @@ impl Exchange {
             Ok::<_, ExchangeError>((shard, blocks))
         });
         let pulled = try_join_all(pulls).await?.into_iter().collect();
-        self.gather(&pulled, |block| extent == Extent::All || block.role.is_trained())
+        self.gather(pulled)
     }
 
     /// A shard's parameters, from the server that leads, or from another if it dies.
@@ -46,9 +46,10 @@ impl Exchange {
             let leader = self.servers.copies(shard, commit).first().copied().ok_or(ExchangeError::Gone(shard))?;
             let pulled = self.servers.call(leader, commit, async |link: Link| {
                 let memory = link.memory().await?;
-                let (mut blocks, pull) = (Vec::new(), Pull { is_shared: memory.is_some(), ..pull });
-                let (step, lease) = link.client.pull(pull, |block| blocks.push(block)).await?;
-                Ok((step, Received::new(blocks, memory, lease)))
+                let pull = Pull { is_shared: memory.is_some(), ..pull };
+                let mut received = self.awaited((shard, extent), memory);
+                let (step, lease) = link.client.pull(pull, |block| received.take(block)).await?;
+                Ok((step, received.kept(lease)))
             });
             if let Some(pulled) = pulled.await? {
                 return Ok(pulled);
@@ -69,7 +70,7 @@ impl Exchange {
         let steps: Vec<Step> = pulled.iter().map(|(step, _)| *step).collect();
         let blocks = pulled.into_iter().map(|(_, blocks)| blocks).collect();
         let (oldest, newest) = (steps.iter().min().copied(), steps.iter().max().copied());
-        let tensors = self.gather(&blocks, |block| extent == Extent::All || block.role.is_trained())?;
+        let tensors = self.gather(blocks)?;
         Ok(Pulled {
             step: oldest.unwrap_or(Step(0)),
             newest: newest.unwrap_or(Step(0)),

@@ -6,7 +6,7 @@ use convoy_proto::{
     blocks::Block,
     codec::Encoding,
     ids::ShardId,
-    messages::{GradientBlock, PushHeader, Setback, Verdict, Wanted},
+    messages::{Extent, GradientBlock, PushHeader, Setback, Verdict, Wanted},
     tree::Node,
 };
 use futures_util::future::try_join_all;
@@ -89,13 +89,13 @@ impl Exchange {
             let (header, nodes, wants_blocks) = (header.clone(), nodes.clone(), nth == 0);
             async move {
                 let answer = self.servers.call(server, commit, async |link: Link| {
-                    let (mut blocks, memory) = (Vec::new(), link.memory().await?);
+                    let memory = link.memory().await?;
                     let parts = self.gradient_blocks(shard, (nodes, memory.is_some()));
                     let wanted = Wanted { blocks: wants_blocks, shared: memory.is_some() };
-                    let (verdict, lease) =
-                        link.client.push_pull((header, wanted), parts, |block| blocks.push(block)).await?;
-                    let received = || Received::new(blocks, memory, lease);
-                    Ok(Answer { shard, verdict, blocks: wants_blocks.then(received) })
+                    let mut received = self.awaited((shard, Extent::Trained), memory);
+                    let exchange = link.client.push_pull((header, wanted), parts, |block| received.take(block));
+                    let (verdict, lease) = exchange.await?;
+                    Ok(Answer { shard, verdict, blocks: wants_blocks.then(|| received.kept(lease)) })
                 });
                 match answer.await? {
                     Some(Answer { verdict: Err(setback @ Setback::Outdated(_)), .. }) => Err(Halt::Setback(setback)),

@@ -1,6 +1,7 @@
-//! Gradients where servers on this machine read them: each block of a push is written once, whoever it is told to.
+//! Gradients where servers on this machine read them. A large tensor is there already, for this process's large blocks are
+//! (`convoy_proto::shared::heap`); each block of others is written once, whoever it is told to.
 //!
-//! A plane of the arena holds one node's sum. It is written again only when every server has committed what was told of
+//! A plane holds one node's sum: its tensors, and a plane of the arena. Both are used for something else only when every server has committed what was told of
 //! it: until then, [`Staging::release`] is not called, and what was pushed in vain stays as well (docs/adr/0024).
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -39,7 +40,7 @@ impl Staging {
     /// # Errors
     /// The system has no such memory.
     pub fn new(map: &BlockMap) -> Result<Staging, SharedError> {
-        Ok(Staging { arena: Arena::new(map.blocks(), PLANES)?, planes: Mutex::default() })
+        Ok(Staging { arena: Arena::beside_heap(map.blocks(), PLANES)?, planes: Mutex::default() })
     }
 
     /// What servers need to see it.
@@ -66,16 +67,29 @@ impl Staging {
     }
 }
 
+impl Drop for Staging {
+    /// What was told and not released may be read as long as this process lives, so it stays as it is.
+    fn drop(&mut self) {
+        let planes = self.planes.get_mut().unwrap_or_else(PoisonError::into_inner);
+        std::mem::forget(std::mem::take(planes));
+    }
+}
+
 impl Plane {
-    /// Where a block's values are, which are written there if they are not yet; nothing if there is no room.
+    /// Where a block's values are, which are written there if servers do not see them where they are; nothing if there is no
+    /// room.
     pub fn place(&self, block: &Block, values: &[f32]) -> Option<Place> {
+        let bytes = block.bytes() as u64;
+        if let Some(offset) = self.arena.offset_of(values) {
+            return Some(Place { offset, bytes });
+        }
         let at = block.id.0 as usize;
         let slot = self.blocks.get(at)?.get_or_init(|| {
             let mut slot = self.arena.take(self.number, at).filter(|slot| slot.len() == values.len())?;
             slot.copy_from_slice(values);
             Some(slot)
         });
-        slot.as_ref().map(|slot| Place { offset: slot.offset(), bytes: block.bytes() as u64 })
+        slot.as_ref().map(|slot| Place { offset: slot.offset(), bytes })
     }
 }
 

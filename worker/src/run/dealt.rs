@@ -1,28 +1,74 @@
 //! Training by slices that are dealt out as workers ask: asynchronous, with or without a bound on staleness.
+//!
+//! A push waits until it is committed everywhere. Meanwhile, where that may overlap, the next slice is asked for and
+//! computed; only one push of a worker is on its way at a time.
 
 use std::time::{Duration, Instant};
 
 use convoy_proto::{
     ids::{SliceId, Step},
-    messages::{DealtSlice, Effort, Extent, Report, StepReport, StepTimes, Work},
+    messages::{DealtSlice, Effort, Extent, Report, StepReport, StepTimes, Verdict, Work},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Worker;
 use crate::{
     exchange::{ExchangeError, Position},
     failure::WorkError,
+    step::Contribution,
 };
+
+/// A slice that is computed.
+struct Computed {
+    at: Position,
+    contribution: Contribution,
+    effort: Effort,
+}
+
+type Committed = (Verdict, u64);
+
+/// A push on its way. It ends when this is dropped.
+struct Pushing {
+    task: AbortOnDropHandle<Result<Committed, ExchangeError>>,
+    /// Once it is through.
+    committed: Option<Committed>,
+    effort: Effort,
+}
+
+impl Pushing {
+    /// Waits until it is committed.
+    async fn settle(&mut self) -> Result<(), WorkError> {
+        if self.committed.is_none() {
+            let ended = (&mut self.task).await;
+            let committed = ended.unwrap_or_else(|problem| std::panic::resume_unwind(problem.into_panic()))?;
+            self.committed = Some(committed);
+        }
+        Ok(())
+    }
+}
 
 impl Worker<'_> {
     pub(super) fn train_dealt(&mut self) -> Result<(), WorkError> {
+        let overlaps = self.config.mode.overlaps();
+        let (mut heard, mut last) = (0, None);
         loop {
-            match self.ask()? {
-                Work::Slice { sequence, step, slice } => self.push_slice(sequence, Step(step), slice)?,
+            match self.ask(heard, last.as_mut())? {
+                Work::Slice { sequence, step, slice } => {
+                    heard = sequence;
+                    let computed = self.compute_slice(sequence, Step(step), slice)?;
+                    self.finish(last.take())?;
+                    last = Some(self.push(computed));
+                    if !overlaps {
+                        self.finish(last.take())?;
+                    }
+                }
                 Work::Evaluate(step) => {
+                    self.finish(last.take())?;
                     self.step = step;
                     self.evaluate(&self.membership.view())?;
                 }
                 Work::Finished(step) => {
+                    self.finish(last.take())?;
                     self.step = step;
                     return Ok(());
                 }
@@ -30,21 +76,31 @@ impl Worker<'_> {
         }
     }
 
-    /// Asks for something to do.
-    fn ask(&self) -> Result<Work, WorkError> {
+    /// Asks for something to do after what it has heard of, while its last push may be on its way.
+    fn ask(&self, heard: u64, last: Option<&mut Pushing>) -> Result<Work, WorkError> {
         let limit = Duration::from_millis(self.config.timeouts.step_ms.into());
         let (coordinator, member) = (self.membership.coordinator.clone(), self.membership.member);
         let mut views = self.membership.views();
         self.attend(async {
-            let (work, generation) = coordinator.deal(member, limit).await?;
-            // Who takes part now has to be pushed to.
-            views.wait_for(|view| view.generation >= generation).await.map_err(|_| WorkError::Lost)?;
-            Ok(work)
+            let dealt = async {
+                let (work, generation) = coordinator.deal((member, heard), limit).await?;
+                // Who takes part now has to be pushed to.
+                views.wait_for(|view| view.generation >= generation).await.map_err(|_| WorkError::Lost)?;
+                Ok(work)
+            };
+            tokio::pin!(dealt);
+            if let Some(last) = last {
+                tokio::select! {
+                    work = &mut dealt => return work,
+                    settled = last.settle() => settled?,
+                }
+            }
+            dealt.await
         })
     }
 
-    /// Computes a slice with the newest parameters, and pushes it until it is committed.
-    fn push_slice(&mut self, sequence: u64, step: Step, slice: SliceId) -> Result<(), WorkError> {
+    /// Computes a slice with the newest parameters.
+    fn compute_slice(&mut self, sequence: u64, step: Step, slice: SliceId) -> Result<Computed, WorkError> {
         let (view, era) = (self.membership.view(), self.era);
         let start = Instant::now();
         let exchange = self.exchange.clone();
@@ -58,16 +114,33 @@ impl Worker<'_> {
         let (samples, mut times) = (contribution.samples, contribution.times);
         times.compute += self.dawdle(1)?;
         drop(computing);
-        let start = Instant::now();
         let dealt = Some(DealtSlice { step: step.0, slice });
         let at = Position { generation: view.generation, era, step: pulled.step, sequence, dealt };
-        let (verdict, bytes_pushed) = self.attend(async {
+        let times = StepTimes { pull, load, ..times };
+        let effort = Effort { samples, bytes_pushed: 0, bytes_pulled: pulled.bytes, times };
+        Ok(Computed { at, contribution, effort })
+    }
+
+    /// Begins to push a slice.
+    fn push(&self, computed: Computed) -> Pushing {
+        let (exchange, Computed { at, contribution, effort }) = (self.exchange.clone(), computed);
+        let task = self.runtime.spawn(async move {
             let committed = exchange.push(at, &contribution).await?;
-            committed.ok_or(WorkError::Exchange(ExchangeError::Dropped { sequence }))
-        })?;
-        let times = StepTimes { pull, exchange: start.elapsed().as_secs_f64(), load, ..times };
-        let effort = Effort { samples, bytes_pushed, bytes_pulled: pulled.bytes, times };
-        self.report(Report::Step(StepReport { verdict, effort }));
+            committed.ok_or(ExchangeError::Dropped { sequence: at.sequence })
+        });
+        Pushing { task: AbortOnDropHandle::new(task), committed: None, effort }
+    }
+
+    /// Waits until a push is committed, and tells of it.
+    fn finish(&self, pushing: Option<Pushing>) -> Result<(), WorkError> {
+        let Some(mut pushing) = pushing else { return Ok(()) };
+        let start = Instant::now();
+        self.attend(pushing.settle())?;
+        if let Some((verdict, bytes_pushed)) = pushing.committed {
+            let times = StepTimes { exchange: start.elapsed().as_secs_f64(), ..pushing.effort.times };
+            let effort = Effort { bytes_pushed, times, ..pushing.effort };
+            self.report(Report::Step(StepReport { verdict, effort }));
+        }
         Ok(())
     }
 }

@@ -20,11 +20,12 @@ use convoy_proto::{
     loss_scale::LossScale,
     messages::{ClusterView, JoinOffer, JoinPart, Phase, Report, Weights, WorkerOffer},
     process,
+    shared::heap,
     transport::{Coordinator, Membership, TransportError},
 };
 use tokio::runtime::Runtime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use crate::{
     data::{self, Dataset},
@@ -112,6 +113,10 @@ fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(),
     let root = args.run.parent().map_or_else(|| config.run_dir.clone(), |root| root.display().to_string());
     let here = Config { data, run_dir: root, ..config.clone() };
     let data = data::open(&here, entry.wanted)?;
+    // What was needed to open the data is not needed again; what comes now is.
+    if let Err(problem) = heap::begin() {
+        debug!("large blocks are not kept: {problem}");
+    }
     let replica = entry.open(&config, data.info(), args.device)?;
     let offer = offer(args, &config, &*data, &*replica);
     let membership = runtime.block_on(async {
@@ -206,6 +211,7 @@ impl<'a> Worker<'a> {
     fn begin_anew(&mut self, problem: WorkError) -> Result<(), WorkError> {
         self.place().outlive(self.era, problem)?;
         let Entry { era, exchange, reports, pulled } = self.place().enter(&*self.replica)?;
+        self.exchange.release();
         info!("goes on in era {era} with commit {}", pulled.step);
         (self.era, self.exchange, self.reports) = (era, exchange, reports);
         self.step = pulled.step;

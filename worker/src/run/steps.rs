@@ -94,6 +94,7 @@ impl Worker<'_> {
                 contribution.times.compute += self.dawdle(steps)?;
             }
             drop(computing);
+            self.feed.prepare(self.step.next(), &owned);
             let start = Instant::now();
             let ended = self.exchange(&view, (&contribution, &owned))?;
             waited += start.elapsed().as_secs_f64();

@@ -2,7 +2,8 @@
 //! a way to see what a network bears before anything is trained on it.
 //!
 //! Parameters start at zero. The gradient is the same in every step: runs of [`RUN`] elements, each of one small whole
-//! number. So every element after a number of commits is known, and every worker checks every element that it is given.
+//! number. So every element after a number of commits is known, and every worker checks every element that it is given; with
+//! a codec that makes up later for what it loses, that it is a number.
 
 use std::{
     collections::VecDeque,
@@ -20,7 +21,7 @@ use crate::{
     data::{DataInfo, HostBatch, Wanted},
     device::DeviceName,
     learner::{Evaluation, Output, Replica, SliceGradient},
-    parameters::Tensors,
+    parameters::{self, Tensors},
 };
 
 /// Elements with the same gradient.
@@ -48,7 +49,8 @@ fn open(config: &Config, _: &DataInfo, _: DeviceName) -> Result<Box<dyn Replica>
     let tensors = (0..layers).map(|i| (format!("tensors.{i}"), vec![width.into()], TensorRole::Trainable));
     let manifest = Manifest::new(tensors).map_err(|problem| OpenError::Task(problem.to_string()))?;
     let expected = Mutex::new(Expected::new(config.optimizer.lr as f32));
-    Ok(Box::new(Synthetic { manifest, is_dealt: config.mode.is_dealt(), expected }))
+    let (is_dealt, is_known) = (config.mode.is_dealt(), !config.codec.feeds_back());
+    Ok(Box::new(Synthetic { manifest, is_dealt, is_known, expected }))
 }
 
 /// Refuses what this task could not tell the parameters after.
@@ -64,7 +66,10 @@ fn known(config: &Config) -> Result<(), String> {
     let refused = [
         (!is_plain, "plain sgd: say --optimizer sgd, without decay, clipping, an average or groups"),
         (!rate || !staleness, "a constant rate: no schedule, warm-up or correction for staleness"),
-        (config.codec.is_lossy(), "codec f32, which loses nothing"),
+        (
+            config.codec.is_lossy() && !config.codec.feeds_back() && config.batch_size != config.slices,
+            "a sample for each slice, of which the codec loses nothing: say --batch-size as many as --slices",
+        ),
         (config.precision != Precision::F32, "precision f32"),
         (matches!(config.mode, Mode::Local(_)), "servers that apply gradients, which local steps do not push"),
     ];
@@ -130,6 +135,8 @@ struct Synthetic {
     manifest: Manifest,
     /// Whether each server commits by itself.
     is_dealt: bool,
+    /// Whether it is known what parameters must be.
+    is_known: bool,
     expected: Mutex<Expected>,
 }
 
@@ -179,8 +186,12 @@ impl Replica for Synthetic {
 
     fn load(&mut self, _: Tensors) {}
 
-    /// Reads every element. All are of one commit, but for those that servers commit by themselves.
+    /// Reads every element. Where they are known, all are of one commit, but for those that servers commit by themselves.
     fn check(&self, values: &Tensors) -> Result<(), String> {
+        if !self.is_known {
+            let is_finite = parameters::are_finite(values);
+            return is_finite.then_some(()).ok_or_else(|| "some parameter is infinite, or no number".into());
+        }
         let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
         self.compare(values, &mut expected).or_else(|_| {
             // Perhaps a run that has gone back to a checkpoint.
@@ -248,7 +259,7 @@ mod tests {
 
     #[test]
     fn only_with_sgd_and_its_own_keys() {
-        for more in ["codec = 'bf16'", "mode = 'local'", "precision = 'bf16'"] {
+        for more in ["batch_size = 3\ncodec = 'bf16'", "mode = 'local'", "precision = 'bf16'"] {
             assert!(replica(&format!("{more}\n[optimizer]\nname = 'sgd'")).is_err(), "{more}");
         }
         for more in ["weight_decay = 0.1", "clip_norm = 1.0", "ema = 0.9", "[schedule]\nname = 'cosine'"] {

@@ -33,17 +33,17 @@ impl Cluster {
         Ok(verdicts)
     }
 
-    /// What a worker is to do.
+    /// What a worker is to do that has heard of slices up to number `after`.
     ///
     /// # Errors
     /// A caller that is not a current member, or a run in which nothing is dealt out.
-    pub fn deal(&mut self, member: Member) -> Result<Deal, Refusal> {
+    pub fn deal(&mut self, member: Member, after: u64) -> Result<Deal, Refusal> {
         self.worker(member)?;
         if !self.config.mode.is_dealt() {
             return Err(Refusal::OutOfPlace { member, what: "that it has nothing to do" });
         }
         let worker = WorkerId(member.rank);
         let owned = self.owned_by(worker);
-        Ok(self.engine.deal(worker, &owned))
+        Ok(self.engine.deal((worker, after), &owned))
     }
 }

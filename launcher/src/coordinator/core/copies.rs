@@ -219,16 +219,16 @@ mod tests {
         use convoy_proto::messages::Work;
         let mode = "mode = 'async'";
         let (mut cluster, _, [first, second]) = training(mode);
-        assert!(matches!(cluster.deal(first), Ok(Deal::Now(Work::Slice { .. }))));
+        assert!(matches!(cluster.deal(first, 0), Ok(Deal::Now(Work::Slice { .. }))));
         cluster.lose_server(1);
         join(&mut cluster, mode, Role::Server, 1);
         assert_eq!(since(&cluster, 1), Since::Waits);
-        assert!(matches!(cluster.deal(second), Ok(Deal::Wait(_))), "nothing is dealt");
+        assert!(matches!(cluster.deal(second, 0), Ok(Deal::Wait(_))), "nothing is dealt");
         let before = cluster.view().generation;
         cluster.lose(first, false).unwrap();
         assert_eq!(since(&cluster, 1), Since::Commit(Step(0)), "who had it in hand is gone");
         assert!(cluster.view().generation > before);
-        assert!(matches!(cluster.deal(second), Ok(Deal::Now(Work::Slice { .. }))));
+        assert!(matches!(cluster.deal(second, 0), Ok(Deal::Now(Work::Slice { .. }))));
     }
 
     #[test]

@@ -8,12 +8,11 @@ use prost::{
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
 };
 
+use super::PREFIX;
 use crate::wire;
 
 /// Payloads below this are copied into the chunk before them: a chunk of their own would cost more.
 const OWN_CHUNK: usize = 1 << 14;
-/// Bytes ahead of each gRPC message: whether it is compressed, and its size.
-const PREFIX: usize = 5;
 
 /// Chunks in the making.
 #[derive(Debug, Default)]
@@ -137,6 +136,16 @@ fn write_plain(message: &impl Message, chunks: &mut Chunks) {
     chunks.open.reserve(message.encoded_len());
     // There is room for it.
     message.encode_raw(&mut chunks.open);
+}
+
+impl Chunked for wire::PullRequest {
+    fn len(&self) -> usize {
+        self.encoded_len()
+    }
+
+    fn write(&self, chunks: &mut Chunks) {
+        write_plain(self, chunks);
+    }
 }
 
 impl Chunked for wire::PullResponse {

@@ -2,11 +2,19 @@
 //!
 //! tonic encodes a message into one buffer, which copies every payload once on each side. Here a message becomes chunks: what
 //! is around payloads is encoded by prost, and large payloads are chunks by themselves, handed to the connection as they lie.
-//! The bytes on the wire are the same, so any gRPC peer understands them, and tonic's own decoder reads them.
+//! Likewise, a message that arrives is decoded from the pieces that the connection read, and payloads stay in them.
+//! The bytes on the wire are the same, so any gRPC peer understands them.
 
 mod body;
 mod chunks;
+mod inbound;
+mod rope;
 mod service;
 
 pub(super) use body::Messages;
-pub use service::Bulk;
+pub(super) use chunks::Chunked;
+pub use inbound::Inbound;
+pub use service::{Bulk, Exchange};
+
+/// Bytes ahead of each gRPC message: whether it is compressed, and its size.
+const PREFIX: usize = 5;

@@ -8,19 +8,28 @@ use std::{
 };
 
 use http::{HeaderValue, header::CONTENT_TYPE};
-use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming, body::Body, codec::Codec, server::NamedService};
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, body::Body, server::NamedService};
 use tower_service::Service;
 
-use super::{Messages, chunks::Chunked};
+use super::{Chunked, Inbound, Messages};
 use crate::{
     limits,
-    transport::MessageCodec,
     wire::{
         self,
         parameters_service_server::{ParametersService, ParametersServiceServer, SERVICE_NAME},
     },
 };
+
+/// A shard that takes pushes as they arrive in pieces.
+#[tonic::async_trait]
+pub trait Exchange: ParametersService {
+    /// As [`ParametersService::push_pull`].
+    async fn exchange(
+        &self,
+        request: Request<Inbound<wire::PushPullRequest>>,
+    ) -> Result<Response<Self::PushPullStream>, Status>;
+}
 
 /// A shard's service. Clones share it.
 #[derive(Clone, Debug)]
@@ -45,7 +54,7 @@ impl<T> NamedService for Bulk<T> {
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
-impl<T: ParametersService + Clone> Service<http::Request<Body>> for Bulk<T> {
+impl<T: Exchange + Clone> Service<http::Request<Body>> for Bulk<T> {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = Answer;
@@ -58,31 +67,25 @@ impl<T: ParametersService + Clone> Service<http::Request<Body>> for Bulk<T> {
         let shard = self.shard.clone();
         match request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)) {
             Some("/Pull") => Box::pin(async move {
-                let asked = one(request.map(streaming::<wire::PullRequest>)).await;
-                let answer = match asked {
+                let answer = match one(request.map(Inbound::asked)).await {
                     Ok(request) => shard.pull(request).await,
                     Err(status) => Err(status),
                 };
                 Ok(in_chunks(answer))
             }),
             Some("/PushPull") => Box::pin(async move {
-                let request = Request::from_http(request.map(streaming::<wire::PushPullRequest>));
-                Ok(in_chunks(shard.push_pull(request).await))
+                let request = Request::from_http(request.map(Inbound::asked));
+                Ok(in_chunks(shard.exchange(request).await))
             }),
             _ => self.others.call(request),
         }
     }
 }
 
-fn streaming<M: prost::Message + Default + 'static>(body: Body) -> Streaming<M> {
-    let decoder = MessageCodec::<M, M>::default().decoder();
-    Streaming::new_request(decoder, body, None, Some(limits::MESSAGE_BYTES))
-}
-
 /// A call's only message.
-async fn one<M: Send + 'static>(request: http::Request<Streaming<M>>) -> Result<Request<M>, Status> {
+async fn one<M: prost::Message + Default>(request: http::Request<Inbound<M>>) -> Result<Request<M>, Status> {
     let (parts, mut messages) = request.into_parts();
-    let message = messages.message().await?.ok_or_else(|| Status::internal("Missing request message."))?;
+    let message = messages.next().await.ok_or_else(|| Status::invalid_argument("the call has no message"))??;
     Ok(Request::from_http(http::Request::from_parts(parts, message)))
 }
 

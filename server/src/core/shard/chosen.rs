@@ -132,6 +132,11 @@ impl Shard {
         self.cells.par_iter().for_each(|cell| lock(cell).discard(push));
     }
 
+    /// Copies parts of sums that are still where they came from, so that nothing else has to stay there.
+    pub fn own_parts(&self) {
+        self.cells.par_iter().for_each(|cell| lock(cell).own());
+    }
+
     /// What became of a push.
     pub fn fate(&self, push: PushId) -> Fate {
         lock(&self.state).staging.fate(push)

@@ -39,6 +39,7 @@ pub use push::{Outcome, Push};
 use super::{
     accumulator::Inserted,
     cell::{Cell, Progress},
+    credit::Credit,
     fences::{check_length, decoded, fence, known, outdated, own},
     kept::Used,
     open::{OpenStep, Sizes},
@@ -51,6 +52,7 @@ use super::{
 struct State {
     view: ClusterView,
     open: OpenStep,
+    credit: Credit,
     last: Option<Arc<Verdict>>,
     loss_scale: LossScale,
     uninitialised: usize,
@@ -150,6 +152,7 @@ impl Shard {
             state: Mutex::new(State {
                 view,
                 open: OpenStep::new(tree, Step(0)),
+                credit: Credit::new(&blocks, config.workers),
                 last: None,
                 loss_scale: LossScale::new(config.loss_scale),
                 uninitialised: blocks.len(),
@@ -298,16 +301,20 @@ impl Shard {
         let absent = lock(&self.state).open.ledger.absent().clone();
         let inserted = cell.accumulate(self.tree, part.node, &part.payload, &absent);
         let mut outcome = Outcome { fresh: inserted == Inserted::Fresh, ..Outcome::default() };
-        self.count(&mut cell);
-        outcome.changed = self.apply(&mut cell);
+        outcome.changed = self.count(&mut cell);
+        outcome.changed |= self.apply(&mut cell);
         drop(cell);
         outcome.accumulated = self.report();
         Ok(self.hand_over(outcome))
     }
 
+    fn index(&self, block: BlockId) -> Option<usize> {
+        block.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok())
+    }
+
     fn cell(&self, block: BlockId) -> Result<&Mutex<Cell>, Refusal> {
-        let at = block.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
-        at.and_then(|at| self.cells.get(at)).ok_or(Refusal::UnknownBlock { block, shard: self.id })
+        let cell = self.index(block).and_then(|at| self.cells.get(at));
+        cell.ok_or(Refusal::UnknownBlock { block, shard: self.id })
     }
 
     /// Settles every cell that is still at `step`, now that all its headers are known, and applies the verdict where
@@ -326,19 +333,22 @@ impl Shard {
                     return false;
                 }
                 settle(&mut cell);
-                self.count(&mut cell);
-                self.apply(&mut cell)
+                let rises = self.count(&mut cell);
+                self.apply(&mut cell) | rises
             })
             .reduce(|| false, |a, b| a | b);
         let advanced = self.advance(&mut lock(&self.state));
         self.hand_over(Outcome { changed: changed | advanced, accumulated: self.report(), ..Outcome::default() })
     }
 
-    /// Counts the cell when its sum is complete.
-    fn count(&self, cell: &mut Cell) {
-        if cell.found_complete(self.tree) {
-            lock(&self.state).open.completed();
+    /// Counts the cell when its sum is complete; whether pushes may go further for it.
+    fn count(&self, cell: &mut Cell) -> bool {
+        if !cell.found_complete(self.tree) {
+            return false;
         }
+        let mut state = lock(&self.state);
+        state.open.completed();
+        self.index(cell.block().id).is_some_and(|at| state.credit.complete(at))
     }
 
     /// Applies the verdict to a cell if both are ready; the last cell to do so commits the step.
@@ -362,6 +372,7 @@ impl Shard {
     fn advance(&self, state: &mut State) -> bool {
         let Some(verdict) = state.open.ended(self.sizes, &self.optimizer).cloned() else { return false };
         state.open = OpenStep::new(self.tree, verdict.step.next());
+        state.credit.restart();
         state.loss_scale.follow(verdict.action);
         if self.is_kept(state, verdict.step.next()) {
             state.formed.push_back((verdict.step.next(), state.loss_scale));

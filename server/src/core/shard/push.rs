@@ -47,7 +47,7 @@ impl Push {
 /// What a call changed, and what must be done about it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// Whether a version was formed or the step committed: whoever waits for one looks again.
+    /// Whether a version was formed, the step committed, or pushes may go further: whoever waits for that looks again.
     pub changed: bool,
     /// The shard is ready for a decision that needs all shards: ask the coordinator for it.
     pub accumulated: Option<Accumulated>,

@@ -8,10 +8,17 @@ use convoy_proto::{
 
 use super::{
     super::{refusal::Refusal, versions::Lookup},
-    Shard, lock,
+    Push, Shard, lock,
 };
 
 impl Shard {
+    /// Whether a push may go on with a block, or waits for others. What is staged is kept whole anyway.
+    pub fn admits(&self, push: &Push, block: BlockId) -> bool {
+        let Some(at) = self.index(block).filter(|_| !push.is_over && !self.mode.is_chosen()) else { return true };
+        let state = lock(&self.state);
+        state.open.ledger.step() != push.step || state.credit.admits(at)
+    }
+
     /// Which shard this is.
     pub fn id(&self) -> ShardId {
         self.id
