@@ -10,8 +10,8 @@ mod network;
 
 pub use bench::{BenchArgs, BenchCommand, BenchServerArgs, BenchTrainArgs, ExchangeArgs, PlainArgs, ShowArgs};
 pub use commands::{
-    CertsArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, PingArgs, ResumeArgs, RunArgs,
-    ScaleArgs, Target, VerifyArgs, Which,
+    CertsArgs, CompareArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, ListArgs, LoggedRole,
+    LogsArgs, PingArgs, ResumeArgs, RunArgs, ScaleArgs, ShowRunArgs, Target, VerifyArgs, Which,
 };
 pub use network::{HostsArgs, NetworkArgs, RendezvousArgs};
 

@@ -8,14 +8,14 @@ use convoy_worker::{WorkerArgs, task::TaskEntry};
 
 use crate::{
     args::{
-        BenchArgs, CertsArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, PingArgs, Places,
-        ResumeArgs, ScaleArgs, TrainArgs, VerifyArgs,
+        BenchArgs, CertsArgs, CompareArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs,
+        ListArgs, LogsArgs, PingArgs, Places, ResumeArgs, ScaleArgs, ShowRunArgs, TrainArgs, VerifyArgs,
     },
     bench, certs, doctor, emit, eval, generate, inspect, join,
     outcome::{Failure, exit},
     ping, probe,
     rendezvous::{self, Part},
-    resume, scale, train, verify,
+    resume, runs, scale, train, verify,
 };
 
 const ABOUT: &str = "Trains a model on a cluster of workers around exact parameter servers";
@@ -33,6 +33,8 @@ const EXAMPLES: &str = "Examples:
   launcher --nnodes 2 --workers 4 --rdzv-endpoint node1:7000 --certs certs
                                                        the same command on two machines, four workers on each
   launcher join node1:7000 --workers 4 --certs certs   four workers more for it, from another machine
+  launcher list                                        all runs; `show RUN` for one, `compare RUN RUN` for some
+  launcher logs latest --follow                        what its processes say
   launcher verify latest                               every sample was used once, whatever died
   launcher eval latest --predictions out.csv           score a finished run again
   launcher generate latest --prompt Once               let a text model go on
@@ -60,6 +62,14 @@ enum Command {
     Resume(ResumeArgs),
     /// Give a run that trains another number of workers
     Scale(ScaleArgs),
+    /// List all runs
+    List(ListArgs),
+    /// Show what a run is, came to and went through, also one whose launcher was killed
+    Show(ShowRunArgs),
+    /// Compare runs: where they differ, and what came of it
+    Compare(CompareArgs),
+    /// Print what a run's processes said
+    Logs(LogsArgs),
     /// Recompute which samples a run used, and fail unless each was used as often as it should be
     Verify(VerifyArgs),
     /// Score a finished run's model on the held-out data again
@@ -111,6 +121,10 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
         Some(Command::Worker(args)) => return convoy_worker::main(&args, tasks),
         Some(Command::Resume(args)) => resume::resume(&args, &cli.places, tasks),
         Some(Command::Verify(args)) => verify::verify(&args, &cli.places, tasks),
+        Some(Command::List(args)) => runs::list(args, &cli.places),
+        Some(Command::Show(args)) => runs::show(&args, &cli.places),
+        Some(Command::Compare(args)) => runs::compare(&args, &cli.places),
+        Some(Command::Logs(args)) => runs::logs(&args, &cli.places),
         Some(Command::Scale(args)) => scale::scale(&args, &cli.places),
         Some(Command::Join(args)) => join::join(&args, &cli.places),
         Some(Command::Certs(args)) => certs::certs(&args),

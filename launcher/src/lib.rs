@@ -35,9 +35,11 @@ mod remote;
 mod rendezvous;
 pub mod resume;
 pub mod run_dir;
+mod runs;
 pub mod scale;
 pub mod settings;
 pub mod summary;
+mod table;
 pub mod train;
 pub mod verify;
 

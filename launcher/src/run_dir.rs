@@ -5,6 +5,7 @@ use std::{
     fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use convoy_server::accounts::{self, LEDGER};
@@ -14,6 +15,8 @@ use crate::outcome::Failure;
 
 /// Holds what checkpoint of another run this one begins with, where it does.
 const BEGINS_WITH: &str = "begins-with";
+/// How often a run that somebody is at is looked at again.
+const LOOKS: usize = 5;
 
 /// A run's directory.
 #[derive(Debug)]
@@ -163,13 +166,27 @@ fn is_begun(path: &Path) -> bool {
 
 /// Keeps other launchers off a run for as long as its metrics are open.
 fn hold(metrics: &File, run: &Path) -> Result<(), Failure> {
-    match metrics.try_lock() {
+    // Who only looks whether somebody is there holds it for a moment.
+    let mut held = metrics.try_lock();
+    for _ in 0..LOOKS {
+        if !matches!(held, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        held = metrics.try_lock();
+    }
+    match held {
         Err(TryLockError::WouldBlock) => {
             Err(Failure::Usage(format!("another launcher is at work on the run {}", run.display())))
         }
         // A file system without locks goes without.
         Err(TryLockError::Error(_)) | Ok(()) => Ok(()),
     }
+}
+
+/// Whether a launcher is at work on a run; where there are no locks, not known, and so not denied.
+pub fn is_held(run: &Path) -> bool {
+    File::open(run.join("metrics.jsonl")).is_ok_and(|metrics| metrics.try_lock_shared().is_err())
 }
 
 /// Temporary files are made for their owner only; what a run leaves behind is for everyone.

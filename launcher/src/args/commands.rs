@@ -242,6 +242,75 @@ pub struct ScaleArgs {
     pub workers: u32,
 }
 
+/// What runs to list.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What run to show.
+#[derive(Args, Clone, Debug)]
+pub struct ShowRunArgs {
+    /// The run: its name below the root of runs, or its directory
+    #[arg(default_value = "latest")]
+    pub run: String,
+    /// Print JSON: its summary
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What runs to compare.
+#[derive(Args, Clone, Debug)]
+pub struct CompareArgs {
+    /// The runs: names below the root of runs, or directories
+    #[arg(required = true, num_args = 2..)]
+    pub runs: Vec<String>,
+    /// Draw their loss and accuracy into a file
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+    /// Print JSON: {"differences": {…}, "runs": […]}
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A role of processes that have logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LoggedRole {
+    /// Workers.
+    Worker,
+    /// Parameter servers.
+    Server,
+}
+
+impl LoggedRole {
+    /// As files are named.
+    pub fn name(self) -> &'static str {
+        match self {
+            LoggedRole::Worker => "worker",
+            LoggedRole::Server => "server",
+        }
+    }
+}
+
+/// Whose logs to print.
+#[derive(Args, Clone, Debug)]
+pub struct LogsArgs {
+    /// The run: its name below the root of runs, or its directory
+    #[arg(default_value = "latest")]
+    pub run: String,
+    /// Go on until the run ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Of processes of this rank only
+    #[arg(long, value_name = "N")]
+    pub rank: Option<u32>,
+    /// Of workers, or servers, only
+    #[arg(long, value_enum)]
+    pub role: Option<LoggedRole>,
+}
+
 /// What run to verify.
 #[derive(Args, Clone, Debug)]
 pub struct VerifyArgs {

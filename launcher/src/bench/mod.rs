@@ -6,12 +6,13 @@
 use std::fmt::Write;
 
 use convoy_worker::task::TaskEntry;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use crate::{
     args::{BenchArgs, BenchCommand, ShowArgs},
     cli,
     outcome::Failure,
+    table::{Row, cell_text, object, table},
 };
 
 mod cell;
@@ -22,9 +23,6 @@ mod raw;
 mod server;
 mod shapes;
 mod train;
-
-/// A line of a table: names and values, in order.
-type Row = Vec<(&'static str, Value)>;
 
 /// Measures.
 ///
@@ -43,7 +41,6 @@ pub fn bench(args: &BenchArgs, tasks: &[TaskEntry]) -> Result<(), Failure> {
 /// Prints what was measured.
 fn show(rows: Vec<Row>, raw: Row, show: ShowArgs) -> Result<(), Failure> {
     if show.json {
-        let object = |row: Row| row.into_iter().map(|(name, value)| (name.into(), value)).collect::<Map<_, _>>();
         return cli::say(json!({ "rows": rows.into_iter().map(object).collect::<Vec<_>>(), "raw": object(raw) }));
     }
     let mut text = table(&rows);
@@ -52,37 +49,6 @@ fn show(rows: Vec<Row>, raw: Row, show: ShowArgs) -> Result<(), Failure> {
         let _ = writeln!(text, "{}: {}", name.replace('_', " "), cell_text(value));
     }
     cli::print(text)
-}
-
-/// Rows with the same fields, one below the other.
-fn table(rows: &[Row]) -> String {
-    let Some(first) = rows.first() else { return String::new() };
-    let head = first.iter().map(|(name, _)| name.replace('_', " ")).collect();
-    let body = rows.iter().map(|row| row.iter().map(|(_, value)| cell_text(value)).collect());
-    let lines: Vec<Vec<String>> = std::iter::once(head).chain(body).collect();
-    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..first.len()).map(width).collect();
-    let mut text = String::new();
-    for line in &lines {
-        let cells: Vec<_> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}")).collect();
-        let _ = writeln!(text, "{}", cells.join("  "));
-    }
-    text
-}
-
-fn cell_text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Number(number) if number.is_f64() => rounded(number.as_f64().unwrap_or(f64::NAN)),
-        Value::Null => String::new(),
-        other => other.to_string(),
-    }
-}
-
-/// Four digits that count.
-fn rounded(value: f64) -> String {
-    let digits = if value == 0.0 { 0 } else { (3 - value.abs().log10().floor() as i32).clamp(0, 6) };
-    format!("{value:.0$}", digits as usize)
 }
 
 /// The middle one.
@@ -121,14 +87,6 @@ fn most_bytes(mib: &[f64]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_table_has_its_columns_below_each_other() {
-        let rows =
-            [vec![("a_b", 1.into()), ("c", 0.001_236.into())], vec![("a_b", 22.into()), ("c", "skipped".into())]];
-        assert_eq!(table(&rows), "a b         c\n  1  0.001236\n 22   skipped\n");
-        assert_eq!([rounded(12_345.678), rounded(1.23456), rounded(0.0)], ["12346", "1.235", "0"]);
-    }
 
     #[test]
     fn sizes_are_those_that_were_asked_for() {

@@ -53,7 +53,7 @@ pub fn draw(file: &Path, curves: &Curves) -> Result<(), Failure> {
             let style = COLOURS[nth % COLOURS.len()].stroke_width(2);
             let label = format!("{count} {}, {transport}", if *count == 1 { "worker" } else { "workers" });
             let legend = move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style);
-            if transport == "grpc" {
+            if transport.starts_with("grpc") {
                 let line = DashedLineSeries::new(curve.iter().copied(), 5, 4, style);
                 chart.draw_series(line)?.label(format!("{label} (dashed)")).legend(legend);
             } else {

@@ -129,3 +129,42 @@ fn summaries_are_as_the_schema_says() {
     assert_eq!(summary["status"], "diverged");
     conforms(&summary, &schema, "summary");
 }
+
+#[test]
+fn runs_are_listed_shown_compared_and_heard() {
+    let bench = bench();
+    bench.train("a", &format!("--workers 2 --steps 6 --lr 0.25 {SMALL}"));
+    bench.train("b", &format!("--workers 2 --steps 8 --lr 0.5 {SMALL}"));
+    let listed: Value = serde_json::from_str(&bench.succeed("list --json").stdout).unwrap();
+    let row = |at: usize| (listed[at]["name"].as_str(), listed[at]["status"].as_str(), listed[at]["steps"].as_u64());
+    assert_eq!([row(0), row(1)], [(Some("a"), Some("done"), Some(6)), (Some("b"), Some("done"), Some(8))]);
+    assert_eq!(bench.succeed("list").stdout.lines().count(), 3);
+    let shown = bench.succeed("show a").stdout;
+    assert!(shown.contains("runs/a: done, exit code 0") && shown.contains("joined  member worker 1"), "{shown}");
+    let compared = bench.succeed("compare a b --plot c.svg").stdout;
+    let line =
+        |key: &str| compared.lines().find(|line| line.starts_with(key)).unwrap().split_whitespace().collect::<Vec<_>>();
+    assert_eq!((line("key"), line("optimizer.lr")), (vec!["key", "a", "b"], vec!["optimizer.lr", "0.25", "0.5"]));
+    assert!(!compared.contains("seed") && fs::read_to_string(bench.path().join("c.svg")).unwrap().contains("</svg>"));
+    let heard = bench.succeed("logs a --rank 1").stdout;
+    assert!(heard.lines().all(|line| line.starts_with("worker-1 | ")) && heard.contains("computes on cpu"), "{heard}");
+    let refused = bench.run("logs a --rank 7");
+    assert!(refused.code == Some(2) && refused.stderr.contains("no process of rank 7"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_run_whose_launcher_was_killed_tells_what_happened() {
+    let bench = bench();
+    let arguments = format!("--backend cpu --workers 2 --steps 1000000 --name k {SMALL}");
+    let mut child = bench.command(&arguments).spawn().unwrap();
+    bench.await_steps("k", 5);
+    assert!(bench.succeed("show k").stdout.contains("runs/k: running, step "));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Its children end by themselves.
+    bench.await_no_process();
+    let shown = bench.succeed("show").stdout;
+    assert!(shown.contains("lost after step ") && shown.contains("`launcher resume k`"), "{shown}");
+    let ended = bench.succeed("logs k --follow");
+    assert!(ended.stdout.contains("server-0 | "), "{}", ended.stdout);
+}
