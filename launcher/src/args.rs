@@ -26,6 +26,13 @@ pub struct Places {
     pub name: Option<String>,
 }
 
+impl Places {
+    /// The root of runs.
+    pub fn root(&self) -> &str {
+        self.run_dir.as_deref().unwrap_or("runs")
+    }
+}
+
 /// What to train, and how.
 #[derive(Args, Clone, Debug, Default)]
 pub struct TrainArgs {

@@ -172,12 +172,16 @@ pub fn say(text: impl std::fmt::Display) -> Result<(), Failure> {
 
 /// Writes to standard output at once; a reader that went away is no reason to fail.
 pub fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
+    print_to_reader(text).map(drop)
+}
+
+/// The same; says whether the reader is still there.
+pub fn print_to_reader(text: impl std::fmt::Display) -> Result<bool, Failure> {
     let mut out = std::io::stdout();
     match write!(out, "{text}").and_then(|()| out.flush()) {
-        Err(problem) if problem.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::Environment(format!("cannot write to standard output: {problem}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(problem) if problem.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(problem) => Err(Failure::Environment(format!("cannot write to standard output: {problem}"))),
     }
 }
 

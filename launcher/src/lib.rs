@@ -27,6 +27,7 @@ mod links;
 mod machine;
 pub mod model_file;
 pub mod outcome;
+mod palette;
 mod ping;
 pub mod plan;
 pub mod probe;

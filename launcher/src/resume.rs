@@ -47,7 +47,7 @@ pub struct Resumed {
 /// There is no such run, it cannot be taken up, or whatever keeps it from its end.
 pub fn resume(args: &ResumeArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(), Failure> {
     process::init_logs();
-    let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
+    let path = run_dir::find(places.root(), &args.run)?;
     let mut args = args.clone();
     machine::settle(&mut args.network)?;
     let mut train = TrainArgs { hosts: args.hosts.clone(), network: args.network.clone(), ..TrainArgs::default() };

@@ -33,7 +33,7 @@ pub struct Whereabouts {
 /// # Errors
 /// The run does not train, or cannot have as many.
 pub fn scale(args: &ScaleArgs, places: &Places) -> Result<(), Failure> {
-    let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
+    let path = run_dir::find(places.root(), &args.run)?;
     let there = whereabouts(&path)?;
     let config = process::load_config(&path)?;
     let credentials = process::load_security(config.network.certs_dir())?.credentials(TokenRole::Admin);

@@ -59,7 +59,7 @@ struct Verdict {
 /// # Errors
 /// There is no such run, its files cannot be read, or a sample was used too often or not at all.
 pub fn verify(args: &VerifyArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(), Failure> {
-    let path = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
+    let path = run_dir::find(places.root(), &args.run)?;
     let config = process::load_config(&path)?;
     let cannot = |file: &Path| {
         let file = file.display().to_string();

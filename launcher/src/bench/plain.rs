@@ -48,8 +48,7 @@ pub fn plain(args: &PlainArgs, tasks: &[TaskEntry]) -> Result<(), Failure> {
         let batch = feed.slice(Step(step), SliceId(0))?;
         samples += batch.rows;
         replica.train_alone(batch, config.optimizer.lr);
-        // On a GPU, burn would gather operations of many steps, and be slower the more there are.
-        replica.settle();
     }
+    replica.settle();
     cli::say(samples as f64 / start.elapsed().as_secs_f64())
 }

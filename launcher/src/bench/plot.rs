@@ -4,21 +4,12 @@ use std::{collections::BTreeMap, path::Path};
 
 use plotters::prelude::*;
 
-use crate::outcome::Failure;
+use crate::{outcome::Failure, palette::COLOURS};
 
 /// By transport and workers: sizes in MiB, and medians in milliseconds.
 pub type Curves = BTreeMap<(String, u32), Vec<(f64, f64)>>;
 
 const SIZE: (u32, u32) = (860, 520);
-/// Legible on white and on black, and told apart by who does not see colours alike.
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-];
 
 /// Draws them into an SVG file, both axes logarithmic; what goes through memory in full, through connections dotted.
 ///

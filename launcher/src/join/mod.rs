@@ -86,7 +86,7 @@ pub fn join(args: &JoinArgs, places: &Places) -> Result<(), Failure> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|problem| Failure::Environment(format!("cannot start the runtime: {problem}")))?;
-    let root = PathBuf::from(places.run_dir.as_deref().unwrap_or("runs"));
+    let root = PathBuf::from(places.root());
     // Before it is a node: drivers may take their time.
     let reports = if args.backend.as_deref() == Some("cpu") { Vec::new() } else { probe::probe() };
     if let (true, Some(Key::Token(token))) = (args.servers > 0, &security.key)

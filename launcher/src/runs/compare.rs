@@ -20,7 +20,7 @@ const NAMES: [&str; 2] = ["name", "run_dir"];
 /// # Errors
 /// A run that is not there, or a file that cannot be written.
 pub fn compare(args: &CompareArgs, places: &Places) -> Result<(), Failure> {
-    let root = places.run_dir.as_deref().unwrap_or("runs");
+    let root = places.root();
     let runs = args.runs.iter().map(|run| Record::find(root, run)).collect::<Result<Vec<_>, _>>()?;
     let different = differences(&runs.iter().map(Record::configuration).collect::<Vec<_>>());
     if let Some(file) = &args.plot {

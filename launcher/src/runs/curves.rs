@@ -5,7 +5,7 @@ use std::path::Path;
 use plotters::{coord::Shift, prelude::*};
 use serde_json::Value;
 
-use crate::outcome::Failure;
+use crate::{outcome::Failure, palette::COLOURS};
 
 const WIDTH: u32 = 860;
 const HEIGHT: u32 = 420;
@@ -13,15 +13,6 @@ const HEIGHT: u32 = 420;
 const POINTS: usize = 400;
 /// Points that are drawn each by itself, too.
 const FEW: usize = 40;
-/// Told apart by who does not see colours alike.
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-];
 
 type Curve = (String, Vec<(f64, f64)>);
 

@@ -15,7 +15,7 @@ use crate::{
 /// # Errors
 /// There is no such root.
 pub fn list(args: ListArgs, places: &Places) -> Result<(), Failure> {
-    let root = places.run_dir.as_deref().unwrap_or("runs");
+    let root = places.root();
     let runs = Record::all(root);
     let rows = runs.iter().map(Record::row);
     if args.json {

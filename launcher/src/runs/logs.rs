@@ -43,7 +43,7 @@ struct Line {
 /// # Errors
 /// There is no such run, or no such process in it.
 pub fn logs(args: &LogsArgs, places: &Places) -> Result<(), Failure> {
-    let run = run_dir::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
+    let run = run_dir::find(places.root(), &args.run)?;
     let mut logs: BTreeMap<PathBuf, Log> = BTreeMap::new();
     loop {
         // Looked at first, so that what is said until then is read below.
@@ -59,8 +59,9 @@ pub fn logs(args: &LogsArgs, places: &Places) -> Result<(), Failure> {
             return Err(Failure::Usage(format!("{whose} of the run {} has said anything", run.display())));
         }
         let width = logs.keys().filter_map(|file| Some(file.file_stem()?.len())).max().unwrap_or(0);
-        cli::print(lines.iter().map(|line| format!("{:<width$} | {}\n", line.process, line.text)).collect::<String>())?;
-        if !(args.follow && is_held) {
+        let said: String = lines.iter().map(|line| format!("{:<width$} | {}\n", line.process, line.text)).collect();
+        let is_read = cli::print_to_reader(said)?;
+        if !(args.follow && is_held && is_read) {
             return Ok(());
         }
         thread::sleep(LOOK_EVERY);

@@ -32,7 +32,7 @@ const TROUBLE: [(&str, &str); 9] = [
 /// # Errors
 /// There is no such run.
 pub fn show(args: &ShowRunArgs, places: &Places) -> Result<(), Failure> {
-    let run = Record::find(places.run_dir.as_deref().unwrap_or("runs"), &args.run)?;
+    let run = Record::find(places.root(), &args.run)?;
     if args.json {
         let mut summary = run.summary.clone();
         if let Value::Object(summary) = &mut summary {

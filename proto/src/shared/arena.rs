@@ -38,6 +38,10 @@ enum Memory {
 }
 
 impl Memory {
+    fn own(bytes: usize) -> Result<Memory, SharedError> {
+        Ok(Memory::Own(Segment::new(bytes)?))
+    }
+
     fn on_heap(bytes: usize) -> Option<Memory> {
         let region = heap::region()?;
         Some(Memory::Heap(region, region.take(bytes)?.0, bytes))
@@ -48,6 +52,14 @@ impl Memory {
         match self {
             Memory::Own(segment) => segment.start(),
             Memory::Heap(region, ..) => region.start(),
+        }
+    }
+
+    /// How much there is of the arena.
+    fn bytes(&self) -> usize {
+        match self {
+            Memory::Own(segment) => segment.bytes(),
+            Memory::Heap(.., bytes) => *bytes,
         }
     }
 
@@ -74,9 +86,7 @@ impl Arena {
     /// # Errors
     /// The system has no such memory, or not so much.
     pub fn new(blocks: impl Iterator<Item = Block>, planes: usize) -> Result<Arc<Arena>, SharedError> {
-        Arena::in_memory(blocks, |plane_bytes| {
-            Ok((Memory::Own(Segment::new(plane_bytes.saturating_mul(planes))?), planes))
-        })
+        Arena::in_memory(blocks, |plane_bytes| Ok((Memory::own(plane_bytes.saturating_mul(planes))?, planes)))
     }
 
     /// The same beside this process's large blocks, if it has begun to show them, and of half of that memory at most.
@@ -90,7 +100,7 @@ impl Arena {
             let room = if planes_here == 0 { None } else { Memory::on_heap(plane_bytes * planes_here) };
             match room {
                 Some(memory) => Ok((memory, planes_here)),
-                None => Ok((Memory::Own(Segment::new(plane_bytes.saturating_mul(planes))?), planes)),
+                None => Ok((Memory::own(plane_bytes.saturating_mul(planes))?, planes)),
             }
         })
     }
@@ -141,7 +151,9 @@ impl Arena {
         if self.taken.get(at)?.swap(true, Ordering::Acquire) {
             return None;
         }
-        let offset = self.memory.offset() + plane * self.plane_bytes + within;
+        let start = plane * self.plane_bytes + within;
+        debug_assert!(start + elements * 4 <= self.memory.bytes());
+        let offset = self.memory.offset() + start;
         Some(Slot { arena: self.clone(), at, offset, elements })
     }
 
