@@ -7,13 +7,15 @@ use clap::{ArgAction, Args};
 mod bench;
 mod commands;
 mod network;
+mod watch;
 
 pub use bench::{BenchArgs, BenchCommand, BenchServerArgs, BenchTrainArgs, ExchangeArgs, PlainArgs, ShowArgs};
 pub use commands::{
     CertsArgs, CompareArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs, ListArgs, LoggedRole,
-    LogsArgs, PingArgs, ResumeArgs, RunArgs, ScaleArgs, ShowRunArgs, Target, VerifyArgs, Which,
+    LogsArgs, PingArgs, ResumeArgs, RunArgs, ScaleArgs, ShowRunArgs, StatusArgs, Target, VerifyArgs, Which,
 };
 pub use network::{HostsArgs, NetworkArgs, RendezvousArgs};
+pub use watch::{DashboardArgs, WatchArgs, WatchFlags};
 
 /// Where runs are; before or after any subcommand.
 #[derive(Args, Clone, Debug)]
@@ -91,6 +93,9 @@ pub struct TrainArgs {
     /// How it is reached.
     #[command(flatten)]
     pub network: NetworkArgs,
+    /// What there is to see of it.
+    #[command(flatten)]
+    pub watch: WatchFlags,
     /// Which machines take part.
     #[command(flatten)]
     pub rendezvous: RendezvousArgs,
@@ -355,6 +360,7 @@ impl From<&TrainArgs> for Pairs {
             ("keep_best", &keep_best),
         ]);
         pairs.extend(Pairs::from(&args.network));
+        pairs.extend(Pairs::from(&args.watch));
         pairs.extend(Pairs::from(&args.consistency));
         pairs.extend(Pairs::from(&args.input));
         pairs

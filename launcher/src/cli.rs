@@ -1,21 +1,27 @@
 //! The command line.
 
-use std::{ffi::OsString, io::Write, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 use convoy_server::ServerArgs;
 use convoy_worker::{WorkerArgs, task::TaskEntry};
 
 use crate::{
     args::{
-        BenchArgs, CertsArgs, CompareArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs, JoinArgs,
-        ListArgs, LogsArgs, PingArgs, Places, ResumeArgs, ScaleArgs, ShowRunArgs, TrainArgs, VerifyArgs,
+        BenchArgs, CertsArgs, CompareArgs, DashboardArgs, DoctorArgs, EmitArgs, EvalArgs, GenerateArgs, InspectArgs,
+        JoinArgs, ListArgs, LogsArgs, PingArgs, Places, ResumeArgs, ScaleArgs, ShowRunArgs, StatusArgs, TrainArgs,
+        VerifyArgs, WatchArgs,
     },
     bench, certs, doctor, emit, eval, generate, inspect, join,
     outcome::{Failure, exit},
-    ping, probe,
+    ping, probe, progress,
     rendezvous::{self, Part},
-    resume, runs, scale, train, verify,
+    resume, runs, scale, train, verify, watch,
 };
 
 const ABOUT: &str = "Trains a model on a cluster of workers around exact parameter servers";
@@ -33,11 +39,15 @@ const EXAMPLES: &str = "Examples:
   launcher --nnodes 2 --workers 4 --rdzv-endpoint node1:7000 --certs certs
                                                        the same command on two machines, four workers on each
   launcher join node1:7000 --workers 4 --certs certs   four workers more for it, from another machine
+  launcher status                                      where a run stands: how quickly, who is slow, who died
+  launcher --workers 4 --dashboard                     and a page in the browser; `launcher dashboard` for past runs
   launcher list                                        all runs; `show RUN` for one, `compare RUN RUN` for some
   launcher logs latest --follow                        what its processes say
   launcher verify latest                               every sample was used once, whatever died
   launcher eval latest --predictions out.csv           score a finished run again
   launcher generate latest --prompt Once               let a text model go on
+  launcher doctor                                      what this machine has, and what stands in the way
+  launcher completions bash > /etc/bash_completion.d/launcher
   launcher data inspect csv:table.csv                  what the data hold, and what deserves attention
 
 Values come from defaults < --config < CONVOY_* variables < --set < flags.
@@ -64,6 +74,12 @@ enum Command {
     Scale(ScaleArgs),
     /// List all runs
     List(ListArgs),
+    /// Show where a run stands: how quickly it goes, who is slow, who died
+    Status(StatusArgs),
+    /// Watch a run in this terminal, as its launcher shows it
+    Watch(WatchArgs),
+    /// Show all runs in the browser, as they train and afterwards
+    Dashboard(DashboardArgs),
     /// Show what a run is, came to and went through, also one whose launcher was killed
     Show(ShowRunArgs),
     /// Compare runs: where they differ, and what came of it
@@ -95,6 +111,16 @@ enum Command {
     Server(ServerArgs),
     /// Run one worker of a cluster
     Worker(WorkerArgs),
+    /// Print what makes a shell complete this program's command line
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages
+    Man {
+        /// Directory to write them to; made if it is not there
+        dir: PathBuf,
+    },
     /// Look for GPUs and print what was found, as JSON
     #[command(hide = true)]
     Probe,
@@ -122,6 +148,9 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
         Some(Command::Resume(args)) => resume::resume(&args, &cli.places, tasks),
         Some(Command::Verify(args)) => verify::verify(&args, &cli.places, tasks),
         Some(Command::List(args)) => runs::list(args, &cli.places),
+        Some(Command::Watch(args)) => watch::terminal::watch(&args, &cli.places),
+        Some(Command::Dashboard(args)) => watch::web::dashboard(&args, &cli.places),
+        Some(Command::Status(args)) => watch::status::status(&args, &cli.places),
         Some(Command::Show(args)) => runs::show(&args, &cli.places),
         Some(Command::Compare(args)) => runs::compare(&args, &cli.places),
         Some(Command::Logs(args)) => runs::logs(&args, &cli.places),
@@ -132,6 +161,8 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
         Some(Command::Emit(args)) => emit::emit(&args, &cli.places),
         Some(Command::Ping(args)) => ping::ping(&args),
         Some(Command::Bench(args)) => bench::bench(&args, tasks),
+        Some(Command::Completions { shell }) => completions(shell),
+        Some(Command::Man { dir }) => man(&dir),
         Some(Command::Probe) => return probe::print(),
         Some(Command::Eval(args)) => eval::eval(&args, &cli.places, tasks),
         Some(Command::Generate(args)) => generate::generate(&args, &cli.places, tasks),
@@ -146,10 +177,22 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // A closed standard error is no reason to fail differently.
-            let _ = writeln!(std::io::stderr(), "error: {failure}");
+            let _ = writeln!(std::io::stderr(), "{}", progress::last_words(&failure));
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "launcher", &mut text);
+    print(String::from_utf8_lossy(&text))
+}
+
+fn man(dir: &Path) -> Result<(), Failure> {
+    let cannot = |problem| Failure::Environment(format!("cannot write to {}: {problem}", dir.display()));
+    std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Cli::command(), dir)).map_err(cannot)?;
+    say(format_args!("man pages in {}; `man -l {}`", dir.display(), dir.join("launcher.1").display()))
 }
 
 /// Help and version as they are; errors on one line.
@@ -187,8 +230,6 @@ pub fn print_to_reader(text: impl std::fmt::Display) -> Result<bool, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -32,6 +32,7 @@ const FREE: &[&str] = &[
     "timeouts",
     "steps",
     "epochs",
+    "watch",
 ];
 
 /// The first key on which results depend and that is asked for otherwise than it is in the run.

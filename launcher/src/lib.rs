@@ -5,7 +5,7 @@
 //!
 //! [`settings`] resolves the configuration, [`plan`] decides who computes where, [`train`] runs the cluster: children
 //! ([`children`]), the coordinator ([`coordinator`]), the run's directory ([`run_dir`], [`summary`], [`model_file`]) and
-//! what a person sees ([`progress`]). [`finished`] opens a finished run: [`eval`] scores it again, [`generate`] lets it
+//! what a person sees ([`progress`], [`watch`]). [`finished`] opens a finished run: [`eval`] scores it again, [`generate`] lets it
 //! write. [`inspect`] looks at data.
 
 pub mod args;
@@ -43,5 +43,6 @@ pub mod summary;
 mod table;
 pub mod train;
 pub mod verify;
+mod watch;
 
 pub use cli::main;

@@ -1,27 +1,69 @@
-//! What a person sees while a run trains: a bar on a terminal, plain lines elsewhere. All on standard error.
+//! What a person sees while a run trains: a live view on a terminal, lines elsewhere. On standard error, but for the view.
 //!
 //! A thread of its own writes, so that a terminal that is held up holds up nothing else; what it cannot keep up with is
 //! dropped.
 
 use std::{
-    io::{IsTerminal, Write},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    io::Write,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use convoy_proto::config::watch::{self, LogFormat};
+use serde_json::{Value, json};
 
-/// How often plain lines come.
+use crate::{
+    outcome::Failure,
+    train::pulse::time,
+    watch::terminal::{self, Keys, View},
+};
+
+/// How often lines on progress come.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Lines that wait for the terminal.
 const LINES_AHEAD: usize = 256;
+/// How often it is looked whether there are any, where there is no view.
+const LINES_LOOK: Duration = Duration::from_millis(200);
 /// How long the last lines may take.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether lines are objects.
+static IS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// What ends the program, as the other lines are.
+pub fn last_words(failure: &Failure) -> String {
+    match IS_JSON.load(SeqCst) {
+        true => json!({ "time": time(), "error": failure.to_string(), "exit_code": failure.exit_code() }).to_string(),
+        false => format!("error: {failure}"),
+    }
+}
+
+/// What is shown, and how.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// The run's directory.
+    pub run: PathBuf,
+    /// Its length.
+    pub total: u64,
+    /// Its workers and servers.
+    pub members: (usize, usize),
+    /// Whether a terminal gets a view.
+    pub view: watch::View,
+    /// What lines look like.
+    pub format: LogFormat,
+}
 
 /// The way to the display.
 #[derive(Debug)]
 pub struct Progress {
     lines: SyncSender<Line>,
+    /// Whether nothing more comes, also where there is no room to say so.
+    is_over: Arc<AtomicBool>,
     ended: Receiver<()>,
 }
 
@@ -34,16 +76,20 @@ enum Line {
 }
 
 impl Progress {
-    /// A display of so many steps.
-    pub fn new(total: u64) -> Progress {
+    /// A display of a run.
+    pub fn new(shown: Shown) -> Progress {
         let (lines, queue) = sync_channel(LINES_AHEAD);
         let (end, ended) = sync_channel(1);
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = is_over.clone();
+        IS_JSON.store(shown.format == LogFormat::Json, SeqCst);
         std::thread::spawn(move || {
-            Screen::new(total).show(&queue);
+            terminal::heedless_of_others();
+            Screen::new(shown).show(&queue, &over);
             // Nobody waits if the patience has run out.
             let _ = end.send(());
         });
-        Progress { lines, ended }
+        Progress { lines, is_over, ended }
     }
 
     /// A line that stays.
@@ -61,10 +107,12 @@ impl Progress {
         self.send(Line::Step { done, loss, samples });
     }
 
-    /// Takes the bar away, when everything before has been shown.
+    /// Takes the view away, when everything before has been shown.
     pub fn end(&self) {
+        self.is_over.store(true, SeqCst);
         self.send(Line::End);
         let _ = self.ended.recv_timeout(PATIENCE);
+        terminal::end();
     }
 
     fn send(&self, line: Line) {
@@ -73,71 +121,85 @@ impl Progress {
 }
 
 struct Screen {
-    total: u64,
+    shown: Shown,
     start: Instant,
     /// Samples before the start.
     before: u64,
-    display: Display,
-}
-
-enum Display {
-    Bar(ProgressBar),
-    Lines(Option<Instant>),
+    /// When a line on progress came last.
+    last: Option<Instant>,
+    view: Option<View>,
 }
 
 impl Screen {
-    fn new(total: u64) -> Screen {
-        let display = if std::io::stderr().is_terminal() {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let template = "{bar:30} step {pos}/{len}  {msg}  eta {eta}";
-            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-            Display::Bar(bar)
-        } else {
-            Display::Lines(None)
-        };
-        Screen { total, start: Instant::now(), before: 0, display }
+    fn new(shown: Shown) -> Screen {
+        let wants_view = shown.view == watch::View::Auto && shown.format == LogFormat::Text && terminal::is_here();
+        // A terminal that does not say where its cursor is gets lines.
+        let view = if wants_view { View::open(&shown.run, shown.members, Keys::OfRun).ok() } else { None };
+        Screen { shown, start: Instant::now(), before: 0, last: None, view }
     }
 
-    fn show(&mut self, lines: &Receiver<Line>) {
-        while let Ok(line) = lines.recv() {
-            match (line, &self.display) {
-                (Line::Say(line), Display::Bar(bar)) => bar.suspend(|| print(&line)),
-                (Line::Say(line), Display::Lines(_)) => print(&line),
-                (Line::Begin { samples }, _) => self.begin(samples),
-                (Line::Step { done, loss, samples }, _) => self.step(done, loss, samples),
-                (Line::End, Display::Bar(bar)) => return bar.finish_and_clear(),
-                (Line::End, Display::Lines(_)) => return,
+    fn show(mut self, lines: &Receiver<Line>, is_over: &AtomicBool) {
+        loop {
+            let patience = if self.view.is_some() { terminal::LOOK } else { LINES_LOOK };
+            match lines.recv_timeout(patience) {
+                Ok(Line::Say(text)) => self.say(&text),
+                Ok(Line::Begin { samples }) => (self.start, self.before) = (Instant::now(), samples),
+                Ok(Line::Step { done, loss, samples }) => self.step(done, loss, samples),
+                Ok(Line::End) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) if is_over.load(SeqCst) => break,
+                Err(RecvTimeoutError::Timeout) => {}
             }
+            self.redraw();
         }
+        self.view.into_iter().for_each(View::close);
     }
 
-    fn begin(&mut self, samples: u64) {
-        (self.start, self.before) = (Instant::now(), samples);
-        if let Display::Bar(bar) = &self.display {
-            bar.reset_eta();
+    fn say(&mut self, text: &str) {
+        let is_shown = self.view.as_mut().is_some_and(|view| view.say(text).is_ok());
+        if !is_shown {
+            self.print(json!({ "message": text }), text);
         }
     }
 
     fn step(&mut self, done: u64, loss: f64, samples: u64) {
+        let total = self.shown.total;
+        if self.view.is_some() || !(self.last.is_none_or(|last| last.elapsed() >= LINE_EVERY) || done == total) {
+            return;
+        }
+        self.last = Some(Instant::now());
         let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
         let rate = samples.saturating_sub(self.before) as f64 / seconds;
-        match &mut self.display {
-            Display::Bar(bar) => {
-                bar.set_message(format!("loss {loss:.4}  {rate:.0} samples/s"));
-                bar.set_position(done);
+        let eta = seconds / done as f64 * (total - done.min(total)) as f64;
+        self.print(
+            json!({
+                "step": done, "total_steps": total, "loss": loss, "samples_per_second": rate, "eta_seconds": eta,
+            }),
+            &format!("step {done}/{total}  loss {loss:.4}  {rate:.0} samples/s  eta {eta:.0} s"),
+        );
+    }
+
+    /// Draws the view anew, or gives it up: because somebody wants to, or the terminal is gone.
+    fn redraw(&mut self) {
+        let Some(view) = &mut self.view else { return };
+        match view.is_left(Duration::ZERO).and_then(|is_left| view.draw().map(|_| is_left)) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.view.take().into_iter().for_each(View::close);
+                self.say("the run goes on; `launcher watch` shows this view again");
             }
-            Display::Lines(last) => {
-                if last.is_none_or(|last| last.elapsed() >= LINE_EVERY) || done == self.total {
-                    *last = Some(Instant::now());
-                    let eta = seconds / done as f64 * (self.total - done.min(self.total)) as f64;
-                    print(&format!("step {done}/{}  loss {loss:.4}  {rate:.0} samples/s  eta {eta:.0} s", self.total));
-                }
-            }
+            Err(_) => self.view = None,
         }
     }
-}
 
-fn print(line: &str) {
-    // A closed standard error is no reason to stop training.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    fn print(&self, mut object: Value, text: &str) {
+        let line = match self.shown.format {
+            LogFormat::Text => text.to_string(),
+            LogFormat::Json => {
+                object["time"] = time().into();
+                object.to_string()
+            }
+        };
+        // A closed standard error is no reason to stop training.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use convoy_proto::{
-    config::{Config, RawConfig, layers::Layers, raw::CountOrAuto},
+    config::{Config, RawConfig, layers::Layers, raw::CountOrAuto, watch::RawWatch},
     ids::Era,
     manifest::Manifest,
     process,
@@ -103,8 +103,24 @@ pub fn instead(
         count("servers", servers),
         count("replicas", replicas),
     ];
-    let flags = flags.into_iter().chain(network).flatten().collect();
+    let flags = flags.into_iter().chain(network).flatten().chain(watching(&raw.watch)).collect();
     go_on(&path, flags, remotes, tasks).map(|()| None)
+}
+
+/// What is said of what a person sees.
+fn watching(watch: &RawWatch) -> Pairs {
+    let flag = |is: Option<bool>| is.map(|is| is.to_string());
+    let said = [
+        ("view", watch.view.clone()),
+        ("log_format", watch.log_format.clone()),
+        ("dashboard", watch.dashboard.clone()),
+        ("dashboard_token", watch.dashboard_token.clone()),
+        ("tensorboard", flag(watch.tensorboard)),
+        ("dvc", flag(watch.dvc)),
+        ("trace", watch.trace.clone()),
+        ("otlp", watch.otlp.clone()),
+    ];
+    said.into_iter().filter_map(|(key, value)| Some((format!("watch.{key}"), value?))).collect()
 }
 
 /// The configuration of a run that is there.
@@ -124,6 +140,8 @@ fn go_on(path: &Path, flags: Pairs, remotes: Remotes, tasks: &[TaskEntry]) -> Re
     }
     let there = || Failure::Usage(format!("there is no run {}", path.display()));
     let mut raw = stored(path)?.ok_or_else(there)?;
+    // A trace is of one launcher: another does not write over it.
+    raw.watch.trace = None;
     let (most, says) = (raw.clone(), |key: &str| flags.iter().any(|(known, _)| known == key));
     let (says_local, says_servers) = (says("local_workers"), says("local_servers"));
     raw = settings::changed(&raw, flags)?;

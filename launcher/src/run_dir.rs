@@ -124,7 +124,7 @@ impl RunDir {
     /// # Errors
     /// The disk's.
     pub fn replace_json(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
-        self.replace(name, &text_of(value)?, false)
+        self.replacer().replace_json(name, value)
     }
 
     /// The same, of a file that is to outlive the machine.
@@ -135,16 +135,52 @@ impl RunDir {
         self.replace(name, &text_of(value)?, true)
     }
 
-    /// Replaces a file; if it is to last, one that outlives the machine, too.
+    /// What replaces files of it, for another thread.
+    pub fn replacer(&self) -> Replacer {
+        Replacer(self.path.clone())
+    }
+
     fn replace(&self, name: &str, contents: &[u8], lasts: bool) -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(&self.path)?;
+        self.replacer().replace(name, contents, lasts)
+    }
+}
+
+/// Replaces files of a run as a whole.
+#[derive(Clone, Debug)]
+pub struct Replacer(PathBuf);
+
+impl Replacer {
+    /// Of a directory below a run's.
+    pub fn of(path: &Path) -> Replacer {
+        Replacer(path.into())
+    }
+
+    /// A text file.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn replace_text(&self, name: &str, text: &str) -> io::Result<()> {
+        self.replace(name, text.as_bytes(), false)
+    }
+
+    /// A JSON file, as [`RunDir::replace_json`] does.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn replace_json(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
+        self.replace(name, &text_of(value)?, false)
+    }
+
+    /// A file; if it is to last, one that outlives the machine, too.
+    fn replace(&self, name: &str, contents: &[u8], lasts: bool) -> io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(&self.0)?;
         file.write_all(contents)?;
         readable(file.path())?;
         if lasts {
             file.as_file().sync_all()?;
         }
-        file.persist(self.path.join(name)).map_err(|error| error.error)?;
-        if lasts { File::open(&self.path)?.sync_all() } else { Ok(()) }
+        file.persist(self.0.join(name)).map_err(|error| error.error)?;
+        if lasts { File::open(&self.0)?.sync_all() } else { Ok(()) }
     }
 }
 

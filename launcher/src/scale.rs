@@ -26,6 +26,9 @@ pub struct Whereabouts {
     pub address: String,
     /// Its process.
     pub pid: u32,
+    /// Its machine.
+    #[serde(default)]
+    pub host: String,
 }
 
 /// Asks a run for another number of workers.
@@ -34,23 +37,32 @@ pub struct Whereabouts {
 /// The run does not train, or cannot have as many.
 pub fn scale(args: &ScaleArgs, places: &Places) -> Result<(), Failure> {
     let path = run_dir::find(places.root(), &args.run)?;
-    let there = whereabouts(&path)?;
-    let config = process::load_config(&path)?;
-    let credentials = process::load_security(config.network.certs_dir())?.credentials(TokenRole::Admin);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|problem| Failure::Environment(format!("cannot start the runtime: {problem}")))?;
-    let before = runtime.block_on(async {
-        let coordinator = Coordinator::connect(&there.address, credentials).await?;
-        coordinator.scale(args.workers).await
-    });
-    let before = before.map_err(|problem| match problem {
-        TransportError::Refused { message, .. } => Failure::Usage(message),
-        other => Failure::Failed(format!("the run {} does not answer: {other}", path.display())),
-    })?;
+    let before = runtime.block_on(ask(&path, args.workers))?;
     say(format_args!("{} goes on with {} workers in place of {before}", path.display(), args.workers))
 }
 
-fn whereabouts(run: &Path) -> Result<Whereabouts, Failure> {
+/// Asks a run for another number of workers; gives how many it had.
+///
+/// # Errors
+/// The run does not train, or cannot have as many.
+pub async fn ask(run: &Path, workers: u32) -> Result<u32, Failure> {
+    let there = whereabouts(run)?;
+    let config = process::load_config(run)?;
+    let credentials = process::load_security(config.network.certs_dir())?.credentials(TokenRole::Admin);
+    let asked = async { Coordinator::connect(&there.address, credentials).await?.scale(workers).await };
+    asked.await.map_err(|problem| match problem {
+        TransportError::Refused { message, .. } => Failure::Usage(message),
+        other => Failure::Failed(format!("the run {} does not answer: {other}", run.display())),
+    })
+}
+
+/// Where a run's coordinator is.
+///
+/// # Errors
+/// The run does not train.
+pub fn whereabouts(run: &Path) -> Result<Whereabouts, Failure> {
     let text = fs::read_to_string(run.join(FILE))
         .map_err(|_| Failure::Usage(format!("the run {} does not train now", run.display())))?;
     serde_json::from_str(&text)

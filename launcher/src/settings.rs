@@ -48,6 +48,11 @@ pub fn has_token() -> bool {
     std::env::var_os(access::VARIABLE).is_some()
 }
 
+/// What the terminal calls itself.
+pub fn terminal() -> Option<String> {
+    std::env::var("TERM").ok()
+}
+
 /// A run's configuration, with what a command says changed.
 ///
 /// # Errors

@@ -40,6 +40,7 @@ use crate::{
     summary::{EmaSummary, Notes, Summary},
 };
 
+mod advice;
 mod chaos;
 mod ending;
 mod eras;
@@ -49,6 +50,7 @@ mod listen;
 pub(crate) mod losses;
 mod nodes;
 pub mod prepare;
+pub(crate) mod pulse;
 mod remotes;
 pub(crate) mod restarts;
 pub mod review;
@@ -56,6 +58,7 @@ mod saves;
 mod scale;
 pub(crate) mod signals;
 mod stopping;
+mod watched;
 
 use chaos::Turmoil;
 use keeper::Keeper;
@@ -65,6 +68,7 @@ use restarts::{Place, Restarts};
 use review::Review;
 use saves::Saving;
 use signals::Signals;
+use watched::{Ready, Watched};
 
 /// After the first child is lost: how long to see which others go, so that the first cause is named.
 const GATHER_EXITS: Duration = Duration::from_millis(300);
@@ -132,6 +136,8 @@ struct Session {
     /// The process that was started last in the place of one that died, and when, until it joins.
     starting: BTreeMap<Place, (u32, Instant)>,
     progress: Progress,
+    /// Those who look.
+    watched: Watched,
     notes: Notes,
     began: Option<Instant>,
     /// Seconds of training before this launcher.
@@ -164,6 +170,7 @@ impl Session {
     async fn run(mut prepared: Prepared, resumed: Option<Resumed>) -> Result<(), Failure> {
         let signals = Signals::new()?;
         let listener = listen::bind(prepared.config.network.listen).await?;
+        let ready = Ready::new(&prepared.config)?;
         let cluster = |prepared: &Prepared| Cluster::new(prepared.config.clone(), prepared.reference());
         let restored_bytes = resumed.as_ref().map_or(0, |resumed| resumed.bytes);
         let (run_dir, cluster, notes, review, lines, newest) = match resumed {
@@ -182,6 +189,7 @@ impl Session {
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
         let (commits, guard) = (cluster.engine().commits(), prepared.security.guard());
         let service = CoordinatorService::new(cluster, config, sender, guard.clone());
+        let watched = ready.begin(config, &run_dir, &service)?;
         let stop = CancellationToken::new();
         let defence = Defence { tls: prepared.security.tls.clone(), guard };
         let (nodes, node_events) = nodes::open(config, run_dir.path());
@@ -200,7 +208,8 @@ impl Session {
             away: BTreeMap::new(),
             address: config.network.reached_at(port),
             restarts: Restarts::new(config.max_restarts, Duration::from_millis(config.timeouts.restart_ms.into())),
-            progress: Progress::new(prepared.horizon.steps),
+            progress: Progress::new(prepared.shown(run_dir.path())),
+            watched,
             wall_before: notes.wall_seconds,
             notes: Notes { epoch_samples: prepared.data.info().train.into(), ..notes },
             run_dir,
@@ -249,7 +258,8 @@ impl Session {
             self.progress.say(line);
         }
         self.progress.say(&format!("run {}", self.run_dir.path().display()));
-        let here = Whereabouts { address: self.address.clone(), pid: std::process::id() };
+        self.watched.dashboard().iter().for_each(|told| self.progress.say(told));
+        let here = Whereabouts { address: self.address.clone(), pid: std::process::id(), host: process::host_name() };
         self.write_json(whereabouts::FILE, &here)?;
         self.save_summary();
         let here = |spec: &ChildSpec| self.nodes.order((spec.role, spec.rank)) == Home::Here;
@@ -334,6 +344,7 @@ impl Session {
                     self.check_starting(signals).await?;
                     self.check_progress()?;
                     self.check_saves();
+                    self.pulse();
                 }
             }
         }
@@ -378,8 +389,9 @@ impl Session {
         self.run_dir.write_json(name, value).map_err(cannot)
     }
 
-    /// Adds an event, with its era, to metrics.jsonl.
+    /// Adds an event, with its era and the time, to metrics.jsonl.
     fn metric(&mut self, mut event: serde_json::Value) {
+        event["time"] = pulse::time().into();
         event["era"] = self.service.cluster().era().0.into();
         if let Err(problem) = self.run_dir.metric(&event) {
             self.progress.say(&format!("cannot write metrics.jsonl, training goes on: {problem}"));

@@ -29,12 +29,14 @@ pub mod shard_report;
 pub mod shared;
 pub mod slow;
 pub mod sum;
+pub mod trace;
 pub mod transfer;
 pub mod transport;
 pub mod tree;
 pub mod trust;
 pub mod verdict;
 pub mod view;
+pub mod vitals;
 
 /// Types and services generated from `proto/convoy/v1`.
 pub mod wire {

@@ -12,6 +12,7 @@ pub use crate::shard_report::{Part, Saved, ShardReport};
 pub use crate::transfer::{BlockState, CopyPart, Extent, GradientBlock, ParameterBlock, Place, Pull, Pulled, Wanted};
 pub use crate::verdict::{Accumulated, Action, Norms, Squares, Terms, Verdict};
 pub use crate::view::{ClusterView, Phase, ServerView, Since, owned};
+pub use crate::vitals::{GpuVitals, ShardVitals, Vitals};
 
 /// A process that asks to be admitted, and what it must have in common with the cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -228,10 +229,12 @@ pub struct StepTimes {
     pub data: f64,
     /// Forward, backward, and reading gradients off the device.
     pub compute: f64,
-    /// Where parameters are pulled by themselves: until the last block was there.
+    /// Handing gradients to connections.
+    pub push: f64,
+    /// From there to the first block that came back, or to the commit: waiting for others, and for servers' work.
+    pub wait: f64,
+    /// From there to the last block.
     pub pull: f64,
-    /// From the push's first byte to the last block that came back, or to the commit.
-    pub exchange: f64,
     /// Putting the new parameters onto the device.
     pub load: f64,
 }

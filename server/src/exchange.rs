@@ -39,7 +39,7 @@ impl Host {
         shard: &Shard,
         header: &PushHeader,
     ) -> Result<Result<(Push, Outcome), Setback>, Status> {
-        let open = || match shard.open(header) {
+        let open = || match self.around.busy.work(|| shard.open(header)) {
             Ok(opened) => Ok(Some(Ok(opened))),
             Err(Refusal::Generation { ours, theirs }) if theirs > ours => Ok(None),
             // Another copy, which the parameters were pulled from, is ahead of this one.
@@ -64,6 +64,7 @@ impl Host {
         PushPart: TryFrom<R, Error = WireError>,
     {
         let mut accepted = 0;
+        let _open = self.around.busy.open();
         while let Some(part) = inbound.next().await {
             let PushPart::Blocks(blocks) = PushPart::try_from(part?)? else {
                 return Err(Status::invalid_argument("a push has one header only"));
@@ -75,7 +76,8 @@ impl Host {
                 self.wait(|| Ok(shard.admits(push, first).then_some(()))).await?;
             }
             let add = |block: GradientBlock| -> Result<Outcome, Status> {
-                let outcome = shard.accept(push, &found(block, seen.as_ref())?)?;
+                let block = found(block, seen.as_ref())?;
+                let outcome = self.around.busy.work(|| shard.accept(push, &block))?;
                 if outcome.changed {
                     self.changed();
                 }

@@ -25,6 +25,7 @@ use tracing::{debug, error, warn};
 
 use crate::{
     accounts::Accounts,
+    busy::Busy,
     checkpoint::{self, Place, part},
     copies::Copies,
     core::{
@@ -59,6 +60,8 @@ pub struct Around {
     pub lease: Duration,
     /// What owns background work.
     pub tasks: TaskTracker,
+    /// What counts its work.
+    pub busy: Arc<Busy>,
 }
 
 /// One server's shard and what goes on around it.
@@ -219,7 +222,7 @@ impl Host {
                 let Membership { coordinator, member, .. } = &host.around.membership;
                 let step = part.proposal.step;
                 match coordinator.decide(*member, part, host.around.decide_within).await {
-                    Ok(verdict) => host.follow(&shard, shard.decide(verdict)),
+                    Ok(verdict) => host.follow(&shard, host.around.busy.work(|| shard.decide(verdict))),
                     Err(problem) => host.undecided(&shard, &format!("step {step}"), problem).await,
                 }
             });
@@ -230,7 +233,7 @@ impl Host {
                 let Membership { coordinator, member, .. } = &host.around.membership;
                 let push = staged.header.id();
                 match coordinator.stage(*member, staged, host.around.decide_within).await {
-                    Ok(Some(verdict)) => host.follow(&shard, shard.choose(verdict)),
+                    Ok(Some(verdict)) => host.follow(&shard, host.around.busy.work(|| shard.choose(verdict))),
                     Ok(None) => host.follow(&shard, shard.drop_push(push)),
                     Err(problem) => host.undecided(&shard, &format!("push {push}"), problem).await,
                 }

@@ -5,6 +5,7 @@
 //! never depends on burn, so a server stays small.
 
 pub mod accounts;
+pub mod busy;
 pub mod checkpoint;
 mod copies;
 pub mod core;

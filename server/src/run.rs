@@ -7,7 +7,7 @@ use convoy_proto::{
     access::TokenRole,
     blocks::{BlockMap, Blocks},
     config::{Config, Transport, network::reached_at},
-    ids::Era,
+    ids::{Era, Role},
     layout::Layout,
     manifest::Manifest,
     messages::{ClusterView, JoinPart, Phase, ShardReport},
@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    busy::Busy,
     checkpoint::{self, CheckpointError, Place, part, place},
     core::{kept::Snapshot, shard::Shard},
     fill::{self, fill},
@@ -140,15 +141,21 @@ pub fn main(args: &ServerArgs) -> ExitCode {
     }
 }
 
-async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
+/// The run's configuration, once this process is set up for it.
+fn opened(args: &ServerArgs) -> Result<Config, ServeError> {
     let config = process::load_config(&args.run)?;
+    process::trace(&config, Role::Server, args.rank);
     if let Err(problem) = heap::begin() {
         debug!("large blocks are not kept: {problem}");
     }
-    let servers = Layout::of(&config).servers();
-    if args.rank >= servers {
-        return Err(ServeError::Rank { rank: args.rank, servers });
+    match Layout::of(&config).servers() {
+        servers if args.rank >= servers => Err(ServeError::Rank { rank: args.rank, servers }),
+        _ => Ok(config),
     }
+}
+
+async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
+    let config = opened(args)?;
     let cannot = |problem| ServeError::Listen { address: args.listen, problem };
     let listener = TcpListener::bind(args.listen).await.map_err(cannot)?;
     let local = listener.local_addr().map_err(cannot)?;
@@ -159,10 +166,11 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
     if args.supervised {
         process::watch_parent(lost.clone());
     }
+    let (busy, sampled) = Busy::watched();
     let coordinator = Coordinator::connect(&args.coordinator, security.credentials(TokenRole::Server)).await?;
     let membership = Membership::join(
         coordinator,
-        process::join_offer(&config, args.rank, JoinPart::Server { address }),
+        (process::join_offer(&config, args.rank, JoinPart::Server { address }), sampled),
         &tasks,
         lost.clone(),
     )
@@ -181,6 +189,7 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
         decide_within: Duration::from_millis(config.timeouts.step_ms.into()),
         lease: Duration::from_millis(config.timeouts.lease_ms.into()),
         tasks: tasks.clone(),
+        busy,
     }));
     let service = Bulk::new(ParameterServer::new(host.clone()));
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -200,6 +209,7 @@ async fn serve(args: &ServerArgs) -> Result<(), ServeError> {
         health.set_serving::<ParametersServiceServer<ParameterServer>>().await;
     });
     let result = result.await;
+    membership.tell_trace().await;
     lost.cancel();
     stop.cancel();
     tasks.close();

@@ -6,6 +6,7 @@ use convoy_proto::{
     ids::{Era, Member, Role, Step},
     messages::{Extent, ParameterBlock, Pull, Pulled, PulledPart, PushHeader, PushPart, Wanted},
     shared::Pass,
+    trace,
     transport::{Exchange, Inbound},
     wire::{self, parameters_service_server::ParametersService},
 };
@@ -59,8 +60,10 @@ impl ParameterServer {
 
     async fn push_pull_of(
         &self,
-        mut inbound: impl Messages<wire::PushPullRequest> + Send + Unpin + 'static,
+        request: Request<impl Messages<wire::PushPullRequest> + Send + Unpin + 'static>,
     ) -> Result<Response<Outbound<wire::PushPullResponse>>, Status> {
+        let caller = request.metadata().get(trace::HEADER).and_then(|caller| trace::caller(caller.to_str().ok()?));
+        let mut inbound = request.into_inner();
         let (header, wanted) = opening_pull(&mut inbound).await?;
         let shard = self.host.shard(header.era).await?;
         let (push, outcome) = match self.host.open(&shard, &header).await? {
@@ -76,8 +79,15 @@ impl ParameterServer {
         let seen = host.seen(header.member).filter(|_| wanted.shared);
         self.host.around.tasks.spawn(async move {
             let exchange = async {
+                // A track for each worker: its calls follow each other.
+                let span = |name| trace::open_below(caller, (name, header.member.rank, push.step.0));
+                let receive = async {
+                    let _span = span("receive");
+                    host.receive(&shard, (&push, seen), inbound).await
+                };
                 let commit = host.commit(&shard, (&push, wanted), &outbound);
-                tokio::try_join!(host.receive(&shard, (&push, seen), inbound), commit).map(|(_, last)| last)
+                let _span = span("push-pull");
+                tokio::try_join!(receive, commit).map(|(_, last)| last)
             };
             let closing = tokio::select! {
                 () = outbound.closed() => {
@@ -203,7 +213,7 @@ impl ParametersService for ParameterServer {
         &self,
         request: Request<Streaming<wire::PushPullRequest>>,
     ) -> Result<Response<Self::PushPullStream>, Status> {
-        self.push_pull_of(request.into_inner()).await
+        self.push_pull_of(request).await
     }
 
     async fn share(&self, request: Request<wire::ShareRequest>) -> Result<Response<Self::ShareStream>, Status> {
@@ -253,6 +263,6 @@ impl Exchange for ParameterServer {
         &self,
         request: Request<Inbound<wire::PushPullRequest>>,
     ) -> Result<Response<Self::PushPullStream>, Status> {
-        self.push_pull_of(request.into_inner()).await
+        self.push_pull_of(request).await
     }
 }

@@ -265,8 +265,9 @@ pub fn numeric_class(name: DeviceName, about: &str) -> String {
     }
 }
 
+/// The vector instructions that this processor has, of those that change what is computed.
 #[cfg(target_arch = "x86_64")]
-fn instruction_set() -> &'static str {
+pub fn instruction_set() -> &'static str {
     if is_x86_feature_detected!("avx512f") {
         "avx512"
     } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -276,8 +277,9 @@ fn instruction_set() -> &'static str {
     }
 }
 
+/// The vector instructions that this processor has, of those that change what is computed.
 #[cfg(not(target_arch = "x86_64"))]
-fn instruction_set() -> &'static str {
+pub fn instruction_set() -> &'static str {
     "baseline"
 }
 

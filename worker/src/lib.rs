@@ -12,6 +12,7 @@ pub mod exchange;
 pub mod failure;
 pub mod learner;
 pub mod local;
+pub mod monitor;
 pub mod parameters;
 mod reader;
 pub mod run;

@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::Arc,
-    time::Instant,
 };
 
 use convoy_proto::{
@@ -17,6 +16,7 @@ use convoy_proto::{
     order::{self, DataOrder},
     schedule::Horizon,
     sum,
+    trace::timed,
     tree::{self, Node, SliceTree},
 };
 
@@ -32,6 +32,11 @@ use crate::{
 /// Samples, or tokens, that are scored at once.
 const EVALUATION_BATCH: u64 = 250;
 const EVALUATION_TOKENS: u64 = 4096;
+
+/// Tracks of a worker in a trace: what it computes, and what it exchanges.
+pub const STEPS: u32 = 1;
+/// See above.
+pub const EXCHANGE: u32 = 2;
 
 /// Held-out samples that are scored at once: the bits of a score depend on it, so it depends on the data alone.
 pub fn evaluation_batch(data: &DataInfo) -> u64 {
@@ -242,21 +247,20 @@ impl Feed {
         let mut header = SliceHeader { slice, weight: 0.0, loss_sum: 0.0, finite: true };
         let (mut parameters, mut inner) = (start.clone(), local.begin(slice));
         for step in self.clock.steps_of(commit) {
-            let at = Instant::now();
-            let batch = self.slice(Step(step), slice)?;
-            done.times.data += at.elapsed().as_secs_f64();
+            let times = &mut done.times;
+            let batch = timed(&mut times.data, ("data", STEPS, step), || self.slice(Step(step), slice))?;
             if batch.rows == 0 {
                 continue;
             }
             done.samples += batch.rows as u64;
-            let at = Instant::now();
-            replica.load(parameters.clone());
-            let gradient = replica.gradient(batch, self.order.slice_seed(Step(step), slice), 1.0);
-            header.weight += gradient.weight;
-            header.loss_sum += gradient.loss_sum;
-            header.finite &= gradient.finite;
-            local.apply(&mut inner, &mut parameters, gradient, step);
-            done.times.compute += at.elapsed().as_secs_f64();
+            timed(&mut done.times.compute, ("compute", STEPS, step), || {
+                replica.load(parameters.clone());
+                let gradient = replica.gradient(batch, self.order.slice_seed(Step(step), slice), 1.0);
+                header.weight += gradient.weight;
+                header.loss_sum += gradient.loss_sum;
+                header.finite &= gradient.finite;
+                local.apply(&mut inner, &mut parameters, gradient, step);
+            });
         }
         local.end(slice, inner);
         header.finite &= parameters::are_finite(&parameters);
@@ -271,17 +275,15 @@ impl Feed {
         slice: SliceId,
         done: &mut Contribution,
     ) -> Result<Option<Tensors>, DataError> {
-        let start = Instant::now();
-        let batch = self.slice(step, slice)?;
-        done.times.data += start.elapsed().as_secs_f64();
+        let batch = timed(&mut done.times.data, ("data", STEPS, step.0), || self.slice(step, slice))?;
         if batch.rows == 0 {
             done.headers.push(SliceHeader { slice, weight: 0.0, loss_sum: 0.0, finite: true });
             return Ok(None);
         }
         done.samples += batch.rows as u64;
-        let start = Instant::now();
-        let gradient = replica.gradient(batch, self.order.slice_seed(step, slice), done.loss_scale);
-        done.times.compute += start.elapsed().as_secs_f64();
+        let (seed, loss_scale) = (self.order.slice_seed(step, slice), done.loss_scale);
+        let compute = || replica.gradient(batch, seed, loss_scale);
+        let gradient = timed(&mut done.times.compute, ("compute", STEPS, step.0), compute);
         let (weight, loss_sum, finite) = (gradient.weight, gradient.loss_sum, gradient.finite);
         done.headers.push(SliceHeader { slice, weight, loss_sum, finite });
         // A slice in which everything is masked is as absent as an empty one.

@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::{HostsArgs, InputArgs, NetworkArgs, Pairs, RendezvousArgs, given};
+use super::{HostsArgs, InputArgs, NetworkArgs, Pairs, RendezvousArgs, WatchFlags, given};
 
 /// Which of a run's parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -63,6 +63,9 @@ pub struct ResumeArgs {
     /// How it is reached.
     #[command(flatten)]
     pub network: NetworkArgs,
+    /// What there is to see of it.
+    #[command(flatten)]
+    pub watch: WatchFlags,
     /// Which machines are reached by ssh.
     #[command(flatten)]
     pub hosts: HostsArgs,
@@ -80,6 +83,7 @@ impl From<&ResumeArgs> for Pairs {
             ("max_restarts", &args.max_restarts),
         ]);
         pairs.extend(Pairs::from(&args.network));
+        pairs.extend(Pairs::from(&args.watch));
         pairs
     }
 }
@@ -142,9 +146,12 @@ pub struct JoinArgs {
 /// What to look at.
 #[derive(Args, Clone, Debug)]
 pub struct DoctorArgs {
-    /// This launcher's place among others: what flags and schedulers say, who is believed, and why
+    /// This launcher's place among others, in place of the machine: what flags and schedulers say, who is believed, and why
     #[arg(long)]
     pub rank: bool,
+    /// Print JSON
+    #[arg(long, conflicts_with = "rank")]
+    pub json: bool,
     /// As training would be told
     #[arg(long, value_name = "N|auto")]
     pub workers: Option<String>,
@@ -257,6 +264,17 @@ pub struct ShowRunArgs {
     #[arg(default_value = "latest")]
     pub run: String,
     /// Print JSON: its summary
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What run to look at.
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {
+    /// The run: its name below the root of runs, or its directory
+    #[arg(default_value = "latest")]
+    pub run: String,
+    /// Print JSON: the fields of summary.json and, of members, what they are at
     #[arg(long)]
     pub json: bool,
 }

@@ -34,10 +34,10 @@ pub struct RendezvousArgs {
 #[derive(Args, Clone, Debug)]
 pub struct HostsArgs {
     /// Machines that ssh reaches, one a line, `node1 slots=4`: a launcher is started on each; slots are workers
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["hosts", "nnodes"], help_heading = "Network")]
+    #[arg(long, value_name = "FILE", conflicts_with = "hosts", help_heading = "Network")]
     pub hostfile: Option<PathBuf>,
     /// As --hostfile, on the command line
-    #[arg(short = 'H', long, value_name = "HOST:SLOTS,…", conflicts_with = "nnodes", help_heading = "Network")]
+    #[arg(short = 'H', long, value_name = "HOST:SLOTS,…", help_heading = "Network")]
     pub hosts: Option<String>,
     /// Of the hosts, those with these names
     #[arg(long, value_name = "HOST,…", help_heading = "Network")]

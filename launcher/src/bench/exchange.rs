@@ -136,9 +136,9 @@ pub fn net(args: &ExchangeArgs) -> Result<(), Failure> {
             row.extend(skipped.map(|name| (name, Value::from(why.as_str()))));
         } else {
             let (apart, both) = (cell.run("--async --set consistency.overlap=false")?, cell.run("--sync")?);
-            row.push(("push_gb_per_second", rate(&apart, "bytes_pushed", "exchange").into()));
-            row.push(("pull_gb_per_second", rate(&apart, "bytes_pulled", "pull").into()));
-            row.push(("push_pull_gb_per_second", rate(&both, "bytes_pushed", "exchange").into()));
+            row.push(("push_gb_per_second", rate(&apart, "bytes_pushed", &["push", "wait"]).into()));
+            row.push(("pull_gb_per_second", rate(&apart, "bytes_pulled", &["pull"]).into()));
+            row.push(("push_pull_gb_per_second", rate(&both, "bytes_pushed", &["push", "wait", "pull"]).into()));
         }
         rows.push(row);
     }
@@ -150,8 +150,10 @@ pub fn net(args: &ExchangeArgs) -> Result<(), Failure> {
 }
 
 /// What all workers together moved in the time that the slowest took.
-fn rate(trained: &Trained, bytes: &str, seconds: &str) -> f64 {
+fn rate(trained: &Trained, bytes: &str, phases: &[&str]) -> f64 {
     let bytes: f64 = trained.of_workers(&[bytes]).iter().sum();
-    let seconds = trained.of_workers(&["seconds", seconds]).into_iter().fold(0.0, f64::max);
-    bytes / seconds / 1e9
+    let by_phase: Vec<_> = phases.iter().map(|phase| trained.of_workers(&["seconds", phase])).collect();
+    let workers = by_phase.first().map_or(0, Vec::len);
+    let seconds = (0..workers).map(|worker| by_phase.iter().map(|seconds| seconds[worker]).sum::<f64>());
+    bytes / seconds.fold(0.0, f64::max) / 1e9
 }

@@ -19,7 +19,7 @@ mod cell;
 mod exchange;
 mod plain;
 mod plot;
-mod raw;
+pub mod raw;
 mod server;
 mod shapes;
 mod train;

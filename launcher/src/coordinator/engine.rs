@@ -160,6 +160,11 @@ impl Engine {
         self.history.commits()
     }
 
+    /// Whether a worker keeps the others waiting.
+    pub fn is_straggler(&self, worker: WorkerId) -> bool {
+        self.stragglers.is_slow(worker)
+    }
+
     /// How many slices quorums were made without.
     pub fn left_out(&self) -> u64 {
         self.commits.left_out()

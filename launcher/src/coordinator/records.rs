@@ -2,9 +2,11 @@
 
 use convoy_proto::{
     ids::{Member, Step},
-    messages::{Effort, ServerView, Since, WorkerOffer},
+    messages::{Effort, ServerView, Since, Vitals, WorkerOffer},
 };
 use serde::{Deserialize, Serialize};
+
+use super::durations::Recent;
 
 /// What the processes in one worker's place did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,13 +25,14 @@ pub struct Totals {
 
 /// Where a worker's time went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[allow(missing_docs, reason = "docs/summary.schema.json describes each field")]
 pub struct Seconds {
     pub data: f64,
     pub compute: f64,
-    #[serde(default)]
+    pub push: f64,
+    pub wait: f64,
     pub pull: f64,
-    pub exchange: f64,
     pub load: f64,
 }
 
@@ -62,12 +65,16 @@ pub struct WorkerRecord {
     pub heard_ms: u64,
     /// How long it had computed then what it was computing.
     pub computing_ms: u64,
+    /// What its process uses.
+    pub vitals: Option<Vitals>,
+    /// Its last steps.
+    pub recent: Recent,
     /// Whether this process has computed anything: its first step may take long, for it compiles kernels.
     pub(super) is_warm: bool,
 }
 
 /// A server that joined.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ServerRecord {
     /// Who.
     pub member: Member,
@@ -82,6 +89,8 @@ pub struct ServerRecord {
     pub(super) is_filled: bool,
     /// When it was heard of last.
     pub heard_ms: u64,
+    /// What its process uses, and what it is at.
+    pub vitals: Option<Vitals>,
 }
 
 impl From<&ServerRecord> for ServerView {
@@ -115,6 +124,8 @@ impl WorkerRecord {
             finished: None,
             heard_ms: now_ms,
             computing_ms: 0,
+            vitals: None,
+            recent: Recent::default(),
             is_warm: false,
         }
     }
@@ -145,9 +156,11 @@ impl WorkerRecord {
         totals.bytes_pulled += effort.bytes_pulled;
         totals.seconds.data += effort.times.data;
         totals.seconds.compute += effort.times.compute;
+        totals.seconds.push += effort.times.push;
+        totals.seconds.wait += effort.times.wait;
         totals.seconds.pull += effort.times.pull;
-        totals.seconds.exchange += effort.times.exchange;
         totals.seconds.load += effort.times.load;
+        self.recent.note(&effort.times);
         self.is_warm |= effort.samples > 0;
         self.at = next;
     }

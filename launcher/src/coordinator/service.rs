@@ -29,7 +29,9 @@ use super::{
     dealer::Deal,
     handshake::Reference,
     refusal::Refusal,
+    telemetry::Telemetry,
 };
+use crate::watch::trace::Sink;
 
 /// The gRPC face of the cluster. Clones share it.
 #[derive(Clone, Debug)]
@@ -50,6 +52,8 @@ struct Inner {
     patience: Duration,
     /// What servers are to check callers' tokens with, where there are tokens.
     guard: Option<Guard>,
+    /// What members tell beside.
+    telemetry: Telemetry,
 }
 
 impl From<Refusal> for Status {
@@ -88,8 +92,14 @@ impl CoordinatorService {
             total_steps,
             patience,
             guard,
+            telemetry: Telemetry::default(),
         };
         CoordinatorService { inner: Arc::new(inner) }
+    }
+
+    /// Hands on where members spend their time.
+    pub fn trace(&self, spans: Sink) {
+        self.inner.telemetry.trace(spans);
     }
 
     /// The cluster, for a look or a change; views are sent out by [`CoordinatorService::advance`] and the RPCs.
@@ -232,8 +242,11 @@ impl CoordinationService for CoordinatorService {
     ) -> Result<Response<wire::HeartbeatResponse>, Status> {
         let now = self.now_ms();
         let shown = shown(&request);
-        let wire::HeartbeatRequest { member: whose, computing_ms } = request.into_inner();
-        self.cluster().heartbeat(own(shown, whose)?, now, computing_ms)?;
+        let mut heartbeat = request.into_inner();
+        let member = own(shown, heartbeat.member.take())?;
+        let mut cluster = self.cluster();
+        cluster.heartbeat(member, now, heartbeat.computing_ms)?;
+        self.inner.telemetry.note(&mut cluster, member, heartbeat);
         Ok(Response::new(wire::HeartbeatResponse {}))
     }
 

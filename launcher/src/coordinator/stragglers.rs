@@ -50,6 +50,11 @@ impl Stragglers {
         (times.is_slow && !was_slow).then_some(Straggler { worker, seconds: times.mean, usual })
     }
 
+    /// Whether a worker is slow now.
+    pub fn is_slow(&self, worker: WorkerId) -> bool {
+        self.times.get(&worker).is_some_and(|times| times.is_slow)
+    }
+
     /// Forgets a worker that is gone.
     pub fn forget(&mut self, worker: WorkerId) {
         self.times.remove(&worker);

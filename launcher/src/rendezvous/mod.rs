@@ -113,9 +113,10 @@ pub fn part(args: &TrainArgs, places: &Places) -> Result<Part, Failure> {
     let mut args = args.clone();
     machine::settle(&mut args.network)?;
     if args.hosts.are_said() {
-        let RendezvousArgs { node_rank, rdzv_endpoint, rdzv_id, .. } = &args.rendezvous;
-        if node_rank.is_some() || rdzv_endpoint.is_some() || rdzv_id.is_some() {
-            let problem = "--node-rank and --rdzv-… are for machines that come by themselves, --hostfile starts them";
+        let RendezvousArgs { nnodes, node_rank, rdzv_endpoint, rdzv_id, .. } = &args.rendezvous;
+        if nnodes.is_some() || node_rank.is_some() || rdzv_endpoint.is_some() || rdzv_id.is_some() {
+            let problem =
+                "--nnodes, --node-rank and --rdzv-… are for machines that come by themselves, --hostfile starts them";
             return Err(Failure::Usage(format!("{problem}; --name is the run's name")));
         }
         let remotes = Remotes::gather(&mut args)?;

@@ -6,7 +6,7 @@ mod compare;
 mod curves;
 mod list;
 mod logs;
-mod record;
+pub mod record;
 mod show;
 
 pub use compare::compare;

@@ -125,9 +125,13 @@ fn members(run: &Record, of: &str) -> Vec<Row> {
             row.push(("mib_pushed", mib(member, "bytes_pushed").into()));
             row.push(("mib_pulled", mib(member, "bytes_pulled").into()));
             let seconds = &member["seconds"];
-            for (name, key) in
-                [("data_s", "data"), ("pull_s", "pull"), ("compute_s", "compute"), ("exchange_s", "exchange")]
-            {
+            for (name, key) in [
+                ("data_s", "data"),
+                ("compute_s", "compute"),
+                ("push_s", "push"),
+                ("wait_s", "wait"),
+                ("pull_s", "pull"),
+            ] {
                 row.push((name, seconds[key].clone()));
             }
             row
@@ -145,11 +149,12 @@ fn timeline(events: &[Value]) -> Vec<String> {
         if kind == "step" {
             step = event["step"].as_u64().unwrap_or(step);
         }
-        if matches!(kind, "step" | "eval" | "phase" | "") {
+        if matches!(kind, "step" | "eval" | "phase" | "pulse" | "") {
             continue;
         }
         let said = event.as_object().into_iter().flatten();
-        let said = said.filter(|(key, value)| !matches!(key.as_str(), "event" | "era" | "step") && !value.is_null());
+        let said =
+            said.filter(|(key, value)| !matches!(key.as_str(), "event" | "era" | "step" | "time") && !value.is_null());
         let said: Vec<_> = said.map(|(key, value)| format!("{key} {}", cell_text(value))).collect();
         lines.push(format!("  step {step}: {kind}  {}", said.join(", ")).trim_end().to_string());
     }

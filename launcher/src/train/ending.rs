@@ -18,7 +18,7 @@ use convoy_worker::{
 };
 use serde_json::json;
 
-use super::{GOODBYE, Session, TICK, losses::workers, signals::Signals, until};
+use super::{GOODBYE, Session, TICK, advice::Way, losses::workers, signals::Signals, until};
 use crate::{
     args::Which,
     children::ChildExit,
@@ -36,8 +36,8 @@ impl Session {
         // Stable: of equal suspicion, the first to go.
         exits.sort_by_key(ChildExit::suspicion);
         let cause = &exits[0];
-        let description = cause.describe();
-        self.fault(&description);
+        let (description, role, rank) = (cause.describe(), cause.role, cause.rank);
+        self.fault((role, rank), &description);
         let message = with_log(&description, &cause.log);
         let (alive, least) = (self.service.cluster().alive(), self.prepared.config.min_workers);
         let message = match cause.role {
@@ -46,6 +46,7 @@ impl Session {
             }
             _ => message,
         };
+        let message = format!("{message}\n{}", self.first_failure((role, rank), Way::from(cause)));
         match (cause.signal(), cause.status.code()) {
             (None, Some(2)) => Failure::Usage(message),
             (None, Some(3)) => Failure::Environment(message),
@@ -113,6 +114,7 @@ impl Session {
                 _ = tick.tick() => {
                     Box::pin(self.check_nodes(signals)).await?;
                     self.check_leases(signals).await?;
+                    self.pulse();
                 }
             }
             if self.service.cluster().era() != view.era {
@@ -167,6 +169,7 @@ impl Session {
         };
         self.metric(json!({ "event": "end", "status": summary.status, "exit_code": summary.exit_code }));
         self.write_json("summary.json", &summary)?;
+        self.end_watching();
         if result.is_ok() {
             let score = summary.eval.map(|score| format!("{score}  ")).unwrap_or_default();
             say(format_args!(

@@ -49,7 +49,7 @@ impl Session {
     /// Goes on without a server: at once if another has its shard, and else from the newest checkpoint, when another is in
     /// its place.
     pub(super) fn lose_server(&mut self, rank: u32, (what, log): (&str, &Path)) -> Result<(), Failure> {
-        self.fault(what);
+        self.fault((Role::Server, rank), what);
         self.starting.remove(&(Role::Server, rank));
         let is_needed = !self.service.cluster().has_copy(ServerId(rank));
         let next = self.plan_restart((Role::Server, rank), is_needed);
@@ -87,7 +87,7 @@ impl Session {
 
     /// A server could not take the checkpoint: it counts as none from now on.
     pub(super) fn not_restored(&mut self, member: Member, problem: &str) -> Result<(), Failure> {
-        self.fault(&format!("{member}: {problem}"));
+        self.fault((member.role, member.rank), &format!("{member}: {problem}"));
         self.progress.say(&format!("{member}: {problem}"));
         let restore = self.service.cluster().view().restore;
         self.bad_checkpoints.extend(restore);

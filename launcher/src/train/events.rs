@@ -89,6 +89,7 @@ impl Session {
             self.began = Some(Instant::now());
             self.turmoil.begin(Instant::now());
             self.progress.begin(self.notes.samples);
+            self.watched.begins();
         }
         self.save_summary();
     }
@@ -170,12 +171,14 @@ impl Session {
         let seconds = self.wall_before + self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
         self.notes.wall_seconds = seconds;
         self.notes.committed += 1;
+        let before = self.notes.samples;
         self.count_samples(Some(verdict), Step(commits));
+        let samples = self.notes.samples - before;
         self.notes.final_loss = Some(verdict.loss());
         self.metric(json!({
             "event": "step", "step": step, "loss": verdict.loss(), "lr": verdict.learning_rate,
             "gradient_norm": verdict.gradient_norm, "clip": verdict.clip, "action": verdict.action,
-            "samples": verdict.weight, "seconds": seconds, "loss_scale": verdict.loss_scale,
+            "samples": samples, "weight": verdict.weight, "seconds": seconds, "loss_scale": verdict.loss_scale,
             "commits": commits, "staleness": verdict.staleness,
         }));
         self.progress.step(step, verdict.loss(), self.notes.samples);
@@ -191,6 +194,7 @@ impl Session {
                 });
             }
         }
+        self.watched.stepped(step);
         self.restarts.progressed();
         self.recovered();
         self.note_cut(Step(commits));

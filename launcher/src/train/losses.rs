@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::{
     GATHER_EXITS, Session,
+    advice::Way,
     ending::with_log,
     restarts::{Place, Plan},
     signals::Signals,
@@ -47,7 +48,7 @@ impl Session {
         let has_copy = exit.role == Role::Server && self.service.cluster().has_copy(ServerId(exit.rank));
         if let (Role::Server, Some(signal), Some(_), false) = (exit.role, self.stopping, self.saving.newest, has_copy) {
             // What it had since the newest checkpoint is gone; another launcher makes it again.
-            self.fault(&exit.describe());
+            self.fault((exit.role, exit.rank), &exit.describe());
             return Err(self.stopped(signal));
         }
         let (mut exits, mut coming) = (vec![exit], Vec::new());
@@ -104,9 +105,10 @@ impl Session {
     }
 
     /// Takes note of a process that died.
-    pub(super) fn fault(&mut self, what: &str) {
+    pub(super) fn fault(&mut self, place: Place, what: &str) {
         self.notes.faults += 1;
-        self.metric(json!({ "event": "fault", "what": what }));
+        self.watched.pulse.fault(place, what);
+        self.metric(json!({ "event": "fault", "member": format!("{} {}", place.0, place.1), "what": what }));
     }
 
     /// Tries once more, or gives the place up.
@@ -118,7 +120,7 @@ impl Session {
         if next.is_none() && (is_needed || !self.service.cluster().has_begun()) {
             return Err(self.diagnose(vec![exit.clone()]));
         }
-        self.fault(&what);
+        self.fault(place, &what);
         self.progress.say(&with_log(&format!("{what}{}", again(next)), &exit.log));
         if next.is_none() && exit.role == Role::Server {
             self.service.cluster().abandon_server(exit.rank);
@@ -221,7 +223,7 @@ impl Session {
 
     /// A worker is gone that has nothing to do any more.
     pub(super) fn lose_at_end(&mut self, rank: u32, what: &str) {
-        self.fault(what);
+        self.fault((Role::Worker, rank), what);
         self.progress.say(&format!("{what}, after its last step"));
         let member = self.service.cluster().workers()[rank as usize].as_ref().map(|worker| worker.member);
         // What follows from it does not matter any more.
@@ -273,7 +275,7 @@ impl Session {
     /// Goes on without a worker. What happened before comes first, so that steps stay in order.
     async fn lose(&mut self, member: Member, (what, log): (&str, &Path), signals: &mut Signals) -> Result<(), Failure> {
         let since = Instant::now();
-        self.fault(what);
+        self.fault((Role::Worker, member.rank), what);
         let next = self.plan_restart((Role::Worker, member.rank), false);
         let told = with_log(&format!("{what}{}", again(next)), log);
         self.progress.say(&told);
@@ -353,7 +355,8 @@ impl Session {
             return Ok(());
         }
         if replaceable != Some(member) {
-            return Err(Failure::Lost(with_log(&what, &log)));
+            let more = self.first_failure((member.role, member.rank), Way::Silent);
+            return Err(Failure::Lost(format!("{}\n{more}", with_log(&what, &log))));
         }
         // If it is only slow, it is fenced off; if it hangs, it would hang for ever.
         self.kill_one((member.role, member.rank));

@@ -167,7 +167,8 @@ impl Session {
         self.offers.retain(|other| *other != node);
         let since = Instant::now();
         let what = format!("node {host} is gone: {why}");
-        self.fault(&what);
+        self.fault((Role::Launcher, node.0 as u32), &what);
+        places.iter().for_each(|place| self.watched.pulse.fault(*place, &what));
         self.metric(json!({ "event": "node_lost", "host": host, "node": node.0, "why": why }));
         let patience = Duration::from_millis(self.prepared.config.timeouts.start_ms.into());
         let (is_awaited, wanted) = {
@@ -225,7 +226,7 @@ impl Session {
         }
         if is_there {
             let told = format!("server {} is gone with its machine", place.1);
-            self.fault(&told);
+            self.fault(place, &told);
             self.go_on_without_server(place.1, true, &told)?;
         }
         self.restarts.cancel(place);

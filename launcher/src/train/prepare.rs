@@ -1,9 +1,13 @@
 //! Before anything is started: the configuration, the data, the model's shape and the devices, all checked.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use convoy_proto::{
-    config::{Backend, Config, Length, RawConfig},
+    config::{Backend, Config, Length, RawConfig, Watch},
     ids::Role,
     layout::Layout,
     manifest::{Manifest, TensorRole},
@@ -27,6 +31,7 @@ use crate::{
     outcome::Failure,
     plan::{self, Devices, WorkerPlan},
     probe,
+    progress::Shown,
     remote::Remotes,
     run_dir::RunDir,
     settings,
@@ -81,6 +86,8 @@ pub fn prepare(mut raw: RawConfig, tasks: &[TaskEntry]) -> Result<Prepared, Fail
     config.data = data::absolute(&config.data);
     config.input.tokenizer = config.input.tokenizer.map(|path| data::absolute_path(&path));
     config.network.certs = config.network.certs.map(|certs| data::absolute_path(&certs));
+    config.watch.dashboard_token = config.watch.dashboard_token.map(|file| data::absolute_path(&file));
+    config.watch.trace = config.watch.trace.map(|file| data::absolute_path(&file));
     config.checkpoint.to =
         config.checkpoint.to.map(|to| if to.contains("://") { to } else { data::absolute_path(&to) });
     let is_named = !config.name.is_empty();
@@ -172,6 +179,13 @@ impl Prepared {
     /// The order of the data.
     pub fn order(&self) -> DataOrder {
         order_of(&self.config, self.data.info().train)
+    }
+
+    /// What a person is shown of the run in a directory.
+    pub fn shown(&self, run: &Path) -> Shown {
+        let Watch { view, log_format, .. } = self.config.watch;
+        let members = (self.config.workers as usize, Layout::of(&self.config).servers() as usize);
+        Shown { run: run.into(), total: self.horizon.steps, members, view, format: log_format }
     }
 
     /// One line for people.

@@ -84,7 +84,7 @@ impl Session {
                 _ => Failure::Environment(told),
             });
         }
-        self.fault(&how);
+        self.fault((Role::Launcher, ended.host as u32), &how);
         self.metric(json!({ "event": "session_ended", "host": name }));
         self.begin_again(ended.host, &with_log(&how, &ended.log));
         Ok(())

@@ -238,6 +238,14 @@ pub const KEYS: &[Key] = &[
     ),
     key("timeouts.stop_ms", Kind::Count, "milliseconds that a run has to end in after the first request to stop"),
     key("timeouts.step_ms", Kind::Count, "milliseconds without a committed step until the run gives up"),
+    key("watch.view", Kind::Text, "what a terminal shows: auto (a live view) or lines"),
+    key("watch.log_format", Kind::Text, "what the launcher's lines look like: text or json"),
+    key("watch.dashboard", Kind::Text, "a page in the browser: off, on (on loopback), or IP:PORT"),
+    key("watch.dashboard_token", Kind::Text, "file with the token that lets somebody stop or scale runs there"),
+    key("watch.tensorboard", Kind::Flag, "write event files for TensorBoard"),
+    key("watch.dvc", Kind::Flag, "write metrics, parameters and plots for DVC"),
+    key("watch.otlp", Kind::Text, "an OpenTelemetry collector to send the trace to, such as http://127.0.0.1:4317"),
+    key("watch.trace", Kind::Text, "file to write a trace of all processes to, for Perfetto"),
 ];
 
 /// The key with this path.

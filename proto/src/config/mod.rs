@@ -18,6 +18,7 @@ pub mod network;
 pub mod optimizer;
 pub mod raw;
 pub mod schedule;
+pub mod watch;
 
 pub use checkpoint::{Checkpoints, Every};
 pub use consistency::{LocalSteps, Mode, Quorum, Staleness};
@@ -27,6 +28,7 @@ pub use network::{Network, Transport};
 pub use optimizer::{Clip, Group, Moments, Optimizer, Rule, TensorSettings};
 pub use raw::RawConfig;
 pub use schedule::Schedule;
+pub use watch::Watch;
 
 use crate::{chaos::Chaos, codec::Codec, order::LastBatch, slow::SlowWorker};
 
@@ -222,6 +224,8 @@ pub struct Config {
     pub network: Network,
     /// How gradients are pushed.
     pub codec: Codec,
+    /// What a person sees of it.
+    pub watch: Watch,
     /// How data are read.
     pub input: Input,
     /// The optimizer.

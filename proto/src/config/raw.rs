@@ -13,6 +13,7 @@ use super::{
     network::{Transport, local_servers, network},
     optimizer::RawOptimizer,
     schedule::RawSchedule,
+    watch::RawWatch,
 };
 use crate::{codec::Codec, loss_scale::LossScale, order::LastBatch, slow::SlowWorker};
 
@@ -82,6 +83,7 @@ pub struct RawConfig {
     pub schedule: RawSchedule,
     pub model: RawModel,
     pub timeouts: RawTimeouts,
+    pub watch: RawWatch,
 }
 
 /// The `[timeouts]` section.
@@ -195,9 +197,8 @@ impl RawConfig {
             let problem = format!("`f16` needs a loss scale that all follow, which mode {mode} has not; use bf16");
             return Err(value_error("precision", "\"f16\"", problem));
         }
-        let eval_every = self.eval_every.unwrap_or(100);
         let servers = count("servers", self.servers.unwrap_or(1), 1, 1024)?;
-        let codec = codec(self.codec.as_deref())?;
+        let (codec, eval_every) = (codec(self.codec.as_deref())?, self.eval_every.unwrap_or(100));
         let replicas = replicas(self.replicas.unwrap_or(0), mode, codec)?;
         let local_servers = local_servers(self.local_servers, servers * (replicas + 1), &self.checkpoint)?;
         Ok(Config {
@@ -237,6 +238,7 @@ impl RawConfig {
             schedule: self.schedule.resolve()?,
             model: self.model.resolve()?,
             timeouts: self.timeouts.resolve()?,
+            watch: self.watch.resolve()?,
         })
     }
 }
@@ -392,6 +394,7 @@ impl From<&Config> for RawConfig {
                 restart_ms: Some(restart_ms.into()),
                 stop_ms: Some(stop_ms.into()),
             },
+            watch: (&config.watch).into(),
         }
     }
 }

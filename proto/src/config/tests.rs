@@ -55,6 +55,7 @@ fn keys_and_fields_are_one_set() {
         "workers = 2\nslow_worker = \"1:5ms\"\ncerts = \"c\"\nadvertise_addr = \"a\"\n[consistency]\nquorum = 1".into(),
         "mode = \"ssp\"\ninsecure = true".into(),
         "mode = \"local\"".into(),
+        "[watch]\ndashboard = \"on\"\ndashboard_token = \"t\"\ntrace = \"t\"\notlp = \"http://h:1\"".into(),
     ];
     // Written as the quorum that it makes.
     written.insert("consistency.backup_workers".to_string());

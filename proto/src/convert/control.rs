@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::{Result, WireError, lease, present, role, weight, wrong};
+use super::{Result, WireError, lease, present, role, shown, weight, wrong};
 use crate::{
     access::Guard,
     ids::{BlockId, Era, Generation, Incarnation, Member, Role, ServerId, SliceId, Step, WorkerId},
@@ -373,12 +373,12 @@ impl TryFrom<wire::StepReport> for StepReport {
 impl From<Effort> for wire::Effort {
     fn from(effort: Effort) -> Self {
         let Effort { samples, bytes_pushed, bytes_pulled, times } = effort;
-        let StepTimes { data, compute, pull, exchange, load } = times;
+        let StepTimes { data, compute, push, wait, pull, load } = times;
         wire::Effort {
             samples,
             bytes_pushed,
             bytes_pulled,
-            times: Some(wire::StepTimes { data, compute, pull, exchange, load }),
+            times: Some(wire::StepTimes { data, compute, push, wait, pull, load }),
         }
     }
 }
@@ -388,8 +388,10 @@ impl TryFrom<wire::Effort> for Effort {
 
     fn try_from(effort: wire::Effort) -> Result<Self> {
         let wire::Effort { samples, bytes_pushed, bytes_pulled, times } = effort;
-        let wire::StepTimes { data, compute, pull, exchange, load } = present("times", times)?;
-        let times = StepTimes { data, compute, pull, exchange, load };
+        let wire::StepTimes { data, compute, push, wait, pull, load } = present("times", times)?;
+        // What is only shown is no reason to refuse the rest.
+        let [data, compute, push, wait, pull, load] = [data, compute, push, wait, pull, load].map(shown);
+        let times = StepTimes { data, compute, push, wait, pull, load };
         Ok(Effort { samples, bytes_pushed, bytes_pulled, times })
     }
 }

@@ -16,6 +16,7 @@ mod control;
 mod data;
 mod nodes;
 mod shards;
+mod vitals;
 
 pub use nodes::fit_log;
 
@@ -58,6 +59,11 @@ fn finite(field: &'static str, value: f64) -> Result<f64> {
 
 fn weight(field: &'static str, value: f64) -> Result<f64> {
     if value.is_finite() && value >= 0.0 { Ok(value) } else { Err(wrong(field, format!("is {value}"))) }
+}
+
+/// A number that is only shown to people: what is none is 0.
+fn shown(value: f64) -> f64 {
+    if value.is_finite() && value >= 0.0 { value } else { 0.0 }
 }
 
 impl From<Role> for wire::Role {

@@ -9,8 +9,9 @@ use crate::{
     ids::{Era, Generation, Member},
     limits,
     manifest::Manifest,
-    messages::{Accumulated, Admission, ClusterView, JoinOffer, Report, ShardReport, Staged, Verdict, Work},
+    messages::{Accumulated, Admission, ClusterView, JoinOffer, Report, ShardReport, Staged, Verdict, Vitals, Work},
     schedule::Horizon,
+    trace,
     wire::{self, coordination_service_client::CoordinationServiceClient},
 };
 
@@ -79,10 +80,20 @@ impl Coordinator {
     ///
     /// # Errors
     /// The coordinator does not know the member, or is gone.
-    pub async fn heartbeat(&self, member: Member, computing: Duration, limit: Duration) -> Result<(), TransportError> {
+    pub async fn heartbeat(
+        &self,
+        member: Member,
+        (computing, vitals): (Duration, Option<Vitals>),
+        limit: Duration,
+    ) -> Result<(), TransportError> {
         let computing_ms = u64::try_from(computing.as_millis()).unwrap_or(u64::MAX);
-        let request = within(wire::HeartbeatRequest { member: Some(member.into()), computing_ms }, limit);
-        self.client.clone().heartbeat(request).await.map_err(self.failed()).map(drop)
+        let (member, vitals) = (Some(member.into()), vitals.map(Into::into));
+        let (spans, dropped_spans) = trace::take(trace::A_HEARTBEAT);
+        let told = spans.len() as u64 + dropped_spans;
+        let spans = spans.into_iter().map(Into::into).collect();
+        let request = within(wire::HeartbeatRequest { member, computing_ms, vitals, spans, dropped_spans }, limit);
+        let answer = self.client.clone().heartbeat(request).await;
+        answer.inspect_err(|_| trace::lost(told)).map_err(self.failed()).map(drop)
     }
 
     /// The manifest and the run's length; waits up to `limit` for the first worker to bring it.

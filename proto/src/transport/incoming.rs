@@ -50,6 +50,11 @@ pub fn incoming(listener: TcpListener) -> Incoming {
     Incoming::new(listener, (process::raise_file_limit() / 2).clamp(2, limits::CONNECTIONS), SILENCE)
 }
 
+/// The same, of so many at once at most: for callers who are not what the process is there for.
+pub fn incoming_at_most(listener: TcpListener, places: usize) -> Incoming {
+    Incoming::new(listener, places.min(process::raise_file_limit() / 4).max(2), SILENCE)
+}
+
 impl Incoming {
     fn new(listener: TcpListener, places: usize, silence: Duration) -> Incoming {
         let (places, strangers) = (Arc::new(Semaphore::new(places)), Arc::new(Semaphore::new(places.div_ceil(2))));

@@ -14,8 +14,13 @@ use super::{Coordinator, TransportError};
 use crate::{
     access::Guard,
     ids::Member,
-    messages::{ClusterView, JoinOffer, Phase},
+    messages::{ClusterView, JoinOffer, Phase, Vitals},
+    trace,
+    vitals::Sampler,
 };
+
+/// How long the last heartbeat of a process that is traced may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A place in the cluster, kept by heartbeats for as long as `lost` is not cancelled.
 #[derive(Clone, Debug)]
@@ -43,13 +48,13 @@ impl Drop for Computing {
 }
 
 impl Membership {
-    /// Joins, and keeps the place until `lost` is cancelled by either side.
+    /// Joins, and keeps the place until `lost` is cancelled by either side; heartbeats tell the newest sample of `vitals`.
     ///
     /// # Errors
     /// A refusal, or no coordinator.
     pub async fn join(
         coordinator: Coordinator,
-        offer: JoinOffer,
+        (offer, vitals): (JoinOffer, Sampler),
         tasks: &TaskTracker,
         lost: CancellationToken,
     ) -> Result<Membership, TransportError> {
@@ -80,7 +85,7 @@ impl Membership {
         let since = computing.clone();
         let computed = move || {
             let since = *since.lock().unwrap_or_else(PoisonError::into_inner);
-            since.map_or(Duration::ZERO, |since| since.elapsed())
+            (since.map_or(Duration::ZERO, |since| since.elapsed()), vitals.newest())
         };
         let beat = beat((pulse, member), computed, Duration::from_millis(every), Duration::from_millis(lease));
         let gone = lost.clone();
@@ -98,6 +103,15 @@ impl Membership {
     pub fn computing(&self) -> Computing {
         *self.computing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Computing(self.computing.clone())
+    }
+
+    /// Tells what a trace has of this process and has not told, before it ends. Nobody waits long for that.
+    pub async fn tell_trace(&self) {
+        while trace::is_on() && !trace::is_empty() {
+            if self.coordinator.heartbeat(self.member, (Duration::ZERO, None), LAST_WORDS).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The view as it is now.
@@ -137,7 +151,7 @@ async fn follow(
 /// Sends heartbeats until none was answered for a lease.
 async fn beat(
     (coordinator, member): (Coordinator, Member),
-    computed: impl Fn() -> Duration,
+    told: impl Fn() -> (Duration, Option<Vitals>),
     every: Duration,
     lease: Duration,
 ) {
@@ -146,7 +160,7 @@ async fn beat(
     let mut answered = Instant::now();
     loop {
         timer.tick().await;
-        match coordinator.heartbeat(member, computed(), lease / 2).await {
+        match coordinator.heartbeat(member, told(), lease / 2).await {
             Ok(()) => answered = Instant::now(),
             Err(TransportError::Refused { message, .. }) => {
                 warn!("the coordinator does not know {member} any more: {message}");

@@ -30,7 +30,7 @@ pub use bulk::{Bulk, Exchange, Inbound};
 pub use codec::MessageCodec;
 pub use coordinator::Coordinator;
 pub use gate::Gate;
-pub use incoming::{Incoming, incoming};
+pub use incoming::{Caller, Incoming, incoming, incoming_at_most};
 pub use membership::Membership;
 pub use node::NodeClient;
 pub use ping::ping;

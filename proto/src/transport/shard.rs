@@ -24,6 +24,7 @@ use crate::{
         Verdict, Wanted,
     },
     shared::{Pass, View},
+    trace,
     wire::{self, parameters_service_client::ParametersServiceClient, parameters_service_server::SERVICE_NAME},
 };
 
@@ -225,9 +226,10 @@ impl ShardClient {
         let call = http::Request::post(format!("/{SERVICE_NAME}/{method}"))
             .version(http::Version::HTTP_2)
             .header(http::header::TE, "trailers")
-            .header(http::header::CONTENT_TYPE, "application/grpc")
-            .body(Body::new(Messages::asked(messages)))
-            .map_err(|problem| Status::internal(problem.to_string()))?;
+            .header(http::header::CONTENT_TYPE, "application/grpc");
+        let call = trace::header().into_iter().fold(call, |call, caller| call.header(trace::HEADER, caller));
+        let call =
+            call.body(Body::new(Messages::asked(messages))).map_err(|problem| Status::internal(problem.to_string()))?;
         let ready = std::future::poll_fn(|context| Service::<http::Request<Body>>::poll_ready(&mut service, context));
         ready.await.map_err(|problem| Status::from_error(problem.into()))?;
         let response = service.call(call).await.map_err(|problem| Status::from_error(problem.into()))?;

@@ -54,7 +54,7 @@ async fn disturb_server(address: &str) {
 
 async fn disturb_coordinator(address: &str) {
     let mut client = CoordinationServiceClient::connect(format!("http://{address}")).await.unwrap();
-    let heartbeat = client.heartbeat(wire::HeartbeatRequest { member: stranger(), computing_ms: 0 }).await;
+    let heartbeat = client.heartbeat(wire::HeartbeatRequest { member: stranger(), ..Default::default() }).await;
     assert_eq!(heartbeat.expect_err("a stranger").code(), Code::PermissionDenied);
     let join = client.join(wire::JoinRequest::default()).await;
     assert_eq!(join.expect_err("nobody").code(), Code::InvalidArgument);

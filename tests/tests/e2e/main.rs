@@ -24,6 +24,7 @@ mod slow_link;
 mod ssh;
 mod strikes;
 mod transports;
+mod watching;
 
 use convoy_tests::Bench;
 

@@ -22,6 +22,7 @@ use convoy_proto::{
 use tracing::warn;
 
 mod gather;
+mod marks;
 mod pull;
 mod push;
 mod servers;
@@ -29,6 +30,7 @@ mod staging;
 
 use crate::{parameters::Tensors, step::Contribution};
 use gather::Received;
+pub use marks::Spent;
 use push::{Halt, Sent, agreed};
 pub use servers::Servers;
 use servers::{Link, Offer, SOME_DAY};
@@ -134,6 +136,8 @@ pub struct Exchanged {
     pub pushed: u64,
     /// Payload bytes down.
     pub pulled: u64,
+    /// Where the time went.
+    pub spent: Spent,
 }
 
 /// A part of a tensor, as bytes that keep the tensor alive.
@@ -229,7 +233,7 @@ impl Exchange {
         at: Position,
         contribution: &Contribution,
     ) -> Result<Result<Exchanged, Setback>, ExchangeError> {
-        let Sent { answers, pushed, is_whole } = match self.send(at, contribution).await {
+        let Sent { answers, pushed, is_whole, marks } = match self.send(at, contribution).await {
             Ok(sent) => sent,
             Err(Halt::Setback(setback)) => return Ok(Err(setback)),
             Err(Halt::Failed(problem)) => return Err(problem),
@@ -252,8 +256,9 @@ impl Exchange {
         if is_whole {
             self.release();
         }
+        let spent = marks.spent(at.step.0);
         let tensors = self.gather(pulled)?;
-        Ok(Ok(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes }))
+        Ok(Ok(Exchanged { verdict, tensors, pushed, pulled: self.trained_bytes, spent }))
     }
 
     /// Pushes a slice that was dealt out, until every shard has committed it; gives the bytes that were pushed, too.
@@ -265,7 +270,7 @@ impl Exchange {
         at: Position,
         contribution: &Contribution,
     ) -> Result<Option<(Verdict, u64)>, ExchangeError> {
-        let Sent { answers, pushed, is_whole } = match self.send(at, contribution).await {
+        let Sent { answers, pushed, is_whole, .. } = match self.send(at, contribution).await {
             Ok(sent) => sent,
             Err(Halt::Setback(_)) => return Ok(None),
             Err(Halt::Failed(problem)) => return Err(problem),

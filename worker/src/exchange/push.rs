@@ -7,6 +7,7 @@ use convoy_proto::{
     codec::Encoding,
     ids::ShardId,
     messages::{Extent, GradientBlock, PushHeader, Setback, Verdict, Wanted},
+    trace,
     tree::Node,
 };
 use futures_util::future::try_join_all;
@@ -14,6 +15,7 @@ use futures_util::future::try_join_all;
 use super::{
     Exchange, ExchangeError, Position,
     gather::Received,
+    marks::Marks,
     servers::{Link, SOME_DAY},
 };
 use crate::step::{Contribution, Sum};
@@ -32,6 +34,8 @@ pub(super) struct Sent {
     pub pushed: u64,
     /// Whether all who were told of it answered. Who did not is no longer counted on, but may not know that yet.
     pub is_whole: bool,
+    /// When its parts ended.
+    pub marks: Arc<Marks>,
 }
 
 /// Why a push ends before all servers have answered it.
@@ -75,8 +79,9 @@ impl Exchange {
     /// the first that says that who takes part has changed: others may wait for what this one does not take.
     pub(super) async fn send(&self, at: Position, contribution: &Contribution) -> Result<Sent, Halt> {
         let Contribution { headers, nodes, loss_scale, .. } = contribution.clone();
-        let nodes = Arc::new(nodes);
         let Position { generation, era, step, sequence, dealt } = at;
+        let marks = Marks::begin(dealt.map_or(step.0, |dealt| dealt.step));
+        let (nodes, marks) = (Arc::new(nodes), Arc::new(marks));
         let (member, slices) = (self.member, headers);
         let header = PushHeader { member, generation, era, step, sequence, slices, loss_scale, dealt };
         // Where slices are dealt out, whoever is to take part takes part in all that are in hand.
@@ -87,13 +92,19 @@ impl Exchange {
         let (told, pushed) = (places.len(), places.iter().map(|(shard, _)| bytes(*shard)).sum());
         let exchanges = places.into_iter().map(|(shard, (server, nth))| {
             let (header, nodes, wants_blocks) = (header.clone(), nodes.clone(), nth == 0);
+            let marks = marks.clone();
             async move {
                 let answer = self.servers.call(server, commit, async |link: Link| {
                     let memory = link.memory().await?;
                     let parts = self.gradient_blocks(shard, (nodes, memory.is_some()));
+                    let parts = parts.chain(end_of(marks.clone()));
                     let wanted = Wanted { blocks: wants_blocks, shared: memory.is_some() };
                     let mut received = self.awaited((shard, Extent::Trained), memory);
-                    let exchange = link.client.push_pull((header, wanted), parts, |block| received.take(block));
+                    let taken = |block| {
+                        marks.answered();
+                        received.take(block);
+                    };
+                    let exchange = link.client.push_pull((header, wanted), parts, taken);
                     let (verdict, lease) = exchange.await?;
                     Ok(Answer { shard, verdict, blocks: wants_blocks.then(|| received.kept(lease)) })
                 });
@@ -103,7 +114,8 @@ impl Exchange {
                 }
             }
         });
-        let answers: Vec<_> = try_join_all(exchanges).await?.into_iter().flatten().collect();
+        let exchanged = trace::calling(marks.caller(), try_join_all(exchanges)).await?;
+        let answers: Vec<_> = exchanged.into_iter().flatten().collect();
         let has_answered = |shard: &ShardId| answers.iter().any(|answer| answer.shard == *shard);
         if let Some(shard) = self.shards().find(|shard| !has_answered(shard)) {
             // Who has it now came later, and knows nothing of this commit, which was made before.
@@ -115,7 +127,7 @@ impl Exchange {
             });
         }
         let is_whole = answers.len() == told;
-        Ok(Sent { answers, pushed, is_whole })
+        Ok(Sent { answers, pushed, is_whole, marks })
     }
 
     /// The blocks of a shard that are pushed.
@@ -165,4 +177,13 @@ impl Exchange {
             })
         })
     }
+}
+
+/// What ends the blocks for a server: nothing, at whose turn it is noted that all before are gone.
+fn end_of(marks: Arc<Marks>) -> impl Iterator<Item = GradientBlock> + Send + 'static {
+    std::iter::from_fn(move || {
+        marks.pushed();
+        None
+    })
+    .fuse()
 }

@@ -3,11 +3,12 @@
 //! A push waits until it is committed everywhere. Meanwhile, where that may overlap, the next slice is asked for and
 //! computed; only one push of a worker is on its way at a time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use convoy_proto::{
     ids::{SliceId, Step},
     messages::{DealtSlice, Effort, Extent, Report, StepReport, StepTimes, Verdict, Work},
+    trace,
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -15,7 +16,7 @@ use super::Worker;
 use crate::{
     exchange::{ExchangeError, Position},
     failure::WorkError,
-    step::Contribution,
+    step::{Contribution, STEPS},
 };
 
 /// A slice that is computed.
@@ -33,6 +34,8 @@ struct Pushing {
     /// Once it is through.
     committed: Option<Committed>,
     effort: Effort,
+    /// The step that its slice is of.
+    step: u64,
 }
 
 impl Pushing {
@@ -102,13 +105,10 @@ impl Worker<'_> {
     /// Computes a slice with the newest parameters.
     fn compute_slice(&mut self, sequence: u64, step: Step, slice: SliceId) -> Result<Computed, WorkError> {
         let (view, era) = (self.membership.view(), self.era);
-        let start = Instant::now();
-        let exchange = self.exchange.clone();
-        let pulled = self.attend(async { Ok(exchange.pull_newest(era, Extent::Trained).await?) })?;
-        let pull = start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        self.load(pulled.tensors)?;
-        let load = start.elapsed().as_secs_f64();
+        let (exchange, mut pull, mut load) = (self.exchange.clone(), 0.0, 0.0);
+        let pulling = || self.attend(async { Ok(exchange.pull_newest(era, Extent::Trained).await?) });
+        let pulled = trace::timed(&mut pull, ("pull", STEPS, step.0), pulling)?;
+        trace::timed(&mut load, ("load", STEPS, step.0), || self.load(pulled.tensors))?;
         let computing = self.membership.computing();
         let contribution = self.feed.contribute_dealt(&mut *self.replica, step, slice)?;
         let (samples, mut times) = (contribution.samples, contribution.times);
@@ -124,20 +124,21 @@ impl Worker<'_> {
     /// Begins to push a slice.
     fn push(&self, computed: Computed) -> Pushing {
         let (exchange, Computed { at, contribution, effort }) = (self.exchange.clone(), computed);
+        let step = at.dealt.map_or(at.step.0, |dealt| dealt.step);
         let task = self.runtime.spawn(async move {
             let committed = exchange.push(at, &contribution).await?;
             committed.ok_or(ExchangeError::Dropped { sequence: at.sequence })
         });
-        Pushing { task: AbortOnDropHandle::new(task), committed: None, effort }
+        Pushing { task: AbortOnDropHandle::new(task), committed: None, effort, step }
     }
 
     /// Waits until a push is committed, and tells of it.
     fn finish(&self, pushing: Option<Pushing>) -> Result<(), WorkError> {
         let Some(mut pushing) = pushing else { return Ok(()) };
-        let start = Instant::now();
-        self.attend(pushing.settle())?;
+        let mut wait = 0.0;
+        trace::timed(&mut wait, ("wait", STEPS, pushing.step), || self.attend(pushing.settle()))?;
         if let Some((verdict, bytes_pushed)) = pushing.committed {
-            let times = StepTimes { exchange: start.elapsed().as_secs_f64(), ..pushing.effort.times };
+            let times = StepTimes { wait, ..pushing.effort.times };
             let effort = Effort { bytes_pushed, times, ..pushing.effort };
             self.report(Report::Step(StepReport { verdict, effort }));
         }

@@ -16,12 +16,13 @@ use clap::Args;
 use convoy_proto::{
     access::TokenRole,
     config::{Config, Mode},
-    ids::{Era, SliceId, Step, WorkerId},
+    ids::{Era, Role, SliceId, Step, WorkerId},
     loss_scale::LossScale,
     messages::{ClusterView, JoinOffer, JoinPart, Phase, Report, Weights, WorkerOffer},
     process,
     shared::heap,
     transport::{Coordinator, Membership, TransportError},
+    vitals::Sampler,
 };
 use tokio::runtime::Runtime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -33,6 +34,7 @@ use crate::{
     exchange::{Exchange, ExchangeError},
     failure::WorkError,
     learner::Replica,
+    monitor::Monitor,
     parameters::{Tensors, Values},
     step::Feed,
     task::{self, TaskEntry},
@@ -106,6 +108,7 @@ fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(),
         process::watch_parent(lost.clone());
     }
     let config = process::load_config(&args.run)?;
+    process::trace(&config, Role::Worker, args.rank);
     let security = process::load_security(args.certs.as_deref().or(config.network.certs_dir()))?;
     let entry = task::find(tasks, &config.task)?;
     // What the run says holds for the coordinator's machine: here, data and caches may be elsewhere.
@@ -119,9 +122,11 @@ fn work(args: &WorkerArgs, tasks: &[TaskEntry], runtime: &Runtime) -> Result<(),
     }
     let replica = entry.open(&config, data.info(), args.device)?;
     let offer = offer(args, &config, &*data, &*replica);
+    let mut gpu = Monitor::of(args.device);
+    let vitals = Sampler::start(move |vitals| vitals.gpu = gpu.look());
     let membership = runtime.block_on(async {
         let coordinator = Coordinator::connect(&args.coordinator, security.credentials(TokenRole::Worker)).await?;
-        Membership::join(coordinator, offer, &tracker, lost).await
+        Membership::join(coordinator, (offer, vitals), &tracker, lost).await
     })?;
     info!("worker {} computes on {}, process {}", args.rank, args.device, std::process::id());
     let mut worker = Worker::start(runtime, config, data, replica, membership)?;
@@ -353,6 +358,7 @@ impl<'a> Worker<'a> {
         let Worker { runtime, membership, reports, .. } = self;
         runtime.block_on(async {
             reports.close().await?;
+            membership.tell_trace().await;
             // The coordinator may be gone by now, which is all the same.
             let _ = membership.coordinator.leave(membership.member, "finished").await;
             Ok(())

@@ -8,14 +8,15 @@ use std::{
 use convoy_proto::{
     ids::{Generation, SliceId, WorkerId},
     messages::{ClusterView, Effort, Extent, Phase, Report, Setback, StepReport, StepTimes, Weights},
+    trace,
 };
 use tokio::sync::watch;
 
 use super::Worker;
 use crate::{
-    exchange::{Exchanged, Position},
+    exchange::{Exchanged, Position, Spent},
     failure::WorkError,
-    step::Contribution,
+    step::{Contribution, STEPS},
 };
 
 /// What became of a step.
@@ -111,11 +112,14 @@ impl Worker<'_> {
             }
             view = self.membership.view();
         };
-        let Exchanged { verdict, tensors, pushed: bytes_pushed, pulled: bytes_pulled } = exchanged;
-        let start = Instant::now();
-        self.load(tensors)?;
+        let Exchanged { verdict, tensors, pushed: bytes_pushed, pulled: bytes_pulled, spent } = exchanged;
+        let (start, mut load) = (self.step.0, 0.0);
+        trace::timed(&mut load, ("load", STEPS, start), || self.load(tensors))?;
         self.loss_scale.follow(verdict.action);
-        let times = StepTimes { exchange: waited, load: start.elapsed().as_secs_f64(), ..contribution.times };
+        let Spent { push, pull, .. } = spent;
+        // Exchanges that came to nothing are waiting, too.
+        let wait = (waited - push - pull).max(0.0);
+        let times = StepTimes { push, wait, pull, load, ..contribution.times };
         let effort = Effort { samples: contribution.samples, bytes_pushed, bytes_pulled, times };
         self.report(Report::Step(StepReport { verdict, effort }));
         self.step = self.step.next();

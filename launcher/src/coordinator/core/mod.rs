@@ -9,10 +9,13 @@ use convoy_proto::{
     config::Config,
     ids::{Era, Generation, Incarnation, Member, Role, Step, WorkerId},
     layout::Layout,
-    messages::{Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, ServerView, Since, Verdict, Weights},
+    messages::{
+        Admission, ClusterView, JoinOffer, JoinPart, Phase, Report, ServerView, Since, Verdict, Vitals, Weights,
+    },
 };
 
 use super::{
+    durations::Durations,
     engine::Engine,
     evaluation::Score,
     handshake::{Reference, compare},
@@ -106,6 +109,7 @@ pub struct Cluster {
     stop_at: Option<Step>,
     reviewed: Step,
     engine: Engine,
+    durations: Durations,
 }
 
 impl Cluster {
@@ -131,6 +135,7 @@ impl Cluster {
             stop_at: None,
             reviewed: Step(0),
             engine: Engine::new(&config, &reference),
+            durations: Durations::default(),
             reference,
             config,
         }
@@ -213,7 +218,16 @@ impl Cluster {
             JoinPart::Server { address } => {
                 let place = place(&mut self.servers, (role, rank), |_| true)?;
                 let since = if self.phase == Phase::Gathering { Since::Beginning } else { Since::Waits };
-                *place = Some(ServerRecord { member, pid, host, address, since, is_filled: false, heard_ms: now_ms });
+                *place = Some(ServerRecord {
+                    member,
+                    pid,
+                    host,
+                    address,
+                    since,
+                    is_filled: false,
+                    heard_ms: now_ms,
+                    vitals: None,
+                });
                 self.tell_engine();
                 self.plan_copies();
             }
@@ -254,6 +268,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// Takes note of what a member uses; of a stranger, nothing.
+    pub fn note_vitals(&mut self, member: Member, vitals: Vitals) {
+        match member.role {
+            Role::Worker => self.worker(member).map(|worker| worker.vitals = Some(vitals)),
+            Role::Server => self.server(member).map(|server| server.vitals = Some(vitals)),
+            Role::Launcher => Ok(()),
+        }
+        .unwrap_or_default();
+    }
+
+    /// How long steps took, of all workers.
+    pub fn durations(&self) -> &Durations {
+        &self.durations
+    }
+
     /// Whether a caller is a current member.
     ///
     /// # Errors
@@ -291,6 +320,7 @@ impl Cluster {
                 if report.verdict.step == worker.at || (may_skip && report.verdict.step > worker.at) =>
             {
                 worker.add(&report.effort, report.verdict.step.next());
+                self.durations.note(&report.effort.times);
                 let mut events = self.engine.step(member, report, own_slices);
                 events.extend(self.engine.passed(self.hindmost()));
                 Ok(events)

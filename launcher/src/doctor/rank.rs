@@ -21,9 +21,6 @@ use crate::{
 /// # Errors
 /// What is said makes no sense; the explanation is printed nevertheless.
 pub fn doctor(args: &DoctorArgs, places: &Places) -> Result<(), Failure> {
-    if !args.rank {
-        return Err(Failure::Usage("say what to look at: --rank, this launcher's place among others".into()));
-    }
     let variables = settings::variables();
     let train =
         TrainArgs { workers: args.workers.clone(), rendezvous: args.rendezvous.clone(), ..TrainArgs::default() };
