@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
+use crate::outcome::Failure;
+
 mod bench;
 mod commands;
 mod network;
@@ -17,6 +19,9 @@ pub use commands::{
 pub use network::{HostsArgs, NetworkArgs, RendezvousArgs};
 pub use watch::{DashboardArgs, WatchArgs, WatchFlags};
 
+/// The run that is meant if nothing is said.
+const LATEST: &str = "latest";
+
 /// Where runs are; before or after any subcommand.
 #[derive(Args, Clone, Debug)]
 pub struct Places {
@@ -29,6 +34,18 @@ pub struct Places {
 }
 
 impl Places {
+    /// The run that a command is about: what it says, or what --name says if it says nothing else.
+    ///
+    /// # Errors
+    /// Both say something, and not the same.
+    pub fn meant<'a>(&'a self, run: &'a str) -> Result<&'a str, Failure> {
+        match &self.name {
+            None => Ok(run),
+            Some(name) if run == LATEST || run == name => Ok(name),
+            Some(name) => Err(Failure::Usage(format!("{run} and --name {name} name two runs; give one of them"))),
+        }
+    }
+
     /// The root of runs.
     pub fn root(&self) -> &str {
         self.run_dir.as_deref().unwrap_or("runs")
@@ -36,7 +53,7 @@ impl Places {
 }
 
 /// What to train, and how.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct TrainArgs {
     /// Worker processes, or auto: one a GPU, one on the CPU [default: auto]
     #[arg(long, value_name = "N|auto", help_heading = "Cluster")]
@@ -180,9 +197,9 @@ pub struct TrainArgs {
     /// How to read the data.
     #[command(flatten)]
     pub input: InputArgs,
-    /// Configuration file
+    /// Configuration file; give it again for more, each above those before it
     #[arg(long, value_name = "FILE.toml", help_heading = "Configuration")]
-    pub config: Option<PathBuf>,
+    pub config: Vec<PathBuf>,
     /// Set one key of the configuration, such as optimizer.lr=0.01
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Configuration")]
     pub set: Vec<String>,
@@ -192,7 +209,7 @@ pub struct TrainArgs {
 }
 
 /// When gradients are aggregated.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct ConsistencyArgs {
     /// Synchronous steps (the default): short for --mode sync
     #[arg(long, action = ArgAction::SetTrue, help_heading = "Consistency")]
@@ -266,7 +283,7 @@ impl From<&ConsistencyArgs> for Pairs {
 }
 
 /// How to read data.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct InputArgs {
     /// Share that is held out where the source has no test part [default: 0.1]
     #[arg(long, value_name = "SHARE", help_heading = "Data")]

@@ -57,6 +57,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 environment, 4 processes lost, 5 diverg
 /// The command line of the program.
 #[derive(Debug, Parser)]
 #[command(name = "launcher", version, about = ABOUT, after_help = EXAMPLES, args_override_self = true)]
+#[command(allow_negative_numbers = true)]
 pub struct Cli {
     #[command(flatten)]
     places: Places,
@@ -69,7 +70,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Go on with a run that was stopped or lost, from its newest checkpoint
-    Resume(ResumeArgs),
+    Resume(Box<ResumeArgs>),
     /// Give a run that trains another number of workers
     Scale(ScaleArgs),
     /// List all runs
@@ -142,6 +143,10 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
+    if let (Some(_), Some(problem)) = (&cli.command, misplaced(&cli.train)) {
+        let _ = writeln!(std::io::stderr(), "error: {problem}");
+        return ExitCode::from(exit::USAGE);
+    }
     let result = match cli.command {
         Some(Command::Server(args)) => return convoy_server::main(&args),
         Some(Command::Worker(args)) => return convoy_worker::main(&args, tasks),
@@ -181,6 +186,13 @@ fn run(arguments: impl IntoIterator<Item = OsString>, tasks: &'static [TaskEntry
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// What is wrong with flags of training where nothing is trained: they would change nothing.
+fn misplaced(train: &TrainArgs) -> Option<&'static str> {
+    let none = Cli::try_parse_from(["launcher"]).ok()?.train;
+    (*train != none)
+        .then_some("flags before a command are those of training; put what is meant for the command after it")
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
@@ -243,6 +255,26 @@ mod tests {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             assert_eq!((cli.places.run_dir.as_deref(), cli.places.name.as_deref()), (Some("d"), Some("n")));
         }
+    }
+
+    #[test]
+    fn flags_of_training_before_a_command_are_refused() {
+        let misplaced = |line: &str| misplaced(&Cli::try_parse_from(line.split(' ')).unwrap().train).is_some();
+        assert!(misplaced("launcher --workers 3 show one") && misplaced("launcher --steps 5 resume"));
+        assert!(!misplaced("launcher show one --name x") && !misplaced("launcher --run-dir d resume --workers 2"));
+    }
+
+    #[test]
+    fn a_run_is_meant_once() {
+        let meant = |line: &str| {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let Some(Command::Show(args)) = &cli.command else { panic!("{line}") };
+            cli.places.meant(&args.run).map(String::from).ok()
+        };
+        assert_eq!(meant("launcher show"), Some("latest".into()));
+        assert_eq!(meant("launcher show --name a"), Some("a".into()));
+        assert_eq!(meant("launcher show a --name a"), Some("a".into()));
+        assert_eq!(meant("launcher show b --name a"), None);
     }
 
     #[test]

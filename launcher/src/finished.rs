@@ -50,7 +50,7 @@ impl Which {
 /// # Errors
 /// A run, model, data set or device that is not there or does not fit.
 pub fn open(args: &RunArgs, places: &Places, tasks: &[TaskEntry]) -> Result<Finished, Failure> {
-    let path = run_dir::find(places.root(), &args.run)?;
+    let path = run_dir::find(places.root(), places.meant(&args.run)?)?;
     let config = process::load_config(&path)?;
     let wanted = settings::backend_or(args.backend.as_ref(), config.backend)?;
     let cores = std::thread::available_parallelism().map_or(1, Into::into);

@@ -35,11 +35,22 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Whether lines are objects.
 static IS_JSON: AtomicBool = AtomicBool::new(false);
 
+/// Characters of a line of an error: what data hold may be in it, whatever its length.
+const LINE: usize = 1_000;
+
+fn cut(line: &str) -> String {
+    match line.char_indices().nth(LINE) {
+        Some((end, _)) => format!("{}… ({} bytes in all)", &line[..end], line.len()),
+        None => line.into(),
+    }
+}
+
 /// What ends the program, as the other lines are.
 pub fn last_words(failure: &Failure) -> String {
+    let text = failure.to_string().lines().map(cut).collect::<Vec<_>>().join("\n");
     match IS_JSON.load(SeqCst) {
-        true => json!({ "time": time(), "error": failure.to_string(), "exit_code": failure.exit_code() }).to_string(),
-        false => format!("error: {failure}"),
+        true => json!({ "time": time(), "error": text, "exit_code": failure.exit_code() }).to_string(),
+        false => format!("error: {text}"),
     }
 }
 
@@ -70,8 +81,9 @@ pub struct Progress {
 #[derive(Debug)]
 enum Line {
     Say(String),
-    Begin { samples: u64 },
-    Step { done: u64, loss: f64, samples: u64 },
+    Tell(Value, String),
+    Begin { at: Instant, samples: u64 },
+    Step { at: Instant, done: u64, loss: f64, samples: u64 },
     End,
 }
 
@@ -97,14 +109,19 @@ impl Progress {
         self.send(Line::Say(line.into()));
     }
 
+    /// The same, and what it says for programs.
+    pub fn tell(&self, object: Value, line: &str) {
+        self.send(Line::Tell(object, line.into()));
+    }
+
     /// Training begins now, after so many samples.
     pub fn begin(&self, samples: u64) {
-        self.send(Line::Begin { samples });
+        self.send(Line::Begin { at: Instant::now(), samples });
     }
 
     /// So many steps are committed, of so many samples in all.
     pub fn step(&self, done: u64, loss: f64, samples: u64) {
-        self.send(Line::Step { done, loss, samples });
+        self.send(Line::Step { at: Instant::now(), done, loss, samples });
     }
 
     /// Takes the view away, when everything before has been shown.
@@ -142,9 +159,10 @@ impl Screen {
         loop {
             let patience = if self.view.is_some() { terminal::LOOK } else { LINES_LOOK };
             match lines.recv_timeout(patience) {
-                Ok(Line::Say(text)) => self.say(&text),
-                Ok(Line::Begin { samples }) => (self.start, self.before) = (Instant::now(), samples),
-                Ok(Line::Step { done, loss, samples }) => self.step(done, loss, samples),
+                Ok(Line::Say(text)) => self.say(json!({ "message": text }), &text),
+                Ok(Line::Tell(object, text)) => self.say(object, &text),
+                Ok(Line::Begin { at, samples }) => (self.start, self.before) = (at, samples),
+                Ok(Line::Step { at, done, loss, samples }) => self.step(at, (done, loss, samples)),
                 Ok(Line::End) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) if is_over.load(SeqCst) => break,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -154,20 +172,24 @@ impl Screen {
         self.view.into_iter().for_each(View::close);
     }
 
-    fn say(&mut self, text: &str) {
+    fn say(&mut self, object: Value, text: &str) {
         let is_shown = self.view.as_mut().is_some_and(|view| view.say(text).is_ok());
         if !is_shown {
-            self.print(json!({ "message": text }), text);
+            self.print(object, text);
         }
     }
 
-    fn step(&mut self, done: u64, loss: f64, samples: u64) {
+    fn step(&mut self, at: Instant, (done, loss, samples): (u64, f64, u64)) {
         let total = self.shown.total;
         if self.view.is_some() || !(self.last.is_none_or(|last| last.elapsed() >= LINE_EVERY) || done == total) {
             return;
         }
         self.last = Some(Instant::now());
-        let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
+        // The line may have waited for the terminal.
+        let seconds = at.saturating_duration_since(self.start).as_secs_f64();
+        if seconds <= 0.0 {
+            return;
+        }
         let rate = samples.saturating_sub(self.before) as f64 / seconds;
         let eta = seconds / done as f64 * (total - done.min(total)) as f64;
         self.print(
@@ -185,7 +207,8 @@ impl Screen {
             Ok(false) => {}
             Ok(true) => {
                 self.view.take().into_iter().for_each(View::close);
-                self.say("the run goes on; `launcher watch` shows this view again");
+                let text = "the run goes on; `launcher watch` shows this view again";
+                self.say(json!({ "message": text }), text);
             }
             Err(_) => self.view = None,
         }

@@ -47,7 +47,7 @@ pub struct Resumed {
 /// There is no such run, it cannot be taken up, or whatever keeps it from its end.
 pub fn resume(args: &ResumeArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(), Failure> {
     process::init_logs();
-    let path = run_dir::find(places.root(), &args.run)?;
+    let path = run_dir::find(places.root(), places.meant(&args.run)?)?;
     let mut args = args.clone();
     machine::settle(&mut args.network)?;
     let mut train = TrainArgs { hosts: args.hosts.clone(), network: args.network.clone(), ..TrainArgs::default() };
@@ -56,7 +56,7 @@ pub fn resume(args: &ResumeArgs, places: &Places, tasks: &[TaskEntry]) -> Result
     (args.workers, args.local_workers, args.network) = (train.workers, train.local_workers, train.network);
     let mut flags = Pairs::from(&args);
     flags.extend(train.max_workers.map(|most| ("max_workers".to_string(), most)));
-    go_on(&path, flags, remotes, tasks)
+    go_on(&path, (flags, args.begin_anew), remotes, tasks)
 }
 
 /// What `--resume` says to do with a run that is about to be trained: gives the machines back if that is not this.
@@ -104,7 +104,7 @@ pub fn instead(
         count("replicas", replicas),
     ];
     let flags = flags.into_iter().chain(network).flatten().chain(watching(&raw.watch)).collect();
-    go_on(&path, flags, remotes, tasks).map(|()| None)
+    go_on(&path, (flags, false), remotes, tasks).map(|()| None)
 }
 
 /// What is said of what a person sees.
@@ -131,10 +131,19 @@ fn stored(run: &Path) -> Result<Option<RawConfig>, Failure> {
     }
     let text = fs::read_to_string(&file)
         .map_err(|problem| Failure::Usage(format!("cannot read {}: {problem}", file.display())))?;
-    Ok(Some(Layers::new().toml(&file.display().to_string(), &text)?.raw()?))
+    let raw = Layers::new().toml(&file.display().to_string(), &text)?.raw()?;
+    if raw.name.is_none() || raw.task.is_none() {
+        return Err(Failure::Usage(format!("{} is cut off: a run's has every key", file.display())));
+    }
+    Ok(Some(raw))
 }
 
-fn go_on(path: &Path, flags: Pairs, remotes: Remotes, tasks: &[TaskEntry]) -> Result<(), Failure> {
+fn go_on(
+    path: &Path,
+    (flags, begins_anew): (Pairs, bool),
+    remotes: Remotes,
+    tasks: &[TaskEntry],
+) -> Result<(), Failure> {
     if finished::field(path, "summary.json", "status").as_deref() == Some("done") {
         return say(format_args!("the run {} is done", path.display()));
     }
@@ -175,7 +184,8 @@ fn go_on(path: &Path, flags: Pairs, remotes: Remotes, tasks: &[TaskEntry]) -> Re
     let checkpoints = Checkpoints::of_run(&prepared.config, &whole)?;
     let run_dir = RunDir::reopen(&whole, &prepared.config.to_toml())?;
     let adopted = adopt_after_all(&run_dir, &checkpoints, &prepared)?;
-    let mut resumed = take_up(run_dir, (&checkpoints, prepared.config.checkpoint.to.is_some()), &prepared.manifest)?;
+    let mut resumed =
+        take_up(run_dir, (&checkpoints, prepared.config.checkpoint.to.is_some()), (&prepared.manifest, begins_anew))?;
     resumed.lines.extend(adopted);
     train::run(prepared, Some(resumed))
 }
@@ -202,13 +212,21 @@ fn fit_servers(raw: &mut RawConfig, before: &RawConfig) {
 fn take_up(
     run_dir: RunDir,
     (checkpoints, is_elsewhere): (&Checkpoints, bool),
-    model: &Manifest,
+    (model, begins_anew): (&Manifest, bool),
 ) -> Result<Resumed, Failure> {
     let (found, passed_over) = checkpoints.take(&checkpoints::model_hash(model), &Bad::new())?;
     if found.is_none() && passed_over.is_empty() && is_elsewhere && had_checkpoints(run_dir.path()) {
         let place = checkpoints.place().root();
         return Err(Failure::Environment(format!(
             "{place} is empty, but held checkpoints of this run: is it mounted?"
+        )));
+    }
+    // What was trained is not thrown away unasked.
+    if found.is_none() && !begins_anew && had_checkpoints(run_dir.path()) {
+        let why =
+            passed_over.first().cloned().unwrap_or_else(|| format!("there is none at {}", checkpoints.place().root()));
+        return Err(Failure::Environment(format!(
+            "the run had checkpoints, and none is whole: {why}\n--begin-anew goes back to its first step"
         )));
     }
     let mut lines: Vec<_> = passed_over.iter().map(|why| format!("passed over a checkpoint: {why}")).collect();

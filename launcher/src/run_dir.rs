@@ -44,7 +44,10 @@ impl RunDir {
         match fs::create_dir(&path) {
             Err(problem) if problem.kind() == io::ErrorKind::AlreadyExists && is_begun(&path) => {}
             Err(problem) if problem.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(Failure::Usage(format!("the run {} exists; choose another --name", path.display())));
+                return Err(Failure::Usage(format!(
+                    "the run {} exists; choose another --name, or go on with it: launcher resume {name}",
+                    path.display()
+                )));
             }
             made => made.map_err(|problem| cannot(&path, problem))?,
         }

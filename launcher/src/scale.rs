@@ -36,7 +36,7 @@ pub struct Whereabouts {
 /// # Errors
 /// The run does not train, or cannot have as many.
 pub fn scale(args: &ScaleArgs, places: &Places) -> Result<(), Failure> {
-    let path = run_dir::find(places.root(), &args.run)?;
+    let path = run_dir::find(places.root(), places.meant(&args.run)?)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|problem| Failure::Environment(format!("cannot start the runtime: {problem}")))?;
     let before = runtime.block_on(ask(&path, args.workers))?;

@@ -23,7 +23,7 @@ pub fn gather(args: &TrainArgs, places: &Places) -> Result<RawConfig, Failure> {
         return Err(Failure::Usage(conflict));
     }
     let mut layers = Layers::new();
-    if let Some(path) = &args.config {
+    for path in &args.config {
         let origin = path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|problem| Failure::Usage(format!("cannot read --config {origin}: {problem}")))?;

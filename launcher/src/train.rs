@@ -42,7 +42,7 @@ use crate::{
 
 mod advice;
 mod chaos;
-mod ending;
+pub(crate) mod ending;
 mod eras;
 mod events;
 mod keeper;

@@ -59,7 +59,7 @@ struct Verdict {
 /// # Errors
 /// There is no such run, its files cannot be read, or a sample was used too often or not at all.
 pub fn verify(args: &VerifyArgs, places: &Places, tasks: &[TaskEntry]) -> Result<(), Failure> {
-    let path = run_dir::find(places.root(), &args.run)?;
+    let path = run_dir::find(places.root(), places.meant(&args.run)?)?;
     let config = process::load_config(&path)?;
     let cannot = |file: &Path| {
         let file = file.display().to_string();
@@ -67,7 +67,8 @@ pub fn verify(args: &VerifyArgs, places: &Places, tasks: &[TaskEntry]) -> Result
     };
     let files = accounts::files(&path).map_err(cannot(&path))?;
     if files.is_empty() {
-        return Err(cannot(&path.join(LEDGER))(std::io::ErrorKind::NotFound.into()));
+        let file = path.join(LEDGER);
+        return Err(Failure::Usage(format!("there is no {}: nothing tells what was used", file.display())));
     }
     let texts: Result<Vec<_>, _> =
         files.iter().map(|file| std::fs::read_to_string(file).map_err(cannot(file))).collect();
@@ -80,7 +81,18 @@ pub fn verify(args: &VerifyArgs, places: &Places, tasks: &[TaskEntry]) -> Result
     let clock = Clock::new(&config, horizon(&config, train).steps);
     let mut verdict = check(&config, (order_of(&config, train), clock), &account);
     verdict.problems.extend(check_model(&path));
+    verdict.problems.extend(check_summary(&path, &verdict, account.from));
     tell(args, &verdict, &account)
+}
+
+/// A ledger that tells of fewer steps than were made says nothing of the rest.
+fn check_summary(run: &Path, verdict: &Verdict, from: u64) -> Option<String> {
+    let text = std::fs::read_to_string(run.join("summary.json")).ok()?;
+    let summary: serde_json::Value = serde_json::from_str(&text).ok()?;
+    // What began with another run's checkpoint has steps that the ledger does not tell of.
+    let made = summary["steps"].as_u64().filter(|_| from == 0)?;
+    let is_short = summary["exit_code"].is_u64() && verdict.steps < made;
+    is_short.then(|| format!("the ledger tells of {} steps, but {made} were made: it is cut off", verdict.steps))
 }
 
 fn tell(args: &VerifyArgs, verdict: &Verdict, account: &Account) -> Result<(), Failure> {

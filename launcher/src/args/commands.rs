@@ -60,6 +60,9 @@ pub struct ResumeArgs {
     /// How often each worker or server that dies is started again
     #[arg(long, value_name = "N")]
     pub max_restarts: Option<String>,
+    /// Go back to the first step if no checkpoint is whole any more
+    #[arg(long)]
+    pub begin_anew: bool,
     /// How it is reached.
     #[command(flatten)]
     pub network: NetworkArgs,

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args};
 use super::{Pairs, given};
 
 /// The same command on several machines.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct RendezvousArgs {
     /// Train on this machine alone, whatever a scheduler's variables say
     #[arg(long, action = ArgAction::SetTrue, conflicts_with = "nnodes", help_heading = "Network")]
@@ -31,7 +31,7 @@ pub struct RendezvousArgs {
 }
 
 /// Machines that ssh reaches.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct HostsArgs {
     /// Machines that ssh reaches, one a line, `node1 slots=4`: a launcher is started on each; slots are workers
     #[arg(long, value_name = "FILE", conflicts_with = "hosts", help_heading = "Network")]
@@ -69,7 +69,7 @@ impl HostsArgs {
 }
 
 /// Where the run can be reached, and by whom.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct NetworkArgs {
     /// Address to listen on; port 0 takes a free one; off loopback with --certs or --insecure only [default: 127.0.0.1:0]
     #[arg(long, value_name = "IP:PORT", help_heading = "Network")]

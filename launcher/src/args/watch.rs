@@ -7,7 +7,7 @@ use clap::{ArgAction, Args};
 use super::{Pairs, given};
 
 /// What there is to see of a run.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct WatchFlags {
     /// Show the run, and past ones, in the browser: on loopback, or at the address that is given
     #[arg(long, value_name = "IP:PORT", num_args = 0..=1, default_missing_value = "on", help_heading = "Watching")]

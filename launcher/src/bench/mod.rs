@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use convoy_proto::codec::Codec;
 use convoy_worker::task::TaskEntry;
 use serde_json::json;
 
@@ -29,12 +30,47 @@ mod train;
 /// # Errors
 /// A run that does not end well.
 pub fn bench(args: &BenchArgs, tasks: &[TaskEntry]) -> Result<(), Failure> {
+    check(&args.what)?;
     match &args.what {
         BenchCommand::Net(args) => exchange::net(args),
         BenchCommand::Round(args) => exchange::rounds(args),
         BenchCommand::Train(args) => train::train(args),
         BenchCommand::Server(args) => server::server(args),
         BenchCommand::Plain(args) => plain::plain(args, tasks),
+    }
+}
+
+/// What can be measured at most: beyond that it is a slip.
+const MOST_MIB: f64 = 1_048_576.0;
+
+fn check(what: &BenchCommand) -> Result<(), Failure> {
+    let usage = |problem: String| Err(Failure::Usage(problem));
+    let (mib, counts): (&[f64], Vec<u32>) = match what {
+        BenchCommand::Net(args) | BenchCommand::Round(args) => {
+            let ways = ["shm", "grpc"];
+            if let Some(other) = args.transport.iter().find(|way| !ways.contains(&way.as_str())) {
+                return usage(format!("--transport {other}: there is shm, grpc"));
+            }
+            if let Some(problem) = args.codec.iter().find_map(|codec| codec.parse::<Codec>().err()) {
+                return usage(format!("--codec: {problem}"));
+            }
+            (&args.mib, args.workers.iter().chain(&args.servers).copied().collect())
+        }
+        BenchCommand::Train(args) => {
+            let tasks = ["mlp", "cnn", "gpt"];
+            if let Some(other) = args.tasks.iter().find(|task| !tasks.contains(&task.as_str())) {
+                return usage(format!("--tasks {other}: there is {}", tasks.join(", ")));
+            }
+            (&[], args.workers.iter().copied().chain(args.batch).collect())
+        }
+        BenchCommand::Server(_) | BenchCommand::Plain(_) => (&[], Vec::new()),
+    };
+    if let Some(size) = mib.iter().find(|size| !(**size > 0.0 && **size <= MOST_MIB)) {
+        return usage(format!("--mib {size}: must be above 0, and {MOST_MIB} at most"));
+    }
+    match counts.contains(&0) {
+        true => usage("--workers, --servers and --batch must be 1 or more".into()),
+        false => Ok(()),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     outcome::Failure,
     plan::WorkerPlan,
     run_dir,
-    train::restarts::Place,
+    train::{ending::with_log, restarts::Place},
 };
 
 /// How long processes may take to end by themselves.
@@ -120,6 +120,7 @@ impl Agent {
             }
             // Whether it is tried again, the coordinator decides.
             Err(problem) => {
+                tell(&format!("{} {} was not started: {problem}", order.role, order.rank));
                 let log = fit_log(vec![problem.to_string()]);
                 OrderReport { order, pid: 0, ended: Some((NOT_STARTED, log)) }
             }
@@ -150,7 +151,17 @@ impl Agent {
     async fn ended(&mut self, exit: ChildExit) {
         let place = (exit.role, exit.rank);
         let Some(Running { order, pid, .. }) = self.running.remove(&place) else { return };
+        if exit.status.code() != Some(0) {
+            tell(&with_log(&exit.describe(), &exit.log));
+        }
         let log = fit_log(run_dir::last_lines(&exit.log, LOG_LINES));
         self.link.report(OrderReport { order, pid, ended: Some((wait_status(exit.status), log)) }).await;
     }
+}
+
+/// Says something to whoever is at this machine.
+fn tell(text: &str) {
+    use std::io::Write;
+    // Nobody may be there to read it.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

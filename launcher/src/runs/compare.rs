@@ -24,6 +24,9 @@ pub fn compare(args: &CompareArgs, places: &Places) -> Result<(), Failure> {
     let runs = args.runs.iter().map(|run| Record::find(root, run)).collect::<Result<Vec<_>, _>>()?;
     let different = differences(&runs.iter().map(Record::configuration).collect::<Vec<_>>());
     if let Some(file) = &args.plot {
+        if file.extension().is_none_or(|kind| kind != "svg") {
+            return Err(Failure::Usage(format!("--plot {}: what is drawn is SVG; call it .svg", file.display())));
+        }
         let curves: Vec<_> = runs.iter().map(|run| (run.name.clone(), run.events())).collect();
         curves::draw(file, &curves)?;
     }

@@ -43,7 +43,7 @@ struct Line {
 /// # Errors
 /// There is no such run, or no such process in it.
 pub fn logs(args: &LogsArgs, places: &Places) -> Result<(), Failure> {
-    let run = run_dir::find(places.root(), &args.run)?;
+    let run = run_dir::find(places.root(), places.meant(&args.run)?)?;
     let mut logs: BTreeMap<PathBuf, Log> = BTreeMap::new();
     loop {
         // Looked at first, so that what is said until then is read below.

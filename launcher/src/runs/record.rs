@@ -32,7 +32,9 @@ impl Record {
         let name = path.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_str()?.to_string()));
         let text = fs::read_to_string(path.join("summary.json")).unwrap_or_default();
         let summary: Value = serde_json::from_str(&text).unwrap_or_default();
+        let is_broken = !text.trim().is_empty() && !summary.is_object();
         let status = match summary["status"].as_str() {
+            _ if is_broken => "unreadable",
             Some("running") | None if !run_dir::is_held(path) => "lost",
             Some(status) => status,
             None => "starting",

@@ -32,7 +32,7 @@ const TROUBLE: [(&str, &str); 9] = [
 /// # Errors
 /// There is no such run.
 pub fn show(args: &ShowRunArgs, places: &Places) -> Result<(), Failure> {
-    let run = Record::find(places.root(), &args.run)?;
+    let run = Record::find(places.root(), places.meant(&args.run)?)?;
     if args.json {
         let mut summary = run.summary.clone();
         if let Value::Object(summary) = &mut summary {
@@ -105,6 +105,9 @@ fn standing(run: &Record, events: &[Value]) -> String {
         ("lost", last) => {
             let at = last.map_or("before its first step".into(), |step| format!("after step {step}"));
             format!("lost {at}: its launcher is gone without a word. `launcher resume {}` goes on with it", run.name)
+        }
+        ("unreadable", _) => {
+            format!("its {} is no summary: the disk, or somebody, changed it", run.path.join("summary.json").display())
         }
         ("running", Some(step)) => format!("running, step {step}"),
         ("stopped", _) => format!("stopped. `launcher resume {}` goes on with it", run.name),

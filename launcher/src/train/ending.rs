@@ -186,7 +186,7 @@ impl Session {
 }
 
 /// A message, followed by the last lines of a process's log.
-pub(super) fn with_log(what: &str, log: &Path) -> String {
+pub(crate) fn with_log(what: &str, log: &Path) -> String {
     let lines = run_dir::last_lines(log, 5);
     if lines.is_empty() {
         return format!("{what}; its log {} is empty", log.display());

@@ -130,9 +130,9 @@ impl Session {
         if let (Some(event), serde_json::Value::Object(score)) = (event.as_object_mut(), json!(score)) {
             event.extend(score);
         }
-        self.metric(event);
+        self.metric(event.clone());
         let of = if weights == Weights::Averaged { "average of weights, " } else { "" };
-        self.progress.say(&format!("step {}  {of}held-out {score}", score.step));
+        self.progress.tell(event, &format!("step {}  {of}held-out {score}", score.step));
         self.save_summary();
     }
 

@@ -193,6 +193,10 @@ impl Session {
         let Done::Completed(completion, written) = done else { return };
         let Completion { commit, name, manifest, seconds, .. } = *completion;
         if let Err(problem) = written {
+            if Some(commit) < self.saving.newest {
+                // A newer one was whole before it, and with that it was one too many.
+                return tracing::debug!("the checkpoint of commit {commit} came too late: {problem}");
+            }
             return self.save_failed(commit, &problem);
         }
         self.bad_checkpoints.remove(&name);

@@ -17,6 +17,8 @@ pub enum Request {
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// The terminal is gone; nothing for who began the program with nohup.
+    hang_up: Option<Signal>,
     user: Signal,
 }
 
@@ -32,6 +34,7 @@ impl Signals {
         Ok(Signals {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
+            hang_up: if is_ignored(SignalKind::hangup()) { None } else { Some(listen(SignalKind::hangup())?) },
             user: listen(SignalKind::user_defined1())?,
         })
     }
@@ -41,7 +44,23 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Request::Stop(SignalKind::interrupt().as_raw_value()),
             _ = self.terminate.recv() => Request::Stop(SignalKind::terminate().as_raw_value()),
+            _ = hung_up(&mut self.hang_up) => Request::Stop(SignalKind::hangup().as_raw_value()),
             _ = self.user.recv() => Request::Save,
         }
     }
+}
+
+async fn hung_up(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether whoever began this program had it ignore a signal.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    ignored >> (kind.as_raw_value() - 1) & 1 == 1
 }

@@ -82,7 +82,25 @@ fn status(path: &Path, is_live: bool) -> (String, Value) {
         None => summary,
     };
     status["status"] = record.status.into();
+    if !is_live {
+        quiet(&mut status);
+    }
     (record.name, status)
+}
+
+/// Of a run at which nobody is at work, nothing is said of what goes on.
+fn quiet(status: &mut Value) {
+    let of_now = ["phase", "eta_seconds", "steps_per_second_now", "samples_per_second_now"];
+    let of_rows = ["alive", "awaited", "heartbeat_age_seconds", "samples_per_second", "cores", "open_pushes"];
+    let forget = |of: &mut Value, keys: &[&str]| {
+        let there = of.as_object_mut().into_iter().flatten();
+        there.filter(|(key, _)| keys.contains(&key.as_str())).for_each(|(_, value)| *value = Value::Null);
+    };
+    forget(status, &of_now);
+    for rows in ["workers", "servers"] {
+        let rows = status.get_mut(rows).and_then(Value::as_array_mut);
+        rows.into_iter().flatten().for_each(|row| forget(row, &of_rows));
+    }
 }
 
 /// Replaces what is in the fields of an object; of lists that are as long, row by row.
@@ -138,7 +156,8 @@ mod tests {
         for torn in ["[]", "7", "{", ""] {
             std::fs::write(root.path().join("one/status.json"), torn).unwrap();
             std::fs::write(root.path().join("one/summary.json"), torn).unwrap();
-            assert_eq!(follower.look().status, json!({ "status": "lost" }), "{torn}");
+            let word = if torn.is_empty() { "lost" } else { "unreadable" };
+            assert_eq!(follower.look().status, json!({ "status": word }), "{torn}");
         }
     }
 }

@@ -22,7 +22,7 @@ const EVENTS: usize = 8;
 /// # Errors
 /// There is no such run.
 pub fn status(args: &StatusArgs, places: &Places) -> Result<(), Failure> {
-    let seen = Follower::new(&run_dir::find(places.root(), &args.run)?).look();
+    let seen = Follower::new(&run_dir::find(places.root(), places.meant(&args.run)?)?).look();
     if args.json {
         let mut status = seen.status;
         if let Value::Object(status) = &mut status {
@@ -77,6 +77,9 @@ pub fn standing(seen: &Seen, now: f64) -> String {
         told.extend(age.map(|age| format!("its launcher was heard of {} ago", span(age))));
     }
     let mut text = told.join(", ");
+    if matches!(status["status"].as_str(), Some("lost" | "stopped")) {
+        text += &format!("\n  `launcher resume {}` goes on with it", seen.name);
+    }
     if let Some(error) = status["error"].as_str() {
         text += &format!("\n  {error}");
     } else if let Some(fault) = status["last_fault"].as_str() {

@@ -9,6 +9,7 @@ use crate::access;
 use super::{
     ConfigError, RawConfig,
     keys::{self, Kind},
+    raw::Origins,
 };
 
 /// Pairs of keys of which the higher layer's wins.
@@ -47,6 +48,8 @@ const NAMED: [(&str, &[&str]); 4] = [
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
     values: Table,
+    /// Which layer the value of a key is from.
+    origins: Origins,
 }
 
 /// Whether a value is more than that there is none.
@@ -121,7 +124,7 @@ impl Layers {
     /// # Errors
     /// None that a layer's own checks have not found, but the types decide.
     pub fn raw(&self) -> Result<RawConfig, ConfigError> {
-        RawConfig::try_from_table(self.values.clone())
+        Ok(RawConfig { origins: self.origins.clone(), ..RawConfig::try_from_table(self.values.clone())? })
     }
 
     fn layer(mut self, origin: &str, pairs: Vec<(Value, String)>) -> Result<Layers, ConfigError> {
@@ -141,6 +144,7 @@ impl Layers {
             }
         }
         for (value, path) in pairs {
+            self.origins.0.insert(path.clone(), origin.into());
             match path.split_once('.') {
                 None => drop(self.values.insert(path, value)),
                 Some((section, key)) => {

@@ -1,5 +1,7 @@
 //! The configuration as it is written, and its checks.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -84,7 +86,36 @@ pub struct RawConfig {
     pub model: RawModel,
     pub timeouts: RawTimeouts,
     pub watch: RawWatch,
+    #[serde(skip)]
+    pub origins: Origins,
 }
+
+/// Where values come from, by key. Two configurations are the same wherever they come from.
+#[derive(Clone, Debug, Default)]
+pub struct Origins(pub BTreeMap<String, String>);
+
+impl PartialEq for Origins {
+    fn eq(&self, _: &Origins) -> bool {
+        true
+    }
+}
+
+impl Origins {
+    /// An error that says where its value is from, unless a person has just written it.
+    fn explain(&self, problem: ConfigError) -> ConfigError {
+        match problem {
+            ConfigError::Value { key, value, problem } => {
+                let origin = self.0.get(key).filter(|origin| !WRITTEN.contains(&origin.as_str()));
+                let from = origin.map(|origin| format!(" ({origin})")).unwrap_or_default();
+                ConfigError::Value { key, value: value + &from, problem }
+            }
+            other => other,
+        }
+    }
+}
+
+/// Layers that are on the screen.
+const WRITTEN: [&str; 2] = ["command line", "--set"];
 
 /// The `[timeouts]` section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -121,6 +152,7 @@ pub(super) fn number(
     match (value.is_finite() && fits(value), narrow.is_finite() && fits(narrow)) {
         (true, true) => Ok(value),
         (true, false) => Err(value_error(key, value, format!("is {narrow} as a 32-bit number, but must be {wanted}"))),
+        (false, _) if !value.is_finite() => Err(value_error(key, value, format!("must be a number, and {wanted}"))),
         (false, _) => Err(value_error(key, value, format!("must be {wanted}"))),
     }
 }
@@ -171,6 +203,11 @@ impl RawConfig {
     /// # Errors
     /// The first value that is out of range or does not fit the others, and what would.
     pub fn resolve(self, auto_workers: u32) -> Result<Config, ConfigError> {
+        let origins = self.origins.clone();
+        self.resolve_values(auto_workers).map_err(|problem| origins.explain(problem))
+    }
+
+    fn resolve_values(self, auto_workers: u32) -> Result<Config, ConfigError> {
         let network = self.network()?;
         let workers = match self.workers {
             Some(CountOrAuto::Count(n)) => count("workers", n, 1, 4096)?,
@@ -309,7 +346,14 @@ fn slow_worker(text: Option<&str>, workers: u32) -> Result<Option<SlowWorker>, C
 
 fn run_name(name: String) -> Result<String, ConfigError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if !name.chars().all(plain) || name.starts_with('.') || name == "latest" || name.len() > 200 {
+    if name.len() > 200 {
+        return Err(value_error(
+            "name",
+            format!("\"{}…\"", &name.chars().take(20).collect::<String>()),
+            "is longer than 200 characters",
+        ));
+    }
+    if !name.chars().all(plain) || name.starts_with('.') || name == "latest" {
         let problem = "must be made of letters, digits, `-`, `_` and `.`, not begin with `.`, and not be `latest`";
         return Err(value_error("name", format!("\"{name}\""), problem));
     }
@@ -395,6 +439,7 @@ impl From<&Config> for RawConfig {
                 stop_ms: Some(stop_ms.into()),
             },
             watch: (&config.watch).into(),
+            origins: Origins::default(),
         }
     }
 }

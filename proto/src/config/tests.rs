@@ -125,7 +125,8 @@ fn every_refusal_says_what_and_where() {
         ),
     ];
     for (text, message) in golden {
-        let error = resolve(text).unwrap_err().to_string();
+        // Where a value is from comes behind it.
+        let error = resolve(text).unwrap_err().to_string().replace(" (test.toml)", "");
         if text.ends_with("= ") {
             assert!(error.starts_with("test.toml: line 1: "), "{error}");
         } else {
@@ -133,6 +134,14 @@ fn every_refusal_says_what_and_where() {
             assert!(error.starts_with(at_least), "{text}: {error}");
         }
     }
+    let refused = |layers: Layers| layers.raw().unwrap().resolve(1).unwrap_err().to_string();
+    let zero = |key: &str| [(key.to_string(), "0".to_string())];
+    assert_eq!(
+        refused(Layers::new().environment(zero("CONVOY_BATCH_SIZE")).unwrap()),
+        "`batch_size` = 0 (environment variable CONVOY_BATCH_SIZE): must be between 1 and 16777216"
+    );
+    let above = Layers::new().toml("a.toml", "batch_size = 0").unwrap().texts("command line", &zero("batch_size"));
+    assert_eq!(refused(above.unwrap()), "`batch_size` = 0: must be between 1 and 16777216");
     let unknown = Layers::new().environment([("CONVOY_WORKER".into(), "1".into())]).unwrap_err();
     assert_eq!(unknown.to_string(), "environment: there is no key `CONVOY_WORKER`; did you mean `CONVOY_WORKERS`?");
 }

@@ -16,8 +16,12 @@ use std::{
 use futures_util::StreamExt;
 use object_store::{
     BackoffConfig, ClientOptions, Error, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutPayload, RetryConfig,
-    WriteMultipart, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder,
-    memory::InMemory, path::Path,
+    WriteMultipart,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    azure::MicrosoftAzureBuilder,
+    gcp::GoogleCloudStorageBuilder,
+    memory::InMemory,
+    path::Path,
 };
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
@@ -72,6 +76,13 @@ fn connect(url: &Url) -> Result<Arc<dyn ObjectStore>, String> {
     let built: Result<Arc<dyn ObjectStore>, Error> = match scheme {
         ObjectStoreScheme::AmazonS3 => {
             let builder = AmazonS3Builder::from_env().with_client_options(options).with_retry(retry);
+            if let Some(endpoint) = builder.get_config_value(&AmazonS3ConfigKey::Endpoint)
+                && Url::parse(&endpoint).is_err()
+            {
+                return Err(format!(
+                    "AWS_ENDPOINT_URL is {endpoint}, but must be an address such as https://host:9000"
+                ));
+            }
             builder.with_url(url).build().map(|store| Arc::new(store) as _)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
@@ -106,9 +117,22 @@ fn chain(problem: &Error) -> String {
     };
     match (inner("Code"), inner("Message")) {
         (Some(code), Some(message)) => format!("{code}: {message}"),
-        _ => text.split_whitespace().collect::<Vec<_>>().join(" "),
+        _ => {
+            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            HINTS
+                .iter()
+                .find(|(sign, _)| text.contains(sign))
+                .map_or(text.clone(), |(_, hint)| format!("{hint} ({text})"))
+        }
     }
 }
+
+/// What a person is to do, by what a store says without what it needs: it looks for credentials of the machine it runs on.
+const HINTS: [(&str, &str); 3] = [
+    ("169.254.169.254", "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    ("metadata.google.internal", "no credentials: set GOOGLE_APPLICATION_CREDENTIALS"),
+    ("Account must be specified", "no credentials: set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
+];
 
 impl Bucket {
     /// The bucket, or the part of one, that a URL names. `staging` is a local directory for files on their way.

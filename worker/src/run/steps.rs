@@ -22,7 +22,7 @@ use crate::{
 /// What became of a step.
 enum Ended {
     /// It is committed.
-    Committed(Exchanged),
+    Committed(Box<Exchanged>),
     /// It is not: a server says so, or the view shows that slices have changed hands.
     Setback(Setback),
     /// The cluster stops, and nobody makes this step.
@@ -112,7 +112,7 @@ impl Worker<'_> {
             }
             view = self.membership.view();
         };
-        let Exchanged { verdict, tensors, pushed: bytes_pushed, pulled: bytes_pulled, spent } = exchanged;
+        let Exchanged { verdict, tensors, pushed: bytes_pushed, pulled: bytes_pulled, spent } = *exchanged;
         let (start, mut load) = (self.step.0, 0.0);
         trace::timed(&mut load, ("load", STEPS, start), || self.load(tensors))?;
         self.loss_scale.follow(verdict.action);
@@ -171,7 +171,7 @@ impl Worker<'_> {
                     // Fails only if the coordinator is gone, which `lost` tells, too.
                     let _ = other_views.wait_for(|view| view.generation >= generation).await;
                 }
-                Ok(answer.map_or_else(Ended::Setback, Ended::Committed))
+                Ok(answer.map_or_else(Ended::Setback, |exchanged| Ended::Committed(Box::new(exchanged))))
             };
             tokio::select! {
                 biased;

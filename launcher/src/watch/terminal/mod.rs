@@ -265,7 +265,7 @@ fn give_back() {
 /// # Errors
 /// There is no such run, or no terminal.
 pub fn watch(args: &WatchArgs, places: &Places) -> Result<(), Failure> {
-    let run = run_dir::find(places.root(), &args.run)?;
+    let run = run_dir::find(places.root(), places.meant(&args.run)?)?;
     if !is_here() {
         let problem = "a view needs a terminal; `launcher status` says the same once, `launcher logs -f` follows";
         return Err(Failure::Usage(problem.into()));

@@ -206,7 +206,7 @@ fn listen(wanted: Option<SocketAddr>) -> Result<TcpListener, Failure> {
     };
     TcpListener::bind(wanted).map_err(|problem| {
         Failure::Environment(format!(
-            "cannot open the dashboard on {wanted}: {problem}; choose another address, or --dashboard alone for a free port"
+            "cannot open the dashboard on {wanted}: {problem}; choose another address, or give none for a free port on loopback"
         ))
     })
 }

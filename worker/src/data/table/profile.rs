@@ -91,9 +91,9 @@ impl Column {
         }
     }
 
-    /// Where a column that is nearly all numbers holds a text: the row, the text, and how many cells are numbers.
+    /// Where a column of numbers, for the most part, holds a text: the row, the text, and how many cells are numbers.
     fn stray(&self) -> Option<(u64, &str, String)> {
-        let (row, text) = self.text.as_ref().filter(|_| self.numbers > 9 * self.texts)?;
+        let (row, text) = self.text.as_ref().filter(|_| self.numbers > self.texts)?;
         Some((*row, text, format!("{} of {} cells are numbers", self.numbers, self.numbers + self.texts)))
     }
 
@@ -314,8 +314,9 @@ fn feature(table: &dyn Rows, at: usize, column: &Column, input: &Input) -> Resul
     if column.values.len() > CATEGORIES {
         let name = &table.names()[at];
         if let Some((row, text, share)) = column.stray() {
-            let problem =
-                format!("`{name}` holds \"{text}\", but {share}; mend it, or leave the column out with --drop {name}");
+            let problem = format!(
+                "`{name}` holds \"{text}\", but {share}; mend it, leave it empty for --missing mean, or leave the column out with --drop {name}"
+            );
             return Err(row_error(table, row, problem));
         }
         let problem = format!("holds text with more than {CATEGORIES} values; leave it out with --drop {name}");

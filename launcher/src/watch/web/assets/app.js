@@ -39,7 +39,7 @@ function numbers({ status, story, live }) {
   const slow = (status.workers ?? []).filter((row) => row.straggler).length;
   const last = story.checkpoints.at(-1);
   $("numbers").replaceChildren(
-    tile("Step", total ? `${step} / ${total}` : `${step}`, live && status.eta_seconds != null ? `${span(status.eta_seconds)} left` : `${span(status.wall_seconds)} of training`, total ? step / total : null),
+    tile("Step", `${step}`, [total ? `of ${total}` : null, live && status.eta_seconds != null ? `${span(status.eta_seconds)} left` : `${span(status.wall_seconds)} of training`].filter(Boolean).join(", "), total ? step / total : null),
     tile("Loss", short(loss), heldOut ? `held-out ${short(heldOut[1])}` : ""),
     tile("Accuracy", score ? `${(score[1] * 100).toFixed(2)} %` : "–", score ? `after step ${score[0]}` : "not scored yet"),
     tile("Samples a second", short(rate), `${short(status.samples)} in all`),

@@ -1,7 +1,7 @@
 // Charts as SVG: lines, stacked areas, and bars; read by pointer or by arrow keys.
 
 const SVG = "http://www.w3.org/2000/svg";
-const HEIGHT = 220, LEFT = 54, RIGHT = 12, TOP = 10, BOTTOM = 26;
+const HEIGHT = 220, LEFT = 64, RIGHT = 12, TOP = 10, BOTTOM = 26;
 
 export function make(name, attributes = {}, ...children) {
   const element = document.createElementNS(SVG, name);
