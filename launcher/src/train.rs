@@ -25,7 +25,7 @@ use crate::{
     children::{ChildSpec, Children},
     cli::say,
     coordinator::{
-        core::{Cluster, Event},
+        core::Event,
         node_service::{NodeEvent, NodesService},
         nodes::Home,
         service::CoordinatorService,
@@ -41,6 +41,7 @@ use crate::{
 };
 
 mod advice;
+mod beginning;
 mod chaos;
 pub(crate) mod ending;
 mod eras;
@@ -60,6 +61,7 @@ pub(crate) mod signals;
 mod stopping;
 mod watched;
 
+use beginning::Beginning;
 use chaos::Turmoil;
 use keeper::Keeper;
 use prepare::{Prepared, prepare};
@@ -171,20 +173,8 @@ impl Session {
         let signals = Signals::new()?;
         let listener = listen::bind(prepared.config.network.listen).await?;
         let ready = Ready::new(&prepared.config)?;
-        let cluster = |prepared: &Prepared| Cluster::new(prepared.config.clone(), prepared.reference());
-        let restored_bytes = resumed.as_ref().map_or(0, |resumed| resumed.bytes);
-        let (run_dir, cluster, notes, review, lines, newest) = match resumed {
-            None => {
-                let run_dir = prepared.create_run_dir(None)?;
-                let cluster = cluster(&prepared);
-                (run_dir, cluster, Notes::default(), Review::new(prepared.config.patience), Vec::new(), None)
-            }
-            Some(Resumed { run_dir, era, origin, cut, lines, .. }) => {
-                let newest = origin.restore.as_ref().map(|_| origin.commits);
-                let cluster = cluster(&prepared).resumed((era, origin), cut.workers);
-                (run_dir, cluster, cut.notes, cut.review, lines, newest)
-            }
-        };
+        let Beginning { run_dir, cluster, notes, review, lines, newest, restored_bytes } =
+            Beginning::of(&mut prepared, resumed)?;
         let config = &prepared.config;
         let (sender, events) = mpsc::channel(EVENTS_AHEAD);
         let (commits, guard) = (cluster.engine().commits(), prepared.security.guard());

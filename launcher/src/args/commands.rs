@@ -105,11 +105,18 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
+/// A name or an address, and a port.
+fn address(text: &str) -> Result<String, String> {
+    let port =
+        text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    port.map(|_| text.to_string()).ok_or_else(|| "must be a name or address and a port, such as node1:7000".into())
+}
+
 /// What run to join, and with how many workers.
 #[derive(Args, Clone, Debug)]
 pub struct JoinArgs {
     /// Where the launcher that coordinates listens
-    #[arg(value_name = "HOST:PORT")]
+    #[arg(value_name = "HOST:PORT", value_parser = address)]
     pub coordinator: String,
     /// Worker processes to run here
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=4096))]

@@ -31,7 +31,6 @@ use super::{
     refusal::Refusal,
     telemetry::Telemetry,
 };
-use crate::watch::trace::Sink;
 
 /// The gRPC face of the cluster. Clones share it.
 #[derive(Clone, Debug)]
@@ -98,7 +97,7 @@ impl CoordinatorService {
     }
 
     /// Hands on where members spend their time.
-    pub fn trace(&self, spans: Sink) {
+    pub fn trace(&self, spans: crate::watch::trace::Sink) {
         self.inner.telemetry.trace(spans);
     }
 

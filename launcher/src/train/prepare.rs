@@ -150,6 +150,12 @@ impl Prepared {
     /// Sees to it that a new run can keep its checkpoints where it is to, and that none of another are there.
     fn check_checkpoints(&self) -> Result<(), Failure> {
         let Some(to) = &self.config.checkpoint.to else { return Ok(()) };
+        if !to.contains("://") {
+            // Before training, and not at the first checkpoint.
+            let there = std::fs::create_dir_all(to).and_then(|()| tempfile::tempfile_in(to));
+            there
+                .map_err(|problem| Failure::Environment(format!("--checkpoint-to: cannot write to {to}: {problem}")))?;
+        }
         let checkpoints = Checkpoints::of_run(&self.config, &std::env::temp_dir())?;
         if checkpoints.are_none()? {
             return Ok(());

@@ -9,7 +9,7 @@ use crate::access;
 use super::{
     ConfigError, RawConfig,
     keys::{self, Kind},
-    raw::Origins,
+    origins::Origins,
 };
 
 /// Pairs of keys of which the higher layer's wins.

@@ -16,9 +16,11 @@ pub mod layers;
 pub mod model;
 pub mod network;
 pub mod optimizer;
+pub mod origins;
 pub mod raw;
 pub mod schedule;
 pub mod watch;
+mod written;
 
 pub use checkpoint::{Checkpoints, Every};
 pub use consistency::{LocalSteps, Mode, Quorum, Staleness};

@@ -1,7 +1,5 @@
 //! The configuration as it is written, and its checks.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
@@ -14,6 +12,7 @@ use super::{
     model::RawModel,
     network::{Transport, local_servers, network},
     optimizer::RawOptimizer,
+    origins::Origins,
     schedule::RawSchedule,
     watch::RawWatch,
 };
@@ -89,33 +88,6 @@ pub struct RawConfig {
     #[serde(skip)]
     pub origins: Origins,
 }
-
-/// Where values come from, by key. Two configurations are the same wherever they come from.
-#[derive(Clone, Debug, Default)]
-pub struct Origins(pub BTreeMap<String, String>);
-
-impl PartialEq for Origins {
-    fn eq(&self, _: &Origins) -> bool {
-        true
-    }
-}
-
-impl Origins {
-    /// An error that says where its value is from, unless a person has just written it.
-    fn explain(&self, problem: ConfigError) -> ConfigError {
-        match problem {
-            ConfigError::Value { key, value, problem } => {
-                let origin = self.0.get(key).filter(|origin| !WRITTEN.contains(&origin.as_str()));
-                let from = origin.map(|origin| format!(" ({origin})")).unwrap_or_default();
-                ConfigError::Value { key, value: value + &from, problem }
-            }
-            other => other,
-        }
-    }
-}
-
-/// Layers that are on the screen.
-const WRITTEN: [&str; 2] = ["command line", "--set"];
 
 /// The `[timeouts]` section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -377,70 +349,6 @@ impl RawTimeouts {
             restart_ms: count("timeouts.restart_ms", self.restart_ms.unwrap_or(500), 1, DAY)?,
             stop_ms: count("timeouts.stop_ms", self.stop_ms.unwrap_or(60_000), 100, DAY)?,
         })
-    }
-}
-
-impl From<&Config> for RawConfig {
-    fn from(config: &Config) -> Self {
-        let (steps, epochs) = match config.length {
-            Length::Steps(n) => (Some(n), None),
-            Length::Epochs(n) => (None, Some(n)),
-        };
-        let Timeouts { heartbeat_ms, lease_ms, start_ms, step_ms, restart_ms, stop_ms } = config.timeouts;
-        RawConfig {
-            name: Some(config.name.clone()),
-            run_dir: Some(config.run_dir.clone()),
-            workers: Some(CountOrAuto::Count(config.workers.into())),
-            local_workers: Some(config.local_workers.into()),
-            local_servers: Some(config.local_servers.into()),
-            min_workers: Some(config.min_workers.into()),
-            max_workers: Some(config.max_workers.into()),
-            max_restarts: Some(config.max_restarts.into()),
-            servers: Some(config.servers.into()),
-            replicas: Some(config.replicas.into()),
-            mode: Some(config.mode.name().into()),
-            task: Some(config.task.clone()),
-            data: Some(config.data.clone()),
-            backend: Some(config.backend.to_string()),
-            steps,
-            epochs,
-            batch_size: Some(config.batch_size.into()),
-            slices: Some(config.slices.into()),
-            grad_accum: Some(1),
-            last_batch: Some(config.last_batch.to_string()),
-            seed: Some(config.seed),
-            eval_every: Some(config.eval_every),
-            eval_samples: Some(config.eval_samples.into()),
-            patience: Some(config.patience),
-            keep_best: Some(config.keep_best),
-            precision: Some(config.precision.to_string()),
-            loss_scale: Some(config.loss_scale),
-            max_skipped: Some(config.max_skipped),
-            slow_worker: config.slow_worker.map(|slow| slow.to_string()),
-            listen: Some(config.network.listen.to_string()),
-            advertise_addr: config.network.advertise_addr.clone(),
-            certs: config.network.certs.clone(),
-            insecure: config.network.insecure.then_some(true),
-            transport: Some(config.network.transport.to_string()),
-            codec: Some(config.codec.to_string()),
-            chaos: (&config.chaos).into(),
-            checkpoint: config.checkpoint.clone().into(),
-            consistency: config.mode.into(),
-            input: (&config.input).into(),
-            optimizer: (&config.optimizer).into(),
-            schedule: (&config.schedule).into(),
-            model: (&config.model).into(),
-            timeouts: RawTimeouts {
-                heartbeat_ms: Some(heartbeat_ms.into()),
-                lease_ms: Some(lease_ms.into()),
-                start_ms: Some(start_ms.into()),
-                step_ms: Some(step_ms.into()),
-                restart_ms: Some(restart_ms.into()),
-                stop_ms: Some(stop_ms.into()),
-            },
-            watch: (&config.watch).into(),
-            origins: Origins::default(),
-        }
     }
 }
 

@@ -134,14 +134,6 @@ fn every_refusal_says_what_and_where() {
             assert!(error.starts_with(at_least), "{text}: {error}");
         }
     }
-    let refused = |layers: Layers| layers.raw().unwrap().resolve(1).unwrap_err().to_string();
-    let zero = |key: &str| [(key.to_string(), "0".to_string())];
-    assert_eq!(
-        refused(Layers::new().environment(zero("CONVOY_BATCH_SIZE")).unwrap()),
-        "`batch_size` = 0 (environment variable CONVOY_BATCH_SIZE): must be between 1 and 16777216"
-    );
-    let above = Layers::new().toml("a.toml", "batch_size = 0").unwrap().texts("command line", &zero("batch_size"));
-    assert_eq!(refused(above.unwrap()), "`batch_size` = 0: must be between 1 and 16777216");
     let unknown = Layers::new().environment([("CONVOY_WORKER".into(), "1".into())]).unwrap_err();
     assert_eq!(unknown.to_string(), "environment: there is no key `CONVOY_WORKER`; did you mean `CONVOY_WORKERS`?");
 }
@@ -195,4 +187,16 @@ fn another_rule_starts_its_keys_anew_and_another_clip_takes_over() {
         .toml("file", file)
         .and_then(|layers| layers.texts("flags", &pairs(&[("optimizer.name", "momentum")])));
     assert_eq!(same.unwrap().raw().unwrap().resolve(1).unwrap().optimizer.rule, Rule::Momentum { momentum: 0.5 });
+}
+
+#[test]
+fn a_refusal_says_where_a_value_is_from() {
+    let refused = |layers: Layers| layers.raw().unwrap().resolve(1).unwrap_err().to_string();
+    let zero = |key: &str| [(key.to_string(), "0".to_string())];
+    assert_eq!(
+        refused(Layers::new().environment(zero("CONVOY_BATCH_SIZE")).unwrap()),
+        "`batch_size` = 0 (environment variable CONVOY_BATCH_SIZE): must be between 1 and 16777216"
+    );
+    let above = Layers::new().toml("a.toml", "batch_size = 0").unwrap().texts("command line", &zero("batch_size"));
+    assert_eq!(refused(above.unwrap()), "`batch_size` = 0: must be between 1 and 16777216");
 }

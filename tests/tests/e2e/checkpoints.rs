@@ -197,6 +197,37 @@ fn resume_says_what_it_goes_on_with() {
 }
 
 #[test]
+fn what_was_trained_is_not_thrown_away_unasked() {
+    let bench = bench();
+    let run = bench.command(&format!("{RUN} --steps 40 --slow-worker any:5ms --checkpoint-every 5 --name r")).spawn();
+    let run = run.unwrap();
+    bench.await_steps("r", 12);
+    // As when the terminal is closed.
+    send(run.id() as i32, Signal::SIGHUP);
+    let (ended, _) = end(&bench, "r", run);
+    assert_eq!(ended.code, Some(75), "{}", ended.stderr);
+    let config = bench.run_dir("r").join("config.toml");
+    let whole = fs::read_to_string(&config).unwrap();
+    fs::write(&config, "").unwrap();
+    let ended = bench.run("resume r");
+    assert!(ended.code == Some(2) && ended.stderr.contains("config.toml is cut off"), "{}", ended.stderr);
+    fs::write(&config, whole).unwrap();
+    fs::remove_dir_all(bench.run_dir("r").join("checkpoints")).unwrap();
+    let ended = bench.run("resume r");
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the run had checkpoints, and none is whole"), "{}", ended.stderr);
+    assert!(bench.succeed("resume r --begin-anew").stderr.contains("begins anew"));
+    verify(&bench, "r");
+}
+
+#[test]
+fn checkpoints_at_every_step_are_none_too_many() {
+    let bench = bench();
+    let summary = bench.train("r", &format!("{} --steps 150 --checkpoint-every 1", RUN.replace("--backend cpu", "")));
+    assert_eq!((summary["failed_checkpoints"].as_u64(), checkpoints(&bench, "r").len()), (Some(0), 2));
+}
+
+#[test]
 fn a_sample_that_is_lost_or_used_twice_is_found() {
     let bench = bench();
     bench.succeed(&format!("{RUN} --steps 20 --name r"));
@@ -207,6 +238,11 @@ fn a_sample_that_is_lost_or_used_twice_is_found() {
         ("commit 7 is missing", text.replacen("\"commit\":7,", "\"commit\":70,", 1)),
         ("was used 0 times, not 1", text.replacen("\"slices\":[0,1,2,3]", "\"slices\":[0,1,3]", 1)),
         ("was used 2 times, not 1", text.replacen("\"step\":8,", "\"step\":9,", 1)),
+        (
+            "the ledger tells of 9 steps, but 20 were made: it is cut off",
+            text.lines().take(10).collect::<Vec<_>>().join("\n"),
+        ),
+        ("the ledger tells of 0 steps, but 20 were made: it is cut off", String::new()),
     ] {
         fs::write(&file, text).unwrap();
         let ended = bench.run("verify r");

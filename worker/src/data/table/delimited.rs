@@ -93,6 +93,9 @@ fn start_of(path: &Path) -> Result<Vec<u8>, DataError> {
     }
 }
 
+/// Lines of a text in quotes: more are a quote that nobody closed.
+const LONGEST: u64 = 100;
+
 fn builder(delimiter: u8) -> ReaderBuilder {
     let mut builder = ReaderBuilder::new();
     builder.delimiter(delimiter).flexible(true).trim(Trim::All);
@@ -180,6 +183,11 @@ impl Rows for Delimited {
             let line = record.position().map_or(row + 1, csv::Position::line);
             if !more.map_err(|problem| self.at_line(line, problem))? {
                 return Ok(());
+            }
+            let lines = reader.position().line().saturating_sub(line);
+            if lines > LONGEST && record.iter().any(|cell| cell.contains(&b'\n')) {
+                let problem = format!("a quote is opened here, and not closed for {lines} lines");
+                return Err(self.at_line(line, problem));
             }
             let (got, want) = (record.len(), self.names.len());
             if got != want {
