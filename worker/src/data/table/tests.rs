@@ -132,7 +132,7 @@ fn what_is_wrong_is_named() {
     let open: String =
         (0..300).map(|i| if i == 30 { "\"oops,1\n".into() } else { format!("{}.5,{}\n", i, i % 2) }).collect();
     let cases: [(&str, &str, &str); 19] = [
-        (&open, "", "line 31: a quote is opened here, and not closed for 269 lines"),
+        (&open, "", "line 31: a quote is opened here, and not closed for 270 lines"),
         (&nearly, "", "line 52: `0` holds \"oops\", but 199 of 200 cells are numbers; mend it"),
         ("a,y\n1e300,0\n2,1\n", "", "line 2: `a` is infinite, too large or not a number"),
         ("a,b,y\n,1,0\n,2,1\n", "[input]\nmissing = 'mean'", "column `a`: is empty in every row"),
