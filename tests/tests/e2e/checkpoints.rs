@@ -199,7 +199,7 @@ fn resume_says_what_it_goes_on_with() {
 #[test]
 fn what_was_trained_is_not_thrown_away_unasked() {
     let bench = bench();
-    let run = bench.command(&format!("{RUN} --steps 40 --slow-worker any:5ms --checkpoint-every 5 --name r")).spawn();
+    let run = bench.command(&format!("{RUN} --steps 300 --slow-worker any:5ms --checkpoint-every 5 --name r")).spawn();
     let run = run.unwrap();
     bench.await_steps("r", 12);
     // As when the terminal is closed.
