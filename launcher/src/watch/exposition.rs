@@ -109,21 +109,14 @@ impl Families {
         self.durations(status, name);
         self.staleness(story, name());
         for row in rows(status, "workers").filter(|row| row["retired"] != true) {
-            self.worker(row, name());
+            self.worker((row, story), name());
         }
         for row in rows(status, "servers") {
-            self.server(row, name());
+            self.server((row, story), name());
         }
         for (direction, bytes) in [("push", story.counts.bytes_pushed), ("pull", story.counts.bytes_pulled)] {
             let labels = [name(), vec![("direction", direction.into())]].concat();
             self.counter("convoy_network_bytes_total", "Payload between workers and servers", labels, bytes);
-        }
-        for (member, restarts) in &story.counts.restarts {
-            if let Some((role, rank)) = member.split_once(' ') {
-                let labels = [name(), vec![("role", role.into()), ("rank", rank.into())]].concat();
-                let help = "Times a process was started again in a place";
-                self.counter("convoy_restarts_total", help, labels, *restarts as f64);
-            }
         }
     }
 
@@ -202,7 +195,7 @@ impl Families {
         self.histogram(about, run, &counts, sum);
     }
 
-    fn worker(&mut self, row: &Value, run: Labels<'_>) {
+    fn worker(&mut self, (row, story): (&Value, &Story), run: Labels<'_>) {
         let rank = || [run.clone(), vec![("rank", row["rank"].to_string())]].concat();
         let flag = |key: &str| row[key].as_bool().map(|is| f64::from(u8::from(is)));
         let age = row["heartbeat_age_seconds"].as_f64();
@@ -214,7 +207,7 @@ impl Families {
         self.gauge("convoy_worker_samples_per_second", "What the worker computed of late", rank(), rate);
         let wait = row["step_seconds"]["wait"].as_f64();
         self.gauge("convoy_barrier_wait_seconds", "What of a recent step the worker waited", rank(), wait);
-        self.process(row, ("worker", &run));
+        self.process((row, story), ("worker", &run));
         let gpu = &row["gpu"];
         self.gauge(
             "convoy_gpu_utilisation_ratio",
@@ -227,7 +220,7 @@ impl Families {
         self.gauge("convoy_gpu_memory_bytes", "Memory of the device", rank(), gpu["memory_bytes"].as_f64());
     }
 
-    fn server(&mut self, row: &Value, run: Labels<'_>) {
+    fn server(&mut self, (row, story): (&Value, &Story), run: Labels<'_>) {
         let labels =
             || [run.clone(), vec![("rank", row["rank"].to_string()), ("shard", row["shard"].to_string())]].concat();
         let age = row["heartbeat_age_seconds"].as_f64();
@@ -235,17 +228,14 @@ impl Families {
         self.gauge("convoy_server_open_pushes", "Pushes that are arriving", labels(), row["open_pushes"].as_f64());
         let work = row["work_seconds"].as_f64();
         self.counter("convoy_server_work_seconds_total", "Core seconds of sums and updates", labels(), work);
-        self.process(row, ("server", &run));
+        self.process((row, story), ("server", &run));
     }
 
-    fn process(&mut self, row: &Value, (role, run): (&str, &Labels<'_>)) {
+    fn process(&mut self, (row, story): (&Value, &Story), (role, run): (&str, &Labels<'_>)) {
         let labels = || [run.clone(), vec![("role", role.into()), ("rank", row["rank"].to_string())]].concat();
-        self.counter(
-            "convoy_restarts_total",
-            "Times the process was started again",
-            labels(),
-            row["restarts"].as_f64(),
-        );
+        let restarts = story.counts.restarts.get(&format!("{role} {}", row["rank"])).copied().unwrap_or(0);
+        let help = "Times a process was started again in a place";
+        self.counter("convoy_restarts_total", help, labels(), restarts as f64);
         self.gauge("convoy_process_cores", "Cores that the process keeps busy", labels(), row["cores"].as_f64());
         let memory = row["memory_bytes"].as_f64();
         self.gauge("convoy_process_resident_memory_bytes", "Memory of the process", labels(), memory);
@@ -321,5 +311,10 @@ mod tests {
             assert!(text.lines().any(|there| sorted(there) == sorted(line)), "{line}:\n{text}");
         }
         assert!(!text.contains("gpu"), "what nobody knows is left out");
+        let mut series: Vec<_> = text.lines().filter_map(|line| Some(line.rsplit_once(' ')?.0)).collect();
+        let all = series.len();
+        series.sort_unstable();
+        series.dedup();
+        assert_eq!(series.len(), all, "each series is told once");
     }
 }

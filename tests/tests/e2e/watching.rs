@@ -139,10 +139,16 @@ fn prometheus_takes_the_metrics_and_the_alerts() {
     let run = start(&bench, &format!("{SLOW} {SMALL} --servers 2 --clip-norm 1 --dashboard 127.0.0.1:0"));
     bench.await_steps("r", 25);
     let url = dashboard(&bench);
-    until("a checkpoint is told", || {
-        get(&format!("{url}/metrics")).stdout.contains("convoy_last_checkpoint_timestamp")
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/grafana");
+    let texts = ["alerts.yml", "dashboard.json"].map(|file| fs::read_to_string(configs.join(file)).unwrap());
+    let words = texts.iter().flat_map(|text| text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
+    let names: Vec<_> = words.filter(|word| word.starts_with("convoy_") && !word.contains("gpu")).collect();
+    let mut metrics = String::new();
+    // Checkpoints and what processes use come a moment later.
+    until("everything is told that dashboard and alerts name", || {
+        metrics = get(&format!("{url}/metrics")).stdout;
+        names.iter().all(|name| metrics.contains(name))
     });
-    let metrics = get(&format!("{url}/metrics")).stdout;
     kill(Pid::from_raw(run.id() as i32), Signal::SIGTERM).unwrap();
     finish(run);
     let mut check = Command::new("promtool");
@@ -150,7 +156,6 @@ fn prometheus_takes_the_metrics_and_the_alerts() {
     let mut check = check.spawn().unwrap();
     check.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
     succeeded(finish(check));
-    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/grafana");
     let rules = Command::new("promtool")
         .args(["check", "rules"])
         .arg(configs.join("alerts.yml"))
@@ -158,13 +163,6 @@ fn prometheus_takes_the_metrics_and_the_alerts() {
         .stderr(Stdio::piped())
         .spawn();
     succeeded(finish(rules.unwrap()));
-    for file in ["alerts.yml", "dashboard.json"] {
-        let text = fs::read_to_string(configs.join(file)).unwrap();
-        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        for name in words.filter(|word| word.starts_with("convoy_") && !word.contains("gpu")) {
-            assert!(metrics.contains(name), "{file} names {name}, which is not told");
-        }
-    }
 }
 
 #[test]
